@@ -1,0 +1,231 @@
+"""Any ASGI application: ``SSEMiddleware``, and the responder that watches one request.
+
+The middleware is stateless; a responder belongs to one request. It hands every message on
+before it looks at it, so what is told is what really went out, and no error of the telemetry
+can reach the application. Source of the rules: https://asgi.readthedocs.io/en/latest/specs/www.html
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.propagators.textmap import Getter
+
+from otel_sse import lifecycle
+from otel_sse.backlog import transport_of
+from otel_sse.connection import Connection, Opening, is_stream
+from otel_sse.current import Serving
+from otel_sse.telemetry import Providers, Telemetry
+
+if TYPE_CHECKING:
+    from otel_sse.current import Request
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = Iterable[tuple[bytes, bytes]]
+
+# In the scope of a request that is watched: its responder.
+_KEY: Final = "otel_sse"
+
+
+class SSEMiddleware:
+    """Tells the event streams of an ASGI application.
+
+    Put it innermost, inside other instrumentation, so that its spans are children of theirs.
+    Everything that is not a stream, and every byte of one, passes unchanged.
+
+    Args:
+        app: the application.
+        tracer_provider, meter_provider, logger_provider: the global ones by default.
+        options: those of the contract, such as ``stall_seconds=30``.
+
+    Raises:
+        ValueError, TypeError: an option is bad.
+
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        tracer_provider: Any = None,
+        meter_provider: Any = None,
+        logger_provider: Any = None,
+        **options: Any,
+    ) -> None:
+        self.app = app
+        providers = Providers(tracer_provider, meter_provider, logger_provider)
+        user = object()
+        self._telemetry = lifecycle.obtain(user, providers, options)
+        weakref.finalize(self, lifecycle.release, user, self._telemetry)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await serve(self._telemetry, self.app, scope, receive, send)
+
+
+async def serve(
+    telemetry: Telemetry,
+    app: App,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    route: Callable[[], str | None] | None = None,
+    server_send: Any = None,
+) -> None:
+    """Runs ``app`` and tells its stream, if it answers with one.
+
+    A request that is watched already is only run; but it learns its ``route``, which is asked
+    when the stream starts. ``server_send`` is the server's own ``send``, where another is given.
+    """
+    if scope["type"] != "http":
+        await app(scope, receive, send)
+        return
+    outer: Responder | None = scope.get(_KEY)
+    if outer is not None:
+        if outer.route is None:
+            outer.route = route
+        await app(scope, receive, send)
+        return
+    with Serving() as request:
+        responder = Responder(telemetry, request, scope, receive, send)
+        responder.route = route
+        responder.server_send = server_send
+        scope[_KEY] = responder
+        try:
+            await app(scope, responder.receive, responder.send)
+        except BaseException as error:
+            responder.finish(error)
+            raise
+        else:
+            responder.finish(None)
+        finally:
+            scope.pop(_KEY, None)
+
+
+class Responder:
+    """Watches the messages of one request."""
+
+    __slots__ = (
+        "_connection",
+        "_left",
+        "_receive",
+        "_request",
+        "_scope",
+        "_send",
+        "_telemetry",
+        "route",
+        "server_send",
+    )
+
+    def __init__(
+        self, telemetry: Telemetry, request: Request, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        self._telemetry = telemetry
+        self._request = request
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._connection: Connection | None = None
+        # The peer has left before the stream started.
+        self._left = False
+        self.route: Callable[[], str | None] | None = None
+        self.server_send: Any = None
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._leave()
+        return message
+
+    async def send(self, message: Message) -> None:
+        connection = self._connection
+        if connection is None:
+            await self._send(message)
+            if message["type"] == "http.response.start":
+                self._start(message)
+            return
+        began = perf_counter()
+        try:
+            await self._send(message)
+        except BaseException as error:
+            connection.interrupted(message.get("body", b""), began, error)
+            raise
+        kind = message["type"]
+        if kind == "http.response.body":
+            connection.sent(message.get("body", b""), began, perf_counter())
+            if not message.get("more_body", False):
+                connection.end(completed=True)
+        elif kind == "http.response.pathsend":
+            connection.end(completed=True)
+
+    def finish(self, error: BaseException | None) -> None:
+        """The application has returned, or raised ``error``."""
+        if self._connection is not None:
+            self._connection.end(error)
+
+    def _start(self, message: Message) -> None:
+        try:
+            content_type = _first(message.get("headers", ()), b"content-type") or ""
+            if not is_stream(self._scope["method"], message["status"], content_type):
+                return
+            opening = self._opening(message["status"])
+            if opening is not None:
+                self._connection = Connection(self._telemetry, opening, self._request)
+                self._connection.gone = self._left
+        except Exception:
+            self._telemetry.failed("a connection's start")
+
+    def _opening(self, status: int) -> Opening | None:
+        scope = self._scope
+        headers = scope["headers"]
+        scheme, path = scope.get("scheme", "http"), scope["path"]
+        host = _first(headers, b"host") or ""
+        if self._telemetry.config.excludes(f"{scheme}://{host}{path}"):
+            return None
+        client = scope.get("client")
+        return Opening(
+            method=scope["method"],
+            route=self.route() if self.route is not None else None,
+            scheme=scheme,
+            path=path,
+            client=str(client[0]) if client else None,
+            user_agent=_first(headers, b"user-agent"),
+            protocol=scope.get("http_version", "1.1"),
+            status=status,
+            resumed=_first(headers, b"last-event-id") is not None,
+            carrier=headers,
+            getter=_getter,
+            transport=transport_of(self.server_send or self._send),
+        )
+
+    def _leave(self) -> None:
+        self._left = True
+        if self._connection is not None:
+            self._connection.gone = True
+
+
+def _first(headers: Headers, wanted: bytes) -> str | None:
+    for name, value in headers:
+        if name.lower() == wanted:
+            return value.decode("latin-1")
+    return None
+
+
+class _HeaderGetter(Getter[Headers]):
+    def get(self, carrier: Headers, key: str) -> list[str] | None:
+        wanted = key.lower().encode("latin-1")
+        found = [value.decode("latin-1") for name, value in carrier if name.lower() == wanted]
+        return found or None
+
+    def keys(self, carrier: Headers) -> list[str]:
+        return [name.decode("latin-1") for name, _ in carrier]
+
+
+_getter: Final = _HeaderGetter()

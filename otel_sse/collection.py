@@ -1,0 +1,156 @@
+"""One collection: what live connections hold and closed ones left, added up for each series.
+
+It runs on a metric reader's thread and only reads. What it finds due (segments of silent
+streams, stalls) it names; the pacer hands that to the event loops.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.metrics import Observation
+
+from otel_sse import backlog, semconv
+from otel_sse.semconv import Metric
+from otel_sse.series import Series, Totals
+
+if TYPE_CHECKING:
+    from otel_sse.connection import Connection
+
+
+class Row:
+    """The figures of one series; times in seconds, backlog in bytes."""
+
+    __slots__ = ("active", "age", "backlog", "backlog_max", "idle", "opened", "stalled", "totals")
+
+    def __init__(self, series: Series) -> None:
+        self.totals = Totals()
+        self.totals.add(series.closed)
+        self.opened = tuple(series.opened)
+        self.active = 0
+        self.stalled = 0
+        self.idle = 0.0
+        self.age = 0.0
+        self.backlog: dict[str, int] = {}
+        self.backlog_max: int | None = None
+
+
+class Collection:
+    """The figures of one moment. ``now`` is monotonic, ``stall`` the threshold (0: off), in s.
+
+    ``rows`` and ``live`` have to be taken together, under the lock that guards closing: then a
+    connection is in exactly one of them.
+    """
+
+    def __init__(
+        self,
+        rows: dict[Series, Row],
+        live: Iterable[Connection],
+        now: float,
+        stall: float,
+        type_names: Sequence[str],
+    ) -> None:
+        self.rows = rows
+        self.type_names = type_names
+        # Those whose stall is new, and those whose segment is old.
+        self.stalled: list[Connection] = []
+        self.due: list[Connection] = []
+        clients: Counter[str] = Counter()
+        read: set[int] = set()
+        for connection in live:
+            row = rows[connection.series]
+            row.active += 1
+            row.totals.add(connection)
+            idle = max(0.0, now - connection.last)
+            row.idle = max(row.idle, idle)
+            row.age = max(row.age, now - connection.started)
+            stalled = 0 < stall <= idle
+            row.stalled += stalled
+            if stalled and not connection.stall:
+                self.stalled.append(connection)
+            elif now >= connection.segment_due:
+                self.due.append(connection)
+            if connection.client is not None:
+                clients[connection.client] += 1
+            transport = connection.transport
+            if transport is not None and id(transport) not in read:
+                read.add(id(transport))
+                self._add_backlog(row, connection.series, backlog.read(transport))
+        self.busiest_client = max(clients.values(), default=0)
+
+    def _add_backlog(self, row: Row, series: Series, layers: dict[str, int]) -> None:
+        for layer, size in layers.items():
+            series.layers.add(layer)
+            row.backlog[layer] = row.backlog.get(layer, 0) + size
+        if layers:
+            row.backlog_max = max(row.backlog_max or 0, sum(layers.values()))
+
+
+Read = Callable[[Collection], Iterator[Observation]]
+
+
+def _each(value: Callable[[Row], int | float]) -> Read:
+    def read(collection: Collection) -> Iterator[Observation]:
+        for series, row in collection.rows.items():
+            yield Observation(value(row), series.attributes)
+
+    return read
+
+
+def _by(attribute: str, counts: Callable[[Row], dict[Any, int]]) -> Read:
+    def read(collection: Collection) -> Iterator[Observation]:
+        for series, row in collection.rows.items():
+            for key, count in counts(row).items():
+                yield Observation(count, {**series.attributes, attribute: key})
+
+    return read
+
+
+def _messages(collection: Collection) -> Iterator[Observation]:
+    names = collection.type_names
+    for series, row in collection.rows.items():
+        for index, count in row.totals.messages.items():
+            yield Observation(count, {**series.attributes, semconv.EVENT_TYPE: names[index]})
+
+
+def _backlog_size(collection: Collection) -> Iterator[Observation]:
+    for series, row in collection.rows.items():
+        layers = row.backlog if row.active else dict.fromkeys(series.layers, 0)
+        for layer, size in layers.items():
+            yield Observation(size, {**series.attributes, semconv.BACKLOG_LAYER: layer})
+
+
+def _backlog_max(collection: Collection) -> Iterator[Observation]:
+    for series, row in collection.rows.items():
+        size = row.backlog_max if row.active else (0 if series.layers else None)
+        if size is not None:
+            yield Observation(size, series.attributes)
+
+
+def _busiest_client(collection: Collection) -> Iterator[Observation]:
+    yield Observation(collection.busiest_client)
+
+
+# The observable instruments: the contract's metric, the meter's method that makes it, its figures.
+OBSERVED: Final[tuple[tuple[Metric, str, Read], ...]] = (
+    (semconv.ACTIVE, "up_down_counter", _each(lambda row: row.active)),
+    (
+        semconv.CONNECTIONS,
+        "counter",
+        _by(semconv.RESUMED, lambda row: {False: row.opened[0], True: row.opened[1]}),
+    ),
+    (semconv.MESSAGES, "counter", _messages),
+    (semconv.DROPPED, "counter", _by(semconv.DROP_REASON, lambda row: row.totals.dropped or {})),
+    (semconv.COMMENTS, "counter", _each(lambda row: row.totals.comments)),
+    (semconv.IO, "counter", _each(lambda row: row.totals.io)),
+    (semconv.SEND_TIME, "counter", _each(lambda row: row.totals.send_time)),
+    (semconv.SEND_STALLS, "counter", _each(lambda row: row.totals.stalls)),
+    (semconv.STALLED, "up_down_counter", _each(lambda row: row.stalled)),
+    (semconv.IDLE_MAX, "gauge", _each(lambda row: row.idle)),
+    (semconv.AGE_MAX, "gauge", _each(lambda row: row.age)),
+    (semconv.PER_CLIENT_MAX, "gauge", _busiest_client),
+    (semconv.BACKLOG_SIZE, "up_down_counter", _backlog_size),
+    (semconv.BACKLOG_MAX, "gauge", _backlog_max),
+)

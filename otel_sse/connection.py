@@ -1,0 +1,448 @@
+"""One event stream that is served: its counters, its segments, and its one ending.
+
+A connection is written by its own event loop alone, so its counters need no lock. A collection
+reads them from another thread. Everything a message costs is in ``sent``; whatever happens more
+rarely is reached from there by one comparison with ``due`` or ``_mark``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import random
+import secrets
+from collections.abc import Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from opentelemetry import propagate, trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanKind, set_span_in_context
+
+from otel_sse import semconv
+from otel_sse.scanner import Scanner
+from otel_sse.segment import Segment, Told
+from otel_sse.telemetry import ASKED, LIVELY, QUIET, TOLD, Telemetry
+
+if TYPE_CHECKING:
+    from opentelemetry.propagators.textmap import Getter
+
+    from otel_sse.current import Request
+    from otel_sse.series import Series
+
+_NEVER: Final = float("inf")
+_AT_ONCE: Final = float("-inf")
+_TIMEOUTS: Final = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
+
+
+class Opening(NamedTuple):
+    """What is known of a connection when its response starts.
+
+    ``carrier`` and ``getter`` are what a remote parent is extracted from; ``transport`` is the
+    asyncio transport, where it is known.
+    """
+
+    method: str
+    route: str | None
+    scheme: str
+    path: str
+    client: str | None
+    user_agent: str | None
+    protocol: str
+    status: int
+    resumed: bool
+    carrier: Any
+    getter: Getter[Any]
+    transport: Any
+
+
+class Connection:
+    """Built when the response has started; told of sends and witnesses; ended once."""
+
+    __slots__ = (
+        "__weakref__",
+        "_failure",
+        "_home",
+        "_mark",
+        "_max_wait",
+        "_origin",
+        "_origin_home",
+        "_reason",
+        "_request",
+        "_scanner",
+        "_segment",
+        "_started_unix",
+        "_telemetry",
+        "attributes",
+        "client",
+        "dropped",
+        "due",
+        "first",
+        "gone",
+        "io",
+        "last",
+        "loop",
+        "messages",
+        "resumed",
+        "segment_due",
+        "send_time",
+        "sequence",
+        "series",
+        "stall",
+        "stalls",
+        "started",
+        "status",
+        "transport",
+    )
+
+    def __init__(self, telemetry: Telemetry, opening: Opening, request: Request) -> None:
+        config = telemetry.config
+        self._telemetry = telemetry
+        self._request = request
+        self._started_unix = request.started_unix
+        # Monotonic seconds: the request's start, the last message's (or the start's), and how
+        # long the first message took.
+        self.started = self.last = request.started
+        self.first: float | None = None
+        self.series: Series = telemetry.series(opening.method, opening.route, opening.scheme)
+        self.client = opening.client
+        self.status = opening.status
+        self.resumed = opening.resumed
+        self.transport = opening.transport
+        self.loop = _running_loop()
+        self._scanner = Scanner(capture_id=config.capture_event_id)
+        # Messages so far, and by the index of their event type.
+        self.sequence = 0
+        self.messages: dict[int, int] = {}
+        self.dropped: dict[str, int] | None = None
+        self.io = 0
+        self.send_time = 0.0
+        self.stalls = 0
+        self._max_wait = 0.0
+        # A wait below it is neither slow nor the longest so far.
+        self._mark = 0.0
+        # How far the telling of a stall has got; see telemetry.
+        self.stall = LIVELY
+        # The peer has left, or the connection has ended: nothing counts any more.
+        self.gone = False
+        # The send that found the peer gone, by what it raised.
+        self._failure: OSError | None = None
+        # The ending's reason, as the application has said it.
+        self._reason: str | None = None
+        self.attributes = _attributes(self.series, opening)
+        # Where later segments of this trace go, and where those of segment 0's trace do.
+        self._home = self._origin_home = self._begin(opening, request)
+        self._origin = self._segment.span.get_span_context()
+        recording = self._segment.span.is_recording()
+        # When the segment has lasted long enough, and when anything at all has to be looked at.
+        self.segment_due = self._next_due(request.started) if recording else _NEVER
+        self.due = self.segment_due
+        request.connection = self
+        request.span = self._segment.span
+        for verb, words in request.said or ():
+            getattr(self, verb)(*words)
+        telemetry.opened(self)
+
+    @property
+    def comments(self) -> int:
+        return self._scanner.comments
+
+    @property
+    def id(self) -> str:
+        return str(self.attributes[semconv.CONNECTION_ID])
+
+    def context(self) -> Context:
+        """The context in which this connection's records are made: that of its segment."""
+        return set_span_in_context(self._segment.span)
+
+    def unix(self, at: float) -> int:
+        """Monotonic seconds as Unix nanoseconds."""
+        return self._started_unix + int((at - self.started) * 1e9)
+
+    # --- what goes out ---------------------------------------------------------------------
+
+    def sent(self, chunk: bytes | bytearray | memoryview, began: float, ended: float) -> None:
+        """``chunk`` was handed to the server between two monotonic times, in seconds."""
+        if self.gone:
+            return
+        telemetry = self._telemetry
+        try:
+            messages = self._scanner.feed(chunk)
+            wait = ended - began
+            self.io += len(chunk) if type(chunk) is bytes else memoryview(chunk).nbytes
+            self.send_time += wait
+            slow = wait >= self._mark and self._waited(wait)
+            if began >= self.due:
+                self._tend(began, bool(messages))
+            for kind, size, event_id in messages:
+                index = telemetry.type_index.get(kind)
+                if index is None:
+                    index = telemetry.event_type(kind)
+                counts = self.messages
+                counts[index] = counts.get(index, 0) + 1
+                sequence = self.sequence
+                self.sequence = sequence + 1
+                series = self.series
+                if began < series.until and series.left:
+                    series.left -= 1
+                else:
+                    series.take(began)
+                    gap = began - self.last if sequence else None
+                    telemetry.sampled(self, size, gap, wait)
+                if not sequence:
+                    self.first = ended - self.started
+                    telemetry.first_message(self, self.first)
+                self.last = began
+                segment = self._segment
+                segment.keep(began, wait, size, index)
+                if slow:
+                    segment.keep_slow(began, wait, size, index)
+                if event_id is not None:
+                    segment.keep_id(event_id)
+                if telemetry.tells_each:
+                    telemetry.message(self, Told(sequence, began, wait, size, index, event_id), 0)
+                if segment.count == segment.full:
+                    self._roll(began)
+        except Exception:
+            telemetry.failed("a message")
+
+    def interrupted(
+        self, chunk: bytes | bytearray | memoryview, began: float, error: BaseException
+    ) -> None:
+        """A send of ``chunk`` raised ``error``."""
+        if not isinstance(error, Exception):
+            # Cancelled while it waited: the server has the bytes.
+            self.sent(chunk, began, perf_counter())
+        elif isinstance(error, OSError) and (error.errno or not isinstance(error, TimeoutError)):
+            self._failure = error
+            self.gone = True
+
+    def _waited(self, wait: float) -> bool:
+        """Notes a long wait; whether it is a slow send."""
+        threshold = self._telemetry.config.slow_send_seconds
+        if wait > self._max_wait:
+            self._max_wait = wait
+            self._mark = min(wait, threshold)
+        if wait < threshold:
+            return False
+        self.stalls += 1
+        return True
+
+    def say_reason(self, reason: str) -> None:
+        self._reason = reason
+
+    def say_dropped(self, n: int, reason: str) -> None:
+        if not self.gone:
+            self.dropped = dropped = self.dropped if self.dropped is not None else {}
+            reason = self._telemetry.drop_reason(reason)
+            dropped[reason] = dropped.get(reason, 0) + n
+
+    # --- segments and stalls ---------------------------------------------------------------
+
+    def tend(self) -> None:
+        """Tells what a collection found due; runs on the connection's own loop."""
+        if self.gone:
+            return
+        try:
+            now = perf_counter()
+            if self.stall in (ASKED, QUIET):
+                idle = now - self.last
+                if idle < self._telemetry.config.stall_seconds:
+                    self.stall = LIVELY
+                elif self.stall == ASKED:
+                    self._telemetry.stalled(self, idle)
+                    self.stall = TOLD
+            self._tend(now, spoke=False)
+        except Exception:
+            self._telemetry.failed("a segment")
+
+    def _tend(self, now: float, spoke: bool) -> None:
+        if spoke and self.stall:
+            if self.stall == TOLD:
+                self._telemetry.recovered(self, now - self.last)
+            self.stall = LIVELY
+        if now >= self.segment_due:
+            self._roll(now)
+        # A stalled connection waits for its next message.
+        self.due = _AT_ONCE if self.stall else self.segment_due
+
+    def _begin(self, opening: Opening, request: Request) -> Context:
+        """Starts segment 0; returns the context of its later siblings."""
+        parent, kind = _parent(opening, request)
+        span = self._start(0, parent, kind, self._started_unix)
+        enclosing = request.enclosing
+        if enclosing.is_recording() and getattr(enclosing, "kind", None) is SpanKind.SERVER:
+            enclosing.set_attribute(semconv.CONNECTION_ID, self.id)
+        if trace.get_current_span(parent).get_span_context().is_valid:
+            return parent
+        return set_span_in_context(span)
+
+    def _roll(self, now: float) -> None:
+        """Ends the segment and starts the next: full, in the same trace; old, in a new one."""
+        segment = self._segment
+        at = self.unix(now)
+        self._end_segment(segment, at, {})
+        links = [Link(segment.span.get_span_context())]
+        if segment.index:
+            links.append(Link(self._origin))
+        index = segment.index + 1
+        if now < self.segment_due:
+            span = self._start(index, self._home, SpanKind.INTERNAL, at, links)
+        else:
+            span = self._start(index, Context(), SpanKind.INTERNAL, at, links)
+            if span.is_recording():
+                self._home = set_span_in_context(span)
+            else:
+                self._home = self._origin_home
+                span = self._start(index, self._home, SpanKind.INTERNAL, at, links)
+            self.segment_due = self.due = self._next_due(now)
+        self._request.span = span
+
+    def _start(
+        self, index: int, context: Context, kind: SpanKind, at: int, links: Sequence[Link] = ()
+    ) -> Span:
+        telemetry = self._telemetry
+        attributes = {**self.attributes, semconv.SEGMENT_INDEX: index}
+        span = telemetry.start_span(self.series, context, kind, at, attributes, links)
+        self._segment = Segment(
+            span, index, keeps=telemetry.keeps, every=telemetry.config.message_event_detail == "all"
+        )
+        return span
+
+    def _end_segment(self, segment: Segment, at: int, totals: dict[str, Any]) -> None:
+        attributes = {semconv.SEGMENT_MESSAGES: segment.count, **totals}
+        told = segment.told()
+        self._telemetry.end_span(
+            self, segment.span, at, attributes, told, self.sequence - segment.count
+        )
+
+    def _next_due(self, now: float) -> float:
+        return now + self._telemetry.config.segment_seconds * random.uniform(0.9, 1.1)
+
+    # --- the ending ------------------------------------------------------------------------
+
+    def end(
+        self,
+        error: BaseException | None = None,
+        *,
+        completed: bool = False,
+        cut: bool = False,
+    ) -> None:
+        """Ends the connection; any call after the first does nothing.
+
+        Args:
+            error: what left the application, a cancellation too.
+            completed: the application has written the end of the body.
+            cut: the server or the process ends it.
+
+        """
+        telemetry = self._telemetry
+        try:
+            if not telemetry.leave(self):
+                return
+            if error is not None and self._follows(error):
+                self.gone = True
+                error = None
+            reason = self._verdict(error, completed, cut or telemetry.stopping)
+            self.gone = True
+            now = perf_counter()
+            totals: dict[str, Any] = {
+                semconv.CLOSE_REASON: reason,
+                semconv.TOTAL_MESSAGES: self.sequence,
+                semconv.TOTAL_COMMENTS: self.comments,
+                semconv.TOTAL_IO: self.io,
+                semconv.TOTAL_MAX_SEND: self._max_wait,
+                semconv.TOTAL_DURATION: now - self.started,
+            }
+            if self.first is not None:
+                totals[semconv.TOTAL_FIRST_MESSAGE] = self.first
+            if error is not None and reason in (semconv.ERROR, semconv.TIMEOUT):
+                totals[semconv.ERROR_TYPE] = telemetry.error_type(_innermost(error))
+            elif self.status >= 500:
+                totals[semconv.ERROR_TYPE] = str(self.status)
+            telemetry.closed(self, totals)
+            final = {semconv.SEGMENT_FINAL: True, **totals}
+            self._end_segment(self._segment, self.unix(now), final)
+        except Exception:
+            telemetry.failed("an ending")
+        finally:
+            if self._request.enclosing.get_span_context().is_valid:
+                self._request.span = self._request.enclosing
+
+    def _follows(self, error: BaseException) -> bool:
+        """Whether ``error`` says no more than that the peer has left."""
+        seen: BaseException | None = error
+        while seen is not None:
+            if seen is self._failure or type(seen).__name__ == "ClientDisconnect":
+                return True
+            seen = seen.__cause__ or seen.__context__
+        return False
+
+    def _verdict(self, error: BaseException | None, completed: bool, cut: bool) -> str:
+        """The reason, by the first of the contract's witnesses that speaks."""
+        if self._reason is not None:
+            return self._reason
+        if isinstance(error, Exception):
+            inner = _innermost(error)
+            return semconv.TIMEOUT if isinstance(inner, _TIMEOUTS) else semconv.ERROR
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            return semconv.SERVER_SHUTDOWN
+        if cut and not completed and not self.gone:
+            return semconv.SERVER_SHUTDOWN
+        if self.gone:
+            return semconv.CLIENT_DISCONNECT
+        if completed:
+            return semconv.COMPLETED
+        # Returned in the middle of the body: frameworks do that when the peer has left. A
+        # cancellation that nothing explains stays unexplained.
+        return semconv.CLIENT_DISCONNECT if error is None else semconv.UNKNOWN
+
+
+def is_stream(method: str, status: int, content_type: str) -> bool:
+    """Whether a response is an event stream: by its media type, and that it may have a body."""
+    return (
+        content_type.partition(";")[0].strip().lower() == semconv.MEDIA_TYPE
+        and method != "HEAD"
+        and status not in (204, 304)
+    )
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What a task group has wrapped, where it is one exception."""
+    inner: tuple[BaseException, ...]
+    while len(inner := getattr(error, "exceptions", ())) == 1:
+        error = inner[0]
+    return error
+
+
+def _attributes(series: Series, opening: Opening) -> dict[str, Any]:
+    attributes = {
+        **series.attributes,
+        semconv.CONNECTION_ID: secrets.token_hex(8),
+        semconv.RESUMED: opening.resumed,
+        semconv.HTTP_STATUS: opening.status,
+        semconv.PROTOCOL_VERSION: opening.protocol,
+    }
+    # Without a route the path may be anything that a stranger typed, a secret too.
+    if opening.route is not None:
+        attributes[semconv.URL_PATH] = opening.path
+    if opening.client is not None:
+        attributes[semconv.CLIENT_ADDRESS] = opening.client
+    if opening.user_agent is not None:
+        attributes[semconv.USER_AGENT] = opening.user_agent
+    return attributes
+
+
+def _parent(opening: Opening, request: Request) -> tuple[Context, SpanKind]:
+    """Where segment 0 goes: below the enclosing span, else below the caller's."""
+    around = request.enclosing.get_span_context()
+    if around.is_valid and not around.is_remote:
+        return set_span_in_context(request.enclosing, request.ambient), SpanKind.INTERNAL
+    return propagate.extract(opening.carrier, request.ambient, opening.getter), SpanKind.SERVER

@@ -1,0 +1,196 @@
+"""The request that the running code serves: its span, its connection, its context.
+
+A stream starts where no context can be attached any more: in a ``send`` that runs in another
+task, or in the middle of a generator. So one context is attached for each request, before it is
+known whether it will be a stream, and detached in the same frame. Its current span is a proxy,
+which stands for the enclosing span until the stream starts and for the current segment from
+then on.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextvars import ContextVar
+from time import perf_counter, time_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+from opentelemetry.trace import INVALID_SPAN, Span, get_current_span, set_span_in_context
+
+from otel_sse.semconv import CLOSE_REASONS
+
+if TYPE_CHECKING:
+    from contextvars import Token
+
+    from otel_sse.connection import Connection
+
+_log = logging.getLogger("otel_sse")
+
+# The key under which the API keeps the current span.
+(_SPAN_KEY,) = set_span_in_context(INVALID_SPAN, Context())
+
+
+class Request(Span):
+    """The proxy span of a request, and the connection that the request became, if it did."""
+
+    def __init__(self) -> None:
+        # The request's start: monotonic seconds, and Unix nanoseconds.
+        self.started: Final = perf_counter()
+        self.started_unix: Final = time_ns()
+        # The context that the request came with, the span in it, and what stands for that now.
+        self.ambient = Context()
+        self.enclosing: Span = INVALID_SPAN
+        self.span: Span = INVALID_SPAN
+        self.connection: Connection | None = None
+        # What the application said before the stream started.
+        self.said: list[tuple[str, tuple[Any, ...]]] | None = None
+
+    def attach(self) -> Token[Context]:
+        """Makes this the current span below what is current now; detaching takes the token.
+
+        A span that is over is none of this request's: servers let contexts leak from the
+        request before on a kept-alive connection.
+        """
+        ambient = otel_context.get_current()
+        enclosing = get_current_span(ambient)
+        if enclosing is not INVALID_SPAN and enclosing is not self:
+            around = enclosing.get_span_context()
+            over = not enclosing.is_recording() and around.trace_flags.sampled
+            if over and not around.is_remote:
+                enclosing = INVALID_SPAN
+                ambient = set_span_in_context(INVALID_SPAN, ambient)
+        if enclosing is not self and self.connection is None:
+            self.ambient = ambient
+            self.enclosing = self.span = enclosing
+        kind = _Ambient if self.span is INVALID_SPAN else Context
+        return otel_context.attach(kind({**ambient, _SPAN_KEY: self}))
+
+    def get_span_context(self) -> Any:
+        return self.span.get_span_context()
+
+    def is_recording(self) -> bool:
+        return self.span.is_recording()
+
+    def set_attributes(self, *args: Any, **kwargs: Any) -> None:
+        self.span.set_attributes(*args, **kwargs)
+
+    def set_attribute(self, *args: Any, **kwargs: Any) -> None:
+        self.span.set_attribute(*args, **kwargs)
+
+    def add_event(self, *args: Any, **kwargs: Any) -> None:
+        self.span.add_event(*args, **kwargs)
+
+    def add_link(self, *args: Any, **kwargs: Any) -> None:
+        self.span.add_link(*args, **kwargs)
+
+    def update_name(self, *args: Any, **kwargs: Any) -> None:
+        self.span.update_name(*args, **kwargs)
+
+    def set_status(self, *args: Any, **kwargs: Any) -> None:
+        self.span.set_status(*args, **kwargs)
+
+    def record_exception(self, *args: Any, **kwargs: Any) -> None:
+        self.span.record_exception(*args, **kwargs)
+
+    def end(self, *args: Any, **kwargs: Any) -> None:
+        """Ends an enclosing span as asked; a segment is ended by its connection alone."""
+        if self.span is self.enclosing:
+            self.span.end(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        # What an SDK's span has beyond the API, for whoever looks: name, kind, attributes …
+        return getattr(self.span, name)
+
+
+class _Ambient(Context):
+    """A request's context where no span encloses it: it shows one only once the stream has begun.
+
+    Other instrumentations take any current span for their parent and then honour no
+    ``traceparent``; they must not meet the proxy of a request that is no stream.
+    """
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        value = super().get(key, default)
+        if key == _SPAN_KEY and isinstance(value, Request) and value.span is INVALID_SPAN:
+            return default
+        return value
+
+
+_serving: ContextVar[Request | None] = ContextVar("otel_sse_request", default=None)
+
+
+class Serving:
+    """Attaches a new request for the length of a block: ``with Serving() as request``."""
+
+    __slots__ = ("_attached", "_served")
+
+    def __enter__(self) -> Request:
+        request = Request()
+        self._attached = request.attach()
+        self._served = _serving.set(request)
+        return request
+
+    def __exit__(self, *_: object) -> None:
+        _serving.reset(self._served)
+        otel_context.detach(self._attached)
+
+
+def served() -> Request | None:
+    """The request that the running code serves."""
+    return _serving.get()
+
+
+class Current:
+    """What an application says of the stream that it serves; see ``current``."""
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: Request | None) -> None:
+        self._request = request
+
+    def close(self, reason: str) -> None:
+        """Says why the stream is about to end; it wins over what the instrumentation sees.
+
+        Args:
+            reason: a value of ``sse.close.reason``; any other is logged and ignored.
+
+        """
+        if reason not in CLOSE_REASONS:
+            _log.warning(
+                "otel_sse: current().close(%r) is ignored: it takes %s",
+                reason,
+                ", ".join(sorted(CLOSE_REASONS)),
+            )
+            return
+        self._say("say_reason", reason)
+
+    def dropped(self, n: int = 1, reason: str = "unknown") -> None:
+        """Says that the application left ``n`` messages out of the stream, and why.
+
+        Args:
+            n: messages, 1 or more; any other number is logged and ignored.
+            reason: a word of the application's; the first 16 that a process uses are told.
+
+        """
+        if not isinstance(n, int) or n < 1:
+            _log.warning("otel_sse: current().dropped(%r) is ignored: n is 1 or more", n)
+            return
+        self._say("say_dropped", n, str(reason))
+
+    def _say(self, verb: str, *words: Any) -> None:
+        request = self._request
+        if request is None:
+            return
+        if request.connection is not None:
+            getattr(request.connection, verb)(*words)
+        else:
+            request.said = [*(request.said or ()), (verb, words)]
+
+
+def current() -> Current:
+    """The stream that the running code serves; outside of one, what is said to it is lost.
+
+    It may be taken before the stream starts, and kept.
+    """
+    return Current(served())

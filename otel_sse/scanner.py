@@ -1,0 +1,212 @@
+"""Reads an event stream without I/O: bytes in, messages out, in constant memory.
+
+The rules are those of the WHATWG HTML standard, "Parsing an event stream" and "Interpreting an
+event stream" (https://html.spec.whatwg.org/multipage/server-sent-events.html):
+
+- lines end with LF, CR or CRLF; one byte order mark may come first;
+- a line that starts with a colon is a comment;
+- a blank line ends a block; the block is a message if it holds at least one ``data`` field;
+- the last ``event`` field of a block names its type; none, or an empty one, means ``message``.
+
+Payload is counted and thrown away. Of an open line only the head is kept, enough to tell its
+field and its value up to the limits below. A stream may be cut anywhere and gives the same
+messages; their sizes too, but for one byte: a message is told at the CR that ends it, so the LF
+of a CRLF is in its size only where it comes in the same chunk.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from otel_sse.semconv import DEFAULT_EVENT_TYPE
+
+_LF: Final = 10
+_CR: Final = 13
+_COLON: Final = 58
+_D: Final = 100  # data
+_E: Final = 101  # event
+_BOM: Final = b"\xef\xbb\xbf"
+
+# Bytes of an open line that are kept: the longest field name with its colon and a space, and a
+# value one byte longer than any that is told, so that a longer one can be recognised.
+_HEAD: Final = 256
+# Lines are split a window at a time, so that a large chunk is never copied whole.
+_WINDOW: Final = 2048
+_PIECE: Final = 65536
+_MAX_KNOWN_LINES: Final = 128
+
+# Whole event lines met before, to their type: a dict look-up is the cheapest way to read one.
+_known_lines: dict[bytes, str] = {}
+
+
+# A message that the stream dispatched: its event type, cut at some 250 bytes; its bytes on the
+# wire, from its first field to its blank line; the last event id, only where it is captured.
+# A plain tuple, because making one is most of what a message costs.
+Message = tuple[str, int, str | None]
+
+
+class Scanner:
+    """Counts the messages and comments of one stream."""
+
+    __slots__ = (
+        "_after_cr",
+        "_block",
+        "_capture_id",
+        "_clean",
+        "_data",
+        "_head",
+        "_id",
+        "_open",
+        "_start",
+        "_type",
+        "comments",
+    )
+
+    def __init__(self, *, capture_id: bool = False) -> None:
+        # Comment lines so far.
+        self.comments = 0
+        self._capture_id = capture_id
+        # The last event id, where it is captured: it outlives its message.
+        self._id: str | None = None
+        # The stream's first bytes while they may still become a byte order mark; then None.
+        self._start: bytes | None = b""
+        # The last byte was a CR: an LF that comes next belongs to it.
+        self._after_cr = False
+        # Bytes of the open line, and the head of it that is kept.
+        self._open = 0
+        self._head = b""
+        # Bytes of the open block from its first field on; 0 where none has come.
+        self._block = 0
+        self._data = False
+        self._type = DEFAULT_EVENT_TYPE
+        # Nothing of the above is pending: a chunk that is one whole message can be told as such.
+        self._clean = False
+
+    def feed(self, chunk: bytes | bytearray | memoryview) -> Sequence[Message]:
+        """The messages that ``chunk`` completes, in order."""
+        if self._clean and len(chunk) <= _WINDOW and type(chunk) is bytes and chunk[-1:] == b"\n":
+            lines = chunk.splitlines()
+            if not lines.pop():
+                kind = DEFAULT_EVENT_TYPE
+                data = False
+                for line in lines:
+                    if not line:
+                        break
+                    first = line[0]
+                    if first == _D:
+                        if line[:5] != b"data:":
+                            break
+                        data = True
+                    elif first == _E:
+                        known = _known_lines.get(line)
+                        if known is None:
+                            break
+                        kind = known
+                    elif first == _COLON:
+                        break
+                else:
+                    if data:
+                        return ((kind, len(chunk), None),)
+        messages: list[Message] = []
+        if type(chunk) is bytes:
+            self._scan(chunk, messages)
+        else:
+            view = memoryview(chunk).cast("B")
+            for at in range(0, len(view), _PIECE):
+                self._scan(bytes(view[at : at + _PIECE]), messages)
+        return messages
+
+    def _scan(self, chunk: bytes, messages: list[Message]) -> None:
+        if self._start is not None:
+            chunk = self._without_mark(self._start + chunk)
+        if not chunk:
+            return
+        self._clean = False
+        at, end = 0, len(chunk)
+        if self._after_cr and chunk[0] == _LF:
+            at = 1
+            if self._block:
+                self._block += 1
+        self._after_cr = chunk[-1] == _CR
+        while at < end:
+            if self._open >= _HEAD:
+                at = self._skip(chunk, at, messages)
+                continue
+            stop = min(at + _WINDOW, end)
+            if stop < end and chunk[stop - 1] == _CR:
+                stop += 1
+            for line in chunk[at:stop].splitlines(True):
+                last = line[-1]
+                if last == _LF and not self._open:
+                    # The two lines that nearly every stream is made of, without the detour.
+                    if line[0] == _D and line[:5] == b"data:":
+                        self._block += len(line)
+                        self._data = True
+                        continue
+                    if line == b"\n":
+                        self._end_block(1, messages)
+                        continue
+                if last == _LF:
+                    terminator = 2 if line[-2:-1] == b"\r" else 1
+                else:
+                    terminator = 1 if last == _CR else 0
+                body = len(line) - terminator
+                if self._open < _HEAD:
+                    self._head += line[: min(body, _HEAD - self._open)]
+                self._open += body
+                if terminator:
+                    self._end_line(terminator, messages)
+            at = stop
+        self._clean = not (self._open or self._block or self._after_cr or self._capture_id)
+
+    def _without_mark(self, start: bytes) -> bytes:
+        if len(start) < len(_BOM) and _BOM.startswith(start):
+            self._start = start
+            return b""
+        self._start = None
+        return start.removeprefix(_BOM)
+
+    def _skip(self, chunk: bytes, at: int, messages: list[Message]) -> int:
+        """Goes on from ``at`` to behind the open line, of which nothing more is kept."""
+        lf = chunk.find(b"\n", at)
+        cr = chunk.find(b"\r", at, lf if lf >= 0 else len(chunk))
+        if cr < 0 and lf < 0:
+            self._open += len(chunk) - at
+            return len(chunk)
+        body = cr if cr >= 0 else lf
+        terminator = 2 if 0 <= cr == lf - 1 else 1
+        self._open += body - at
+        self._end_line(terminator, messages)
+        return body + terminator
+
+    def _end_line(self, terminator: int, messages: list[Message]) -> None:
+        """The open line is whole; its terminator is that many bytes."""
+        head, size = self._head, self._open + terminator
+        self._head, self._open = b"", 0
+        if not head:
+            self._end_block(terminator, messages)
+        elif head[0] == _COLON:
+            self.comments += 1
+            if self._block:
+                self._block += size
+        else:
+            self._block += size
+            name, _, value = head.partition(b":")
+            if name == b"data":
+                self._data = True
+            elif name == b"event":
+                self._type = _event_type(head, value.removeprefix(b" "))
+            elif self._capture_id and name == b"id" and b"\0" not in value:
+                self._id = value.removeprefix(b" ").decode("utf-8", "replace")
+
+    def _end_block(self, terminator: int, messages: list[Message]) -> None:
+        """A blank line: its terminator is that many bytes."""
+        if self._data:
+            messages.append((self._type, self._block + terminator, self._id))
+        self._block, self._type, self._data = 0, DEFAULT_EVENT_TYPE, False
+
+
+def _event_type(line: bytes, value: bytes) -> str:
+    kind = value.decode("utf-8", "replace") or DEFAULT_EVENT_TYPE
+    if len(line) < _HEAD and len(_known_lines) < _MAX_KNOWN_LINES:
+        _known_lines[line] = kind
+    return kind

@@ -1,0 +1,208 @@
+"""Every name, unit, bucket list and closed value set that otel_sse emits: its public contract.
+
+No upstream convention for Server-Sent Events exists, so the ``sse.*`` namespace is this
+project's own, built on the stable ``http.*``, ``url.*``, ``server.*``, ``network.*`` and
+``error.type`` attributes of https://opentelemetry.io/docs/specs/semconv/http/ and shaped like
+``signalr.server.*``. Durations are in seconds, sizes in bytes. Stability: development.
+"""
+
+from typing import Final, NamedTuple
+
+SCOPE: Final = "otel_sse"
+MEDIA_TYPE: Final = "text/event-stream"
+OTHER: Final = "_OTHER"
+
+
+class Metric(NamedTuple):
+    """What an instrument is created with.
+
+    ``buckets`` is the advice for an explicit-bucket histogram, in ``unit``; empty for the rest.
+    """
+
+    name: str
+    unit: str
+    description: str
+    buckets: tuple[float, ...] = ()
+
+
+# A stream lives from milliseconds to a day; HTTP's own buckets end at 10 s.
+_LIFETIME: Final = (
+    *(0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
+    *(1800.0, 3600.0, 7200.0, 14400.0, 28800.0, 43200.0, 86400.0),
+)
+_FIRST: Final = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
+)
+_GAP: Final = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+    *(15.0, 30.0, 60.0, 300.0),
+)
+_WAIT: Final = (
+    *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0),
+    *(2.5, 5.0, 10.0, 30.0, 60.0),
+)
+_SIZE: Final = (
+    *(64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 10000.0, 16384.0, 65536.0),
+    *(262144.0, 1048576.0, 16777216.0),
+)
+
+ACTIVE: Final = Metric("sse.server.active_connections", "{connection}", "Connections open now.")
+CONNECTIONS: Final = Metric("sse.server.connections", "{connection}", "Connections opened.")
+DURATION: Final = Metric(
+    "sse.server.connection.duration",
+    "s",
+    "Lifetime of a connection, from the request's start to its end.",
+    _LIFETIME,
+)
+FIRST_MESSAGE: Final = Metric(
+    "sse.server.connection.time_to_first_message",
+    "s",
+    "From the request's start to the first message written.",
+    _FIRST,
+)
+MESSAGES: Final = Metric("sse.server.messages", "{message}", "Messages written.")
+DROPPED: Final = Metric(
+    "sse.server.dropped_messages", "{message}", "Messages that the application says it left out."
+)
+COMMENTS: Final = Metric(
+    "sse.server.comments", "{comment}", "Comment lines written, such as keep-alives."
+)
+IO: Final = Metric("sse.server.io", "By", "Body bytes handed to the server, before content coding.")
+SEND_TIME: Final = Metric(
+    "sse.server.send.time", "s", "Time the application waited in sends, added up."
+)
+SEND_STALLS: Final = Metric(
+    "sse.server.send.stalls", "{send}", "Sends that waited at least the slow-send threshold."
+)
+MESSAGE_SIZE: Final = Metric(
+    "sse.server.message.size",
+    "By",
+    "Wire bytes of a message, from its first field to its blank line.",
+    _SIZE,
+)
+MESSAGE_GAP: Final = Metric(
+    "sse.server.message.gap", "s", "Time between two consecutive messages of a connection.", _GAP
+)
+SEND_DURATION: Final = Metric(
+    "sse.server.send.duration", "s", "How long the application waited in one send.", _WAIT
+)
+STALLED: Final = Metric(
+    "sse.server.stalled_connections",
+    "{connection}",
+    "Live connections without a message for at least the stall threshold.",
+)
+IDLE_MAX: Final = Metric(
+    "sse.server.connection.idle.max",
+    "s",
+    "Longest time since the last message, or the start, among live connections.",
+)
+AGE_MAX: Final = Metric("sse.server.connection.age.max", "s", "Age of the oldest live connection.")
+PER_CLIENT_MAX: Final = Metric(
+    "sse.server.connections_per_client.max",
+    "{connection}",
+    "Live connections of the busiest client address.",
+)
+BACKLOG_SIZE: Final = Metric(
+    "sse.server.backlog.size",
+    "By",
+    "Accepted from the application, not yet acknowledged by the peer.",
+)
+BACKLOG_MAX: Final = Metric(
+    "sse.server.backlog.max", "By", "Backlog of the worst live connection, all layers added."
+)
+
+# Attributes of the stable conventions.
+HTTP_METHOD: Final = "http.request.method"
+HTTP_ROUTE: Final = "http.route"
+HTTP_STATUS: Final = "http.response.status_code"
+URL_SCHEME: Final = "url.scheme"
+URL_PATH: Final = "url.path"
+CLIENT_ADDRESS: Final = "client.address"
+USER_AGENT: Final = "user_agent.original"
+PROTOCOL_VERSION: Final = "network.protocol.version"
+ERROR_TYPE: Final = "error.type"
+
+# Attributes of this namespace.
+CONNECTION_ID: Final = "sse.connection.id"
+RESUMED: Final = "sse.resumed"
+CLOSE_REASON: Final = "sse.close.reason"
+EVENT_TYPE: Final = "sse.event.type"
+EVENT_ID: Final = "sse.event.id"
+DROP_REASON: Final = "sse.drop.reason"
+BACKLOG_LAYER: Final = "sse.backlog.layer"
+SEGMENT_INDEX: Final = "sse.segment.index"
+SEGMENT_MESSAGES: Final = "sse.segment.messages"
+SEGMENT_FINAL: Final = "sse.segment.final"
+MESSAGE_SEQUENCE: Final = "sse.message.sequence"
+TOTAL_MESSAGES: Final = "sse.messages"
+TOTAL_COMMENTS: Final = "sse.comments"
+TOTAL_IO: Final = "sse.io"
+TOTAL_DURATION: Final = "sse.connection.duration"
+TOTAL_FIRST_MESSAGE: Final = "sse.time_to_first_message"
+TOTAL_MAX_SEND: Final = "sse.send.max_duration"
+TOLD_SIZE: Final = "sse.message.size"
+TOLD_WAIT: Final = "sse.send.duration"
+STALLED_COUNT: Final = "sse.stalled_connections"
+IDLE: Final = "sse.connection.idle"
+
+# Events.
+MESSAGE: Final = "sse.message"
+OPENED: Final = "sse.connection.opened"
+STALL: Final = "sse.connection.stalled"
+RECOVERED: Final = "sse.connection.recovered"
+CLOSED: Final = "sse.connection.closed"
+
+# sse.close.reason on the server.
+COMPLETED: Final = "completed"
+CLIENT_DISCONNECT: Final = "client_disconnect"
+SERVER_SHUTDOWN: Final = "server_shutdown"
+TIMEOUT: Final = "timeout"
+ERROR: Final = "error"
+UNKNOWN: Final = "unknown"
+CLOSE_REASONS: Final = frozenset(
+    {COMPLETED, CLIENT_DISCONNECT, SERVER_SHUTDOWN, TIMEOUT, ERROR, UNKNOWN}
+)
+
+# sse.backlog.layer
+TRANSPORT: Final = "transport"
+KERNEL: Final = "kernel"
+
+METHODS: Final = frozenset(
+    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
+)
+SCHEMES: Final = frozenset({"http", "https"})
+DEFAULT_EVENT_TYPE: Final = "message"
+
+# How many different values of an attribute a process tells before the rest is _OTHER.
+MAX_ROUTES: Final = 200
+MAX_EVENT_TYPES: Final = 16
+MAX_DROP_REASONS: Final = 16
+MAX_ERROR_TYPES: Final = 100
+MAX_EVENT_TYPE_BYTES: Final = 64
+
+# What a span holds of ours: a batch of 512 such spans stays below the 4 MiB a gRPC receiver takes.
+MAX_SPAN_EVENTS: Final = 40
+EDGE_MESSAGES: Final = 16
+EDGE_SLOW_SENDS: Final = 8
+# Histogram records a second and series; stall events a collection.
+MAX_RECORDS: Final = 100
+MAX_STALL_EVENTS: Final = 100
+
+
+class Capped:
+    """Keeps the first ``limit`` values that a process sees; any later one is ``_OTHER``."""
+
+    __slots__ = ("_limit", "_seen")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._seen: dict[str, str] = {}
+
+    def __call__(self, value: str) -> str:
+        known = self._seen.get(value)
+        if known is not None:
+            return known
+        if len(self._seen) >= self._limit:
+            return OTHER
+        # setdefault: a race of two threads may overshoot the limit by one, never split a value.
+        return self._seen.setdefault(value, value)

@@ -1,0 +1,106 @@
+"""What is counted: the totals of a connection, or of all closed ones with the same attributes."""
+
+from typing import Any, Final, Protocol, TypeVar
+
+from otel_sse.semconv import MAX_RECORDS
+
+_WINDOW: Final = 1.0
+
+K = TypeVar("K")
+
+
+class Counted(Protocol):
+    """Anything that holds totals. Messages are by the index of their event type, drops by their
+    reason; ``send_time`` is in seconds, ``io`` in bytes.
+    """
+
+    messages: dict[int, int]
+    dropped: dict[str, int] | None
+    io: int
+    send_time: float
+    stalls: int
+
+    @property
+    def comments(self) -> int: ...
+
+
+class Totals:
+    """A sum of ``Counted``."""
+
+    __slots__ = ("comments", "dropped", "io", "messages", "send_time", "stalls")
+
+    def __init__(self) -> None:
+        self.messages: dict[int, int] = {}
+        self.dropped: dict[str, int] | None = {}
+        self.comments = 0
+        self.io = 0
+        self.send_time = 0.0
+        self.stalls = 0
+
+    def add(self, other: Counted) -> None:
+        _merge(self.messages, other.messages)
+        if other.dropped and self.dropped is not None:
+            _merge(self.dropped, other.dropped)
+        self.comments += other.comments
+        self.io += other.io
+        self.send_time += other.send_time
+        self.stalls += other.stalls
+
+
+def _merge(into: dict[K, int], counts: dict[K, int]) -> None:
+    # Copied first: the connection's own thread may add a key meanwhile.
+    for key, count in counts.copy().items():
+        into[key] = into.get(key, 0) + count
+
+
+class Series:
+    """One set of base attributes: what its closed connections left, and its histograms' sampler.
+
+    Messages are recorded in windows that end after ``MAX_RECORDS`` records or a second,
+    whichever comes first; in each, every ``stride``-th message is taken, and the rate that one
+    window saw sets the next one's stride. Up to 100 messages a second the stride is 1: exact.
+    """
+
+    __slots__ = (
+        "_opening",
+        "_records",
+        "_stride",
+        "attributes",
+        "closed",
+        "layers",
+        "left",
+        "opened",
+        "until",
+    )
+
+    def __init__(self, attributes: dict[str, Any]) -> None:
+        self.attributes = attributes
+        self.closed = Totals()
+        # Connections opened, fresh and resumed.
+        self.opened = [0, 0]
+        # Backlog layers that could be read here before: with no connection open they hold 0.
+        self.layers: set[str] = set()
+        # Monotonic end of the window, and the messages to pass over before the next record.
+        self.until = 0.0
+        self.left = 0
+        self._opening = 0.0
+        self._stride = 1
+        self._records = 0
+
+    def take(self, now: float) -> None:
+        """Notes that the message of ``now`` (s, monotonic) is recorded, and sets the next one.
+
+        Called when ``now`` reaches ``until`` or ``left`` is used up.
+        """
+        full = self._records >= MAX_RECORDS
+        if full or now >= self.until:
+            seen = self._records * self._stride + (self._stride - 1 - self.left)
+            lasted = now - self._opening if full else _WINDOW
+            late = now - self.until > _WINDOW
+            rate = 0.0 if late else seen / max(lasted, 1e-6)
+            self._stride = max(1, round(rate / MAX_RECORDS))
+            self._opening = now
+            self.until = now + _WINDOW
+            self._records = 0
+        self._records += 1
+        self.left = self._stride - 1

@@ -1,0 +1,92 @@
+"""Starlette and what is built on it: FastAPI, sse-starlette, MCP servers.
+
+The hook is ``Router.__call__``: inside every middleware, so a span of other instrumentation is
+current there and no content coding has been applied, and outside every endpoint, so raw ASGI
+applications below a mount are seen too. Mounts nest routers; the outermost one serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from functools import wraps
+from typing import Any, Final
+
+from starlette.applications import Starlette
+from starlette.routing import Match, Mount, Router
+
+from otel_sse.asgi import Receive, Scope, Send, serve
+from otel_sse.instrumentor import SSEInstrumentor
+
+# In the scope: the send that the server gave to the outermost application.
+_SERVER_SEND: Final = "otel_sse.server_send"
+
+
+class SSEStarletteInstrumentor(SSEInstrumentor):
+    """Tells every event stream that passes a Starlette router."""
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        return ("starlette >= 0.35",)
+
+    def _install(self) -> None:
+        self._patch(Starlette, "__call__", self._note_send)
+        self._patch(Router, "__call__", self._serve)
+
+    def _note_send(self, original: Any) -> Any:
+        @wraps(original)
+        async def call(app: Starlette, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                scope.setdefault(_SERVER_SEND, send)
+            await original(app, scope, receive, send)
+
+        return call
+
+    def _serve(self, original: Any) -> Any:
+        @wraps(original)
+        async def call(router: Router, scope: Scope, receive: Receive, send: Send) -> None:
+            telemetry = self.telemetry
+            if telemetry is None or scope["type"] != "http":
+                await original(router, scope, receive, send)
+                return
+            before = (scope.get("root_path", ""), scope.get("path_params", {}))
+
+            def route() -> str | None:
+                root_path, path_params = before
+                return template(
+                    router.routes, {**scope, "root_path": root_path, "path_params": path_params}
+                )
+
+            async def app(scope: Scope, receive: Receive, send: Send) -> None:
+                await original(router, scope, receive, send)
+
+            server_send = scope.get(_SERVER_SEND)
+            await serve(telemetry, app, scope, receive, send, route=route, server_send=server_send)
+
+        return call
+
+
+def template(routes: Iterable[Any], scope: dict[str, Any]) -> str | None:
+    """The path template that ``scope`` matches in ``routes``, through mounts; None for none.
+
+    Matching again costs nothing until a stream starts, and holds for every version: what the
+    router leaves in the scope names only the innermost route.
+    """
+    prefix: str | None = None
+    while True:
+        for route in routes:
+            match, child_scope = route.matches(scope)
+            if match is Match.FULL:
+                break
+        else:
+            return prefix
+        included = getattr(route, "effective_route_contexts", None)
+        if included is not None:
+            # A router that FastAPI includes: its routes are known with their whole path.
+            routes = [getattr(each, "starlette_route", None) or each for each in included()]
+            continue
+        scope.update(child_scope)
+        path = getattr(route, "path", None)
+        if path is not None:
+            prefix = (prefix or "") + path
+        if not isinstance(route, Mount) and not hasattr(route, "host"):
+            return prefix
+        routes = route.routes

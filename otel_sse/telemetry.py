@@ -1,0 +1,449 @@
+"""Owns what is told: instruments, spans and log-based events of the contract.
+
+One ``Telemetry`` per meter provider, shared by all instrumentors: the SDK drops the callbacks of
+an instrument that is made twice, and cannot forget one. So an object stays for good; once the
+last instrumentor has let go of it and its last connection has ended, its callbacks yield nothing.
+
+Counters are observable: a connection counts for itself, and only a collection adds up what the
+live ones hold and what the closed ones left. Whatever raises in here is logged once and, if it
+is an instrument, switched off: the application never sees it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import _logs, metrics, trace
+from opentelemetry._logs import SeverityNumber
+from opentelemetry.context import Context
+from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, Status, StatusCode
+
+from otel_sse import semconv
+from otel_sse.collection import OBSERVED, Collection, Read, Row
+from otel_sse.config import Config
+from otel_sse.pacer import Job, Pacer
+from otel_sse.semconv import Capped, Metric
+from otel_sse.series import Series
+from otel_sse.version import __version__
+
+if TYPE_CHECKING:
+    from otel_sse.connection import Connection
+    from otel_sse.segment import Told
+
+_log = logging.getLogger("otel_sse")
+
+FLUSH_MILLIS: Final = 10_000
+# How far the telling of a connection's stall has got: not stalled, a collection has asked for an
+# event or, beyond so many, for none, and the event has been told.
+LIVELY: Final = 0
+ASKED: Final = 1
+QUIET: Final = 2
+TOLD: Final = 3
+_RECORDED: Final = (
+    semconv.DURATION,
+    semconv.FIRST_MESSAGE,
+    semconv.MESSAGE_SIZE,
+    semconv.MESSAGE_GAP,
+    semconv.SEND_DURATION,
+)
+_SEVERITY: Final = {
+    SeverityNumber.INFO: "INFO",
+    SeverityNumber.WARN: "WARN",
+    SeverityNumber.ERROR: "ERROR",
+}
+
+
+@dataclass(frozen=True)
+class Providers:
+    """Where to tell; None stands for the global provider."""
+
+    tracer: Any = None
+    meter: Any = None
+    logger: Any = None
+
+
+class Telemetry:
+    """The verbs with which connections tell: opened, first_message, sampled, closed …"""
+
+    def __init__(self, config: Config, providers: Providers) -> None:
+        self.config = config
+        self.providers = providers
+        # Guards what a collection and an ending have to agree on: live, series, closed totals.
+        self.lock = threading.Lock()
+        self.live: set[Connection] = set()
+        self.users: set[object] = set()
+        self._series: dict[tuple[str, str | None, str], Series] = {}
+        self._routes = Capped(semconv.MAX_ROUTES)
+        self._drop_reasons = Capped(semconv.MAX_DROP_REASONS)
+        self._error_types = Capped(semconv.MAX_ERROR_TYPES)
+        self.type_names: list[str] = []
+        self._adopt(config)
+        # The process is about to end: streams that do not end by themselves are cut.
+        self.stopping = False
+        self._pacer = Pacer(self.flush)
+        # The collection under way, and the instruments that have read it.
+        self._collection: Collection | None = None
+        self._readers: set[str] = set()
+        self._failures: set[str] = set()
+        self._tracer = trace.get_tracer(semconv.SCOPE, __version__, providers.tracer)
+        self._logger = _logs.get_logger(semconv.SCOPE, __version__, providers.logger)
+        meter = metrics.get_meter(semconv.SCOPE, __version__, providers.meter)
+        for metric, kind, read in OBSERVED:
+            self._observe(meter, metric, kind, read)
+        self._histograms: dict[str, Callable[..., None]] = {}
+        for metric in _RECORDED:
+            try:
+                self._histograms[metric.name] = meter.create_histogram(
+                    metric.name,
+                    metric.unit,
+                    metric.description,
+                    explicit_bucket_boundaries_advisory=metric.buckets,
+                ).record
+            except Exception:
+                self.failed(metric.name)
+
+    def _adopt(self, config: Config) -> None:
+        self.config = config
+        # Event types that are told, to their index in type_names: counts and kept messages
+        # carry it, so the list only grows.
+        self.type_index: dict[str, int] = {}
+        self._open_types = 0 if config.event_types else semconv.MAX_EVENT_TYPES
+        for name in (semconv.OTHER, semconv.DEFAULT_EVENT_TYPE, *sorted(config.event_types)):
+            self._add_type(name)
+        every = config.message_event_detail == "all"
+        # A message is told as a log event at once, or kept to be told when its segment ends.
+        self.tells_each = "log" in config.message_events and every
+        self.keeps = bool(config.message_events - {"log"} if every else config.message_events)
+
+    # --- users -----------------------------------------------------------------------------
+
+    def serve(self, user: object, config: Config) -> None:
+        """Notes that ``user`` (an instrumentor or a middleware) tells through this object."""
+        if not self.users:
+            self._adopt(config)
+        elif config != self.config:
+            _log.warning(
+                "otel_sse is configured already and keeps that configuration; one meter provider "
+                "has one. Ignored: %s",
+                ", ".join(
+                    f"{name}={value!r}"
+                    for name, value in vars(config).items()
+                    if value != getattr(self.config, name)
+                ),
+            )
+        self.users.add(user)
+
+    def release(self, user: object) -> None:
+        self.users.discard(user)
+
+    def reset(self) -> None:
+        """Begins anew in a forked child: what the parent serves and served is not the child's."""
+        self.lock = threading.Lock()
+        self.stopping = False
+        self.live = set()
+        self._series = {}
+        self._pacer = Pacer(self.flush)
+        self._collection = None
+        self._readers = set()
+
+    # --- values ----------------------------------------------------------------------------
+
+    def series(self, method: str, route: str | None, scheme: str) -> Series:
+        """The series of a connection; its attributes are the contract's base attributes."""
+        method = method if method in semconv.METHODS else semconv.OTHER
+        route = None if route is None else self._routes(route)
+        scheme = scheme if scheme in semconv.SCHEMES else semconv.OTHER
+        with self.lock:
+            found = self._series.get((method, route, scheme))
+            if found is None:
+                attributes = {semconv.HTTP_METHOD: method, semconv.URL_SCHEME: scheme}
+                if route is not None:
+                    attributes[semconv.HTTP_ROUTE] = route
+                found = self._series[method, route, scheme] = Series(attributes)
+        return found
+
+    def event_type(self, raw: str) -> int:
+        """The index in ``type_names`` of what is told for the event type ``raw``."""
+        if len(raw.encode()) <= semconv.MAX_EVENT_TYPE_BYTES:
+            with self.lock:
+                if raw not in self.type_index and self._open_types:
+                    self._open_types -= 1
+                    self._add_type(raw)
+                return self.type_index.get(raw, 0)
+        return 0
+
+    def _add_type(self, name: str) -> None:
+        if name not in self.type_names:
+            self.type_names.append(name)
+        self.type_index[name] = self.type_names.index(name)
+
+    def drop_reason(self, raw: str) -> str:
+        return self._drop_reasons(raw)
+
+    def error_type(self, error: BaseException) -> str:
+        kind = type(error)
+        if kind.__module__ == "builtins":
+            return self._error_types(kind.__qualname__)
+        return self._error_types(f"{kind.__module__}.{kind.__qualname__}")
+
+    # --- a connection's life ---------------------------------------------------------------
+
+    def opened(self, connection: Connection) -> None:
+        with self.lock:
+            connection.series.opened[connection.resumed] += 1
+            self.live.add(connection)
+        if self.config.lifecycle_events == "all":
+            self._emit(semconv.OPENED, connection)
+
+    def first_message(self, connection: Connection, seconds: float) -> None:
+        self._record(semconv.FIRST_MESSAGE, seconds, connection.series.attributes, connection)
+
+    def sampled(self, connection: Connection, size: int, gap: float | None, wait: float) -> None:
+        """Records one message: its size in bytes, the gap before it and its wait in seconds."""
+        attributes = connection.series.attributes
+        self._record(semconv.MESSAGE_SIZE, size, attributes, connection)
+        if gap is not None:
+            self._record(semconv.MESSAGE_GAP, gap, attributes, connection)
+        self._record(semconv.SEND_DURATION, wait, attributes, connection)
+
+    def stalled(self, connection: Connection, idle: float) -> None:
+        if self.config.lifecycle_events == "all":
+            self._emit(semconv.STALL, connection, SeverityNumber.WARN, {semconv.IDLE: idle})
+
+    def recovered(self, connection: Connection, idle: float) -> None:
+        if self.config.lifecycle_events == "all":
+            self._emit(semconv.RECOVERED, connection, extra={semconv.IDLE: idle})
+
+    def leave(self, connection: Connection) -> bool:
+        """Moves a connection's totals to its series; False if that has been done before."""
+        with self.lock:
+            if connection not in self.live:
+                return False
+            self.live.discard(connection)
+            connection.series.closed.add(connection)
+        return True
+
+    def closed(self, connection: Connection, totals: dict[str, Any]) -> None:
+        """Tells the ending: ``totals`` are also the last segment's attributes."""
+        attributes = {**connection.series.attributes, semconv.HTTP_STATUS: connection.status}
+        for name in (semconv.CLOSE_REASON, semconv.ERROR_TYPE):
+            if name in totals:
+                attributes[name] = totals[name]
+        self._record(semconv.DURATION, totals[semconv.TOTAL_DURATION], attributes, connection)
+        if self.config.lifecycle_events != "none":
+            failed = totals[semconv.CLOSE_REASON] == semconv.ERROR
+            severity = SeverityNumber.ERROR if failed else SeverityNumber.INFO
+            self._emit(semconv.CLOSED, connection, severity, totals)
+
+    def message(self, connection: Connection, told: Told, before: int) -> None:
+        """Tells a message that ``before`` others precede as a log-based event."""
+        self._emit(semconv.MESSAGE, connection, extra=self._told(told, before), at=told.at)
+
+    def _told(self, told: Told, before: int) -> dict[str, Any]:
+        attributes = {
+            semconv.MESSAGE_SEQUENCE: before + told.number + 1,
+            semconv.EVENT_TYPE: self.type_names[told.type],
+            semconv.TOLD_SIZE: told.size,
+            semconv.TOLD_WAIT: told.wait,
+        }
+        if told.id is not None:
+            attributes[semconv.EVENT_ID] = told.id
+        return attributes
+
+    # --- spans -----------------------------------------------------------------------------
+
+    def start_span(
+        self,
+        series: Series,
+        context: Context,
+        kind: SpanKind,
+        at: int,
+        attributes: dict[str, Any],
+        links: Sequence[Link],
+    ) -> Span:
+        """Starts a segment's span at ``at`` (Unix, ns)."""
+        route = series.attributes.get(semconv.HTTP_ROUTE)
+        try:
+            return self._tracer.start_span(
+                f"SSE {route}" if route else "SSE", context, kind, attributes, links, at
+            )
+        except Exception:
+            self.failed("a span's start")
+            return INVALID_SPAN
+
+    def end_span(
+        self,
+        connection: Connection,
+        span: Span,
+        at: int,
+        attributes: dict[str, Any],
+        messages: Iterable[Told],
+        before: int,
+    ) -> None:
+        """Ends a segment's span at ``at`` (Unix, ns), with the messages that it tells; ``before``
+        others precede the segment.
+        """
+        try:
+            events = self.config.message_events
+            for told in messages:
+                if "span" in events:
+                    span.add_event(
+                        semconv.MESSAGE, self._told(told, before), connection.unix(told.at)
+                    )
+                if "log" in events and not self.tells_each:
+                    self.message(connection, told, before)
+            span.set_attributes(attributes)
+            if semconv.ERROR_TYPE in attributes:
+                span.set_status(Status(StatusCode.ERROR))
+            span.end(at)
+        except Exception:
+            self.failed("a span's end")
+
+    # --- the SDK ---------------------------------------------------------------------------
+
+    def snapshot(self) -> list[Connection]:
+        with self.lock:
+            return list(self.live)
+
+    def flush(self, *, metrics_too: bool = False) -> None:
+        """Exports what spans and logs are queued; waits for it, so never on an event loop."""
+        providers = [
+            self.providers.tracer or trace.get_tracer_provider(),
+            self.providers.logger or _logs.get_logger_provider(),
+        ]
+        if metrics_too:
+            providers.append(self.providers.meter or metrics.get_meter_provider())
+        for provider in providers:
+            flush = getattr(provider, "force_flush", None)
+            if flush is not None:
+                try:
+                    flush(FLUSH_MILLIS)
+                except Exception:
+                    self.failed("flush")
+
+    def failed(self, what: str) -> None:
+        """Logs the exception being handled, the first time that ``what`` fails."""
+        if what not in self._failures:
+            self._failures.add(what)
+            _log.warning("otel_sse: %s failed; it is not told any further", what, exc_info=True)
+
+    def _record(
+        self, metric: Metric, value: float, attributes: dict[str, Any], connection: Connection
+    ) -> None:
+        record = self._histograms.get(metric.name)
+        if record is None:
+            return
+        try:
+            record(value, attributes, connection.context())
+        except Exception:
+            self._histograms.pop(metric.name, None)
+            self.failed(metric.name)
+
+    def _emit(
+        self,
+        name: str,
+        connection: Connection,
+        severity: SeverityNumber = SeverityNumber.INFO,
+        extra: dict[str, Any] | None = None,
+        at: float | None = None,
+    ) -> None:
+        self.emit(
+            name,
+            {**connection.attributes, **(extra or {})},
+            severity,
+            connection.context(),
+            time.time_ns() if at is None else connection.unix(at),
+        )
+
+    def emit(
+        self,
+        name: str,
+        attributes: dict[str, Any],
+        severity: SeverityNumber,
+        context: Context | None,
+        at: int,
+    ) -> None:
+        try:
+            self._logger.emit(
+                timestamp=at,
+                observed_timestamp=at,
+                context=context,
+                severity_number=severity,
+                severity_text=_SEVERITY[severity],
+                attributes=attributes,
+                event_name=name,
+            )
+        except Exception:
+            self.failed("log event")
+
+    def _observe(self, meter: Any, metric: Metric, kind: str, read: Read) -> None:
+        def callback(_: CallbackOptions) -> list[Observation]:
+            if metric.name in self._failures:
+                return []
+            try:
+                return list(read(self._collect(metric.name)))
+            except Exception:
+                self.failed(metric.name)
+                return []
+
+        try:
+            create = getattr(meter, f"create_observable_{kind}")
+            create(metric.name, [callback], metric.unit, metric.description)
+        except Exception:
+            self.failed(metric.name)
+
+    def _collect(self, reader: str) -> Collection:
+        """The collection under way. An instrument that asks again begins the next one."""
+        collection = self._collection
+        if collection is None or reader in self._readers:
+            with self.lock:
+                live = list(self.live)
+                told = bool(live or self.users)
+                rows = {series: Row(series) for series in self._series.values()} if told else {}
+            now = time.perf_counter()
+            collection = Collection(rows, live, now, self.config.stall_seconds, self.type_names)
+            self._collection = collection
+            self._readers = set()
+            self._hand(collection)
+        self._readers.add(reader)
+        return collection
+
+    def _hand(self, collection: Collection) -> None:
+        """Has the event loops tell what the collection found due."""
+        stalled, due = collection.stalled, collection.due
+        collection.stalled, collection.due = [], []
+        spoken, quiet = stalled[: semconv.MAX_STALL_EVENTS], stalled[semconv.MAX_STALL_EVENTS :]
+        jobs: list[Job] = [*spoken, *quiet, *due]
+        if quiet:
+            jobs.insert(len(spoken), _StallSummary(self, quiet[0].loop, len(quiet)))
+        for mark, connections in ((ASKED, spoken), (QUIET, quiet)):
+            for connection in connections:
+                connection.stall = mark
+        if not self._pacer.hand(jobs):
+            for connection in stalled:
+                connection.stall = LIVELY
+
+
+class _StallSummary:
+    """Tells, as one event, of the stalls beyond those that a collection tells one by one."""
+
+    def __init__(self, telemetry: Telemetry, loop: Any, count: int) -> None:
+        self.loop = loop
+        self._telemetry = telemetry
+        self._count = count
+
+    def tend(self) -> None:
+        if self._telemetry.config.lifecycle_events == "all":
+            self._telemetry.emit(
+                semconv.STALL,
+                {semconv.STALLED_COUNT: self._count},
+                SeverityNumber.WARN,
+                None,
+                time.time_ns(),
+            )

@@ -1,0 +1,3 @@
+"""The version of the package, also that of its instrumentation scope."""
+
+__version__ = "0.1.0"
