@@ -7,7 +7,6 @@ can reach the application. Source of the rules: https://asgi.readthedocs.io/en/l
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -61,9 +60,7 @@ class SSEMiddleware:
     ) -> None:
         self.app = app
         providers = Providers(tracer_provider, meter_provider, logger_provider)
-        user = object()
-        self._telemetry = lifecycle.obtain(user, providers, options)
-        weakref.finalize(self, lifecycle.release, user, self._telemetry)
+        self._telemetry = lifecycle.obtain(SSEMiddleware, providers, options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await serve(self._telemetry, self.app, scope, receive, send)

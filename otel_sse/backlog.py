@@ -6,7 +6,6 @@ acknowledged.
 """
 
 import sys
-from collections.abc import Callable
 from typing import Any, Final
 
 from otel_sse.semconv import KERNEL, TRANSPORT
@@ -38,19 +37,13 @@ def transport_of(send: Any) -> Any:
 
 
 def _inside(item: Any) -> list[Any]:
-    found = [
-        value
-        for name in ("__self__", "__wrapped__", "func", "writer")
-        if (value := getattr(item, name, None)) is not None
-    ]
-    for cell in getattr(item, "__closure__", None) or ():
-        try:
-            value = cell.cell_contents
-        except ValueError:
-            continue
-        if isinstance(value, Callable):  # type: ignore[arg-type]
-            found.append(value)
-    return found
+    names = ("__self__", "__wrapped__", "func", "send", "_send", "writer")
+    found = [getattr(item, name, None) for name in names]
+    free = getattr(getattr(item, "__code__", None), "co_freevars", ())
+    for name, cell in zip(free, getattr(item, "__closure__", None) or (), strict=False):
+        if name.endswith("send"):
+            found.append(cell.cell_contents)
+    return [each for each in found if each is not None]
 
 
 def read(transport: Any) -> dict[str, int]:

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
-from opentelemetry.trace import INVALID_SPAN, Span, get_current_span, set_span_in_context
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Span,
+    SpanContext,
+    get_current_span,
+    set_span_in_context,
+)
 
 from otel_sse.semconv import CLOSE_REASONS
 
@@ -29,6 +35,13 @@ _log = logging.getLogger("otel_sse")
 
 # The key under which the API keeps the current span.
 (_SPAN_KEY,) = set_span_in_context(INVALID_SPAN, Context())
+
+
+def _to_span(method: str) -> Any:
+    def call(request: Request, *args: Any, **kwargs: Any) -> None:
+        getattr(request.span, method)(*args, **kwargs)
+
+    return call
 
 
 class Request(Span):
@@ -66,32 +79,19 @@ class Request(Span):
         kind = _Ambient if self.span is INVALID_SPAN else Context
         return otel_context.attach(kind({**ambient, _SPAN_KEY: self}))
 
-    def get_span_context(self) -> Any:
+    def get_span_context(self) -> SpanContext:
         return self.span.get_span_context()
 
     def is_recording(self) -> bool:
         return self.span.is_recording()
 
-    def set_attributes(self, *args: Any, **kwargs: Any) -> None:
-        self.span.set_attributes(*args, **kwargs)
-
-    def set_attribute(self, *args: Any, **kwargs: Any) -> None:
-        self.span.set_attribute(*args, **kwargs)
-
-    def add_event(self, *args: Any, **kwargs: Any) -> None:
-        self.span.add_event(*args, **kwargs)
-
-    def add_link(self, *args: Any, **kwargs: Any) -> None:
-        self.span.add_link(*args, **kwargs)
-
-    def update_name(self, *args: Any, **kwargs: Any) -> None:
-        self.span.update_name(*args, **kwargs)
-
-    def set_status(self, *args: Any, **kwargs: Any) -> None:
-        self.span.set_status(*args, **kwargs)
-
-    def record_exception(self, *args: Any, **kwargs: Any) -> None:
-        self.span.record_exception(*args, **kwargs)
+    set_attributes = _to_span("set_attributes")
+    set_attribute = _to_span("set_attribute")
+    add_event = _to_span("add_event")
+    add_link = _to_span("add_link")
+    update_name = _to_span("update_name")
+    set_status = _to_span("set_status")
+    record_exception = _to_span("record_exception")
 
     def end(self, *args: Any, **kwargs: Any) -> None:
         """Ends an enclosing span as asked; a segment is ended by its connection alone."""

@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 _log = logging.getLogger("otel_sse")
 
@@ -18,15 +18,8 @@ PORTION: Final = 256
 _PATIENCE: Final = 30.0
 
 T = TypeVar("T")
-
-
-class Job(Protocol):
-    """Work of an event loop; ``loop`` is None where there is no asyncio loop to ask."""
-
-    @property
-    def loop(self) -> Any: ...
-
-    def tend(self) -> None: ...
+# An asyncio event loop (None where there is none to ask), and what it is to run.
+Job = tuple[Any, Callable[[], None]]
 
 
 def portions(items: Iterable[T]) -> Iterator[Sequence[T]]:
@@ -44,7 +37,7 @@ class Pacer:
         self._busy = threading.Lock()
 
     def hand(self, jobs: Sequence[Job]) -> bool:
-        """Has every job tended by its own loop; returns at once.
+        """Has every job done by its own loop; returns at once.
 
         False while earlier jobs are under way: what is due stays due, and the next collection
         finds it again.
@@ -64,7 +57,7 @@ class Pacer:
         try:
             by_loop: dict[int, list[Job]] = {}
             for job in jobs:
-                by_loop.setdefault(id(job.loop), []).append(job)
+                by_loop.setdefault(id(job[0]), []).append(job)
             for owned in by_loop.values():
                 for portion in portions(owned):
                     _on_loop(portion)
@@ -80,13 +73,13 @@ def _on_loop(portion: Sequence[Job]) -> None:
 
     def tend() -> None:
         try:
-            for job in portion:
-                job.tend()
+            for _, work in portion:
+                work()
         finally:
             done.set()
 
     try:
-        portion[0].loop.call_soon_threadsafe(tend)
+        portion[0][0].call_soon_threadsafe(tend)
     except (AttributeError, RuntimeError):
         return  # not an asyncio loop, or closed: the next message or the end tells it
     done.wait(_PATIENCE)

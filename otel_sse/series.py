@@ -1,5 +1,6 @@
 """What is counted: the totals of a connection, or of all closed ones with the same attributes."""
 
+from math import ceil
 from typing import Any, Final, Protocol, TypeVar
 
 from otel_sse.semconv import MAX_RECORDS
@@ -94,11 +95,11 @@ class Series:
         """
         full = self._records >= MAX_RECORDS
         if full or now >= self.until:
-            seen = self._records * self._stride + (self._stride - 1 - self.left)
-            lasted = now - self._opening if full else _WINDOW
+            seen = self._records * self._stride - self.left
+            lasted = max(now - self._opening, 1e-6) if full else _WINDOW
             late = now - self.until > _WINDOW
-            rate = 0.0 if late else seen / max(lasted, 1e-6)
-            self._stride = max(1, round(rate / MAX_RECORDS))
+            # A tenth above is let pass, or jitter would cost a series of just 100 its exactness.
+            self._stride = 1 if late else max(1, ceil(seen / lasted / MAX_RECORDS - 0.1))
             self._opening = now
             self.until = now + _WINDOW
             self._records = 0

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import _logs, metrics, trace
@@ -52,11 +53,6 @@ _RECORDED: Final = (
     semconv.MESSAGE_GAP,
     semconv.SEND_DURATION,
 )
-_SEVERITY: Final = {
-    SeverityNumber.INFO: "INFO",
-    SeverityNumber.WARN: "WARN",
-    SeverityNumber.ERROR: "ERROR",
-}
 
 
 @dataclass(frozen=True)
@@ -170,7 +166,7 @@ class Telemetry:
 
     def event_type(self, raw: str) -> int:
         """The index in ``type_names`` of what is told for the event type ``raw``."""
-        if len(raw.encode()) <= semconv.MAX_EVENT_TYPE_BYTES:
+        if self._open_types and len(raw.encode()) <= semconv.MAX_EVENT_TYPE_BYTES:
             with self.lock:
                 if raw not in self.type_index and self._open_types:
                     self._open_types -= 1
@@ -243,7 +239,8 @@ class Telemetry:
 
     def message(self, connection: Connection, told: Told, before: int) -> None:
         """Tells a message that ``before`` others precede as a log-based event."""
-        self._emit(semconv.MESSAGE, connection, extra=self._told(told, before), at=told.at)
+        at = connection.unix(told.at)
+        self._emit(semconv.MESSAGE, connection, extra=self._told(told, before), at=at)
 
     def _told(self, told: Told, before: int) -> dict[str, Any]:
         attributes = {
@@ -348,35 +345,21 @@ class Telemetry:
     def _emit(
         self,
         name: str,
-        connection: Connection,
+        connection: Connection | None,
         severity: SeverityNumber = SeverityNumber.INFO,
         extra: dict[str, Any] | None = None,
-        at: float | None = None,
+        at: int | None = None,
     ) -> None:
-        self.emit(
-            name,
-            {**connection.attributes, **(extra or {})},
-            severity,
-            connection.context(),
-            time.time_ns() if at is None else connection.unix(at),
-        )
-
-    def emit(
-        self,
-        name: str,
-        attributes: dict[str, Any],
-        severity: SeverityNumber,
-        context: Context | None,
-        at: int,
-    ) -> None:
+        """Emits a log-based event, at ``at`` (Unix, ns) or now."""
+        at = time.time_ns() if at is None else at
         try:
             self._logger.emit(
                 timestamp=at,
                 observed_timestamp=at,
-                context=context,
+                context=connection.context() if connection else None,
                 severity_number=severity,
-                severity_text=_SEVERITY[severity],
-                attributes=attributes,
+                severity_text=severity.name,
+                attributes={**(connection.attributes if connection else {}), **(extra or {})},
                 event_name=name,
             )
         except Exception:
@@ -419,9 +402,9 @@ class Telemetry:
         stalled, due = collection.stalled, collection.due
         collection.stalled, collection.due = [], []
         spoken, quiet = stalled[: semconv.MAX_STALL_EVENTS], stalled[semconv.MAX_STALL_EVENTS :]
-        jobs: list[Job] = [*spoken, *quiet, *due]
+        jobs: list[Job] = [(each.loop, each.tend) for each in (*stalled, *due)]
         if quiet:
-            jobs.insert(len(spoken), _StallSummary(self, quiet[0].loop, len(quiet)))
+            jobs.append((quiet[0].loop, partial(self._sum_up, len(quiet))))
         for mark, connections in ((ASKED, spoken), (QUIET, quiet)):
             for connection in connections:
                 connection.stall = mark
@@ -429,21 +412,8 @@ class Telemetry:
             for connection in stalled:
                 connection.stall = LIVELY
 
-
-class _StallSummary:
-    """Tells, as one event, of the stalls beyond those that a collection tells one by one."""
-
-    def __init__(self, telemetry: Telemetry, loop: Any, count: int) -> None:
-        self.loop = loop
-        self._telemetry = telemetry
-        self._count = count
-
-    def tend(self) -> None:
-        if self._telemetry.config.lifecycle_events == "all":
-            self._telemetry.emit(
-                semconv.STALL,
-                {semconv.STALLED_COUNT: self._count},
-                SeverityNumber.WARN,
-                None,
-                time.time_ns(),
-            )
+    def _sum_up(self, count: int) -> None:
+        """Tells, as one event, of the stalls beyond those that are told one by one."""
+        if self.config.lifecycle_events == "all":
+            extra = {semconv.STALLED_COUNT: count}
+            self._emit(semconv.STALL, None, SeverityNumber.WARN, extra)

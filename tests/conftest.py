@@ -1,0 +1,43 @@
+"""Fixtures: a backend in memory, and each instrumentor on, telling it."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import otel_sse
+import pytest
+from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
+from otel_sse.instrumentor import SSEInstrumentor
+from otel_sse.starlette import SSEStarletteInstrumentor
+from support import Backend
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def pytest_sessionstart() -> None:
+    """What is tested is the built wheel, unless somebody asks for the checkout."""
+    package = Path(otel_sse.__file__).resolve().parent
+    if package.parent == _CHECKOUT and "OTEL_SSE_TEST_CHECKOUT" not in os.environ:
+        pytest.exit("otel_sse is imported from the checkout; run `make test`", returncode=4)
+
+
+@pytest.fixture
+def backend() -> Backend:
+    return Backend()
+
+
+@pytest.fixture
+def instrument(backend: Backend) -> Iterator[Callable[..., None]]:
+    """Switches the instrumentors on with the given options, and off after the test."""
+    used: list[SSEInstrumentor] = []
+
+    def on(**options: Any) -> None:
+        for kind in (SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor):
+            instrumentor = kind()
+            instrumentor.instrument(**backend.providers, **options)
+            used.append(instrumentor)
+
+    yield on
+    for instrumentor in used:
+        instrumentor.uninstrument()

@@ -1,0 +1,243 @@
+"""What tests share: a whole SDK in memory, real servers on real sockets, a raw client."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import uvicorn
+from aiohttp import web
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+Attributes = dict[str, Any]
+
+
+class Backend:
+    """Three SDK providers that keep in memory what they are told."""
+
+    def __init__(self, **tracer_options: Any) -> None:
+        self._spans = InMemorySpanExporter()
+        self._logs = InMemoryLogRecordExporter()
+        self.reader = InMemoryMetricReader()
+        self.tracer_provider = TracerProvider(shutdown_on_exit=False, **tracer_options)
+        self.tracer_provider.add_span_processor(SimpleSpanProcessor(self._spans))
+        self.meter_provider = MeterProvider([self.reader], shutdown_on_exit=False)
+        self.logger_provider = LoggerProvider(shutdown_on_exit=False)
+        self.logger_provider.add_log_record_processor(SimpleLogRecordProcessor(self._logs))
+        self.tracer = self.tracer_provider.get_tracer("test")
+
+    @property
+    def providers(self) -> dict[str, Any]:
+        """Keyword arguments of ``instrument()`` and ``SSEMiddleware``."""
+        return {
+            "tracer_provider": self.tracer_provider,
+            "meter_provider": self.meter_provider,
+            "logger_provider": self.logger_provider,
+        }
+
+    def spans(self, name: str = "") -> list[ReadableSpan]:
+        """The finished spans whose name starts so, in the order of their ending."""
+        return [span for span in self._spans.get_finished_spans() if span.name.startswith(name)]
+
+    def events(self, name: str = "") -> list[Any]:
+        """The log-based events of that name."""
+        records = [each.log_record for each in self._logs.get_finished_logs()]
+        return [record for record in records if (record.event_name or "").startswith(name)]
+
+    def metrics(self) -> dict[str, Any]:
+        """One collection: the metrics of this library by name."""
+        data = self.reader.get_metrics_data()
+        return {
+            metric.name: metric
+            for resource in (data.resource_metrics if data else ())
+            for scope in resource.scope_metrics
+            if scope.scope.name == "otel_sse"
+            for metric in scope.metrics
+        }
+
+    def points(self, name: str) -> list[tuple[Attributes, Any]]:
+        """One collection: a metric's points, each its attributes and the SDK's point."""
+        metric = self.metrics().get(name)
+        points = metric.data.data_points if metric else ()
+        return [(dict(point.attributes or {}), point) for point in points]
+
+    def value(self, name: str, **attributes: Any) -> float:
+        """The sum of a metric's points (a histogram's counts) that bear these attributes, in
+        which a dot is written as two underscores."""
+        wanted = {key.replace("__", "."): value for key, value in attributes.items()}
+        return sum(
+            point.value if hasattr(point, "value") else point.count
+            for found, point in self.points(name)
+            if wanted.items() <= found.items()
+        )
+
+
+async def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """Waits for a condition of another task or thread, and gives what it gave."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not (result := condition()):
+        if asyncio.get_running_loop().time() > deadline:
+            raise AssertionError(f"not within {seconds} s: {condition}")
+        await asyncio.sleep(0.005)
+    return result
+
+
+@contextlib.asynccontextmanager
+async def serve_asgi(app: Any, **config: Any) -> AsyncIterator[int]:
+    """Runs an ASGI application under uvicorn in this loop; yields its port."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    config = {"log_level": "critical", "lifespan": "off", "timeout_graceful_shutdown": 1, **config}
+    server = uvicorn.Server(uvicorn.Config(app, **config))
+    with _no_signals(server):
+        task = asyncio.create_task(server.serve([listener]))
+        try:
+            await until(lambda: server.started)
+            yield int(listener.getsockname()[1])
+        finally:
+            server.should_exit = True
+            await task
+            listener.close()
+
+
+@contextlib.contextmanager
+def _no_signals(server: uvicorn.Server) -> Iterator[None]:
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+    yield
+
+
+@contextlib.asynccontextmanager
+async def serve_aiohttp(app: web.Application, **options: Any) -> AsyncIterator[int]:
+    """Runs an aiohttp application in this loop; yields its port."""
+    runner = web.AppRunner(app, shutdown_timeout=1, **options)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+class RawClient:
+    """A client on a bare socket: it can leave, reset, or stop reading."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def get(
+        cls, port: int, path: str, *headers: str, method: str = "GET", limit: int = 2**16
+    ) -> "RawClient":
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=limit)
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *headers, "", ""]
+        writer.write("\r\n".join(lines).encode())
+        await writer.drain()
+        return cls(reader, writer)
+
+    async def until(self, needle: bytes) -> bytes:
+        """Reads up to and with ``needle``."""
+        return await self.reader.readuntil(needle)
+
+    async def close(self) -> None:
+        self.writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self.writer.wait_closed()
+
+    def reset(self) -> None:
+        """Drops the connection with an RST."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.writer.transport.abort()
+
+
+SSE = [(b"content-type", b"text/event-stream")]
+
+
+def http_scope(path: str = "/events", **extra: Any) -> dict[str, Any]:
+    """The ASGI scope of a request."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"host", b"localhost")],
+        "client": ("10.0.0.1", 4000),
+        "server": ("localhost", 80),
+        **extra,
+    }
+
+
+class Stream:
+    """One request to an ASGI application without a server: the test is the server."""
+
+    def __init__(self, app: Any, **scope: Any) -> None:
+        self.sent: list[Any] = []
+        self.gone = asyncio.Event()
+        self.blocked: asyncio.Event | None = None
+        self.task = asyncio.ensure_future(app(http_scope(**scope), self._receive, self._send))
+
+    async def _receive(self) -> Any:
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+        if self.blocked is not None:
+            await self.blocked.wait()
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+
+class Fed:
+    """An ASGI application that streams what the test feeds it; None ends the stream, an
+    exception is raised in the application."""
+
+    def __init__(self, status: int = 200, headers: Any = SSE) -> None:
+        self.queue: asyncio.Queue[Any] = asyncio.Queue()
+        self.status = status
+        self.headers = headers
+        self.idle = asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        start = {"type": "http.response.start", "status": self.status, "headers": self.headers}
+        await send(start)
+        while (chunk := await self._next()) is not None:
+            if isinstance(chunk, BaseException):
+                raise chunk
+            if callable(chunk):
+                chunk()
+                continue
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _next(self) -> Any:
+        if self.queue.empty():
+            self.idle.set()
+        return await self.queue.get()
+
+    async def feed(self, *chunks: Any) -> None:
+        """Streams the chunks and waits until the application has sent them all."""
+        self.idle.clear()
+        for chunk in chunks:
+            self.queue.put_nowait(chunk)
+        await self.idle.wait()
+
+    def end(self, *last: Any) -> None:
+        for chunk in last or (None,):
+            self.queue.put_nowait(chunk)

@@ -1,0 +1,206 @@
+"""The request that runs: the proxy span, its context, and what the application says."""
+
+import asyncio
+import logging
+from typing import Any
+
+import otel_sse
+import pytest
+from opentelemetry import baggage, context, trace
+from opentelemetry.propagate import extract
+from opentelemetry.trace import INVALID_SPAN, SpanKind
+from otel_sse import SSEMiddleware
+from support import SSE, Backend, Fed, Stream
+
+START = {"type": "http.response.start", "status": 200, "headers": SSE}
+END = {"type": "http.response.body", "body": b"", "more_body": False}
+TRACEPARENT = (b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01")
+
+
+async def run(backend: Backend, app: Any, **scope: Any) -> Stream:
+    stream = Stream(SSEMiddleware(app, **backend.providers), **scope)
+    await stream.task
+    return stream
+
+
+async def test_what_is_said_before_the_start_holds(backend: Backend) -> None:
+    """A handle taken before the response starts says what it was told once it has started."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        mine = otel_sse.current()
+        mine.dropped(2, "warm-up")
+        mine.close("timeout")
+        await send(START)
+        mine.dropped(3, "late")
+        await send(END)
+        mine.dropped(4, "after")
+
+    await run(backend, app)
+    assert backend.value("sse.server.dropped_messages") == 5
+    assert backend.spans("SSE")[0].attributes["sse.close.reason"] == "timeout"
+
+
+async def test_outside_of_a_stream_current_is_a_no_op() -> None:
+    """Code that is shared with other callers may speak without asking where it runs."""
+    otel_sse.current().close("completed")
+    otel_sse.current().dropped(1, "nobody")
+
+
+async def test_nonsense_is_logged_and_ignored(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An unknown reason or a bad number never raises; the log says what it takes."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        otel_sse.current().close("tired")
+        otel_sse.current().dropped(0, "none")
+        otel_sse.current().dropped("many")  # type: ignore[arg-type]
+        await send(END)
+
+    with caplog.at_level(logging.WARNING, "otel_sse"):
+        await run(backend, app)
+    assert "client_disconnect" in caplog.text
+    assert caplog.text.count("is ignored") == 3
+    assert backend.spans("SSE")[0].attributes["sse.close.reason"] == "completed"
+    assert backend.value("sse.server.dropped_messages") == 0
+
+
+async def test_spans_of_another_task_are_children_of_the_segment(backend: Backend) -> None:
+    """A producer task that was started before the response is in the stream's trace, from the
+    stream's start on."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        started, asked = asyncio.Event(), asyncio.Event()
+
+        async def produce() -> None:
+            await started.wait()
+            with backend.tracer.start_as_current_span("query"):
+                pass
+            asked.set()
+
+        task = asyncio.create_task(produce())
+        await send(START)
+        started.set()
+        await asked.wait()
+        await send(END)
+        await task
+
+    await run(backend, app)
+    (query,) = backend.spans("query")
+    (stream,) = backend.spans("SSE")
+    assert query.parent is not None
+    assert query.parent.span_id == stream.context.span_id
+
+
+async def test_the_proxy_stands_for_the_enclosing_span_until_the_stream_starts(
+    backend: Backend,
+) -> None:
+    """Attributes that the application sets go to the server span before, to ours after."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        trace.get_current_span().set_attribute("when", "before")
+        assert trace.get_current_span().name == "GET"  # type: ignore[attr-defined]
+        await send(START)
+        trace.get_current_span().set_attribute("when", "within")
+        trace.get_current_span().add_event("application")
+        await send(END)
+
+    with backend.tracer.start_as_current_span("GET", kind=SpanKind.SERVER):
+        await run(backend, app)
+    (http,) = backend.spans("GET")
+    (stream,) = backend.spans("SSE")
+    assert http.attributes["when"] == "before"
+    assert stream.attributes["when"] == "within"
+    assert [event.name for event in stream.events] == ["application"]
+    assert stream.kind is SpanKind.INTERNAL
+    assert stream.parent.span_id == http.context.span_id
+    assert http.attributes["sse.connection.id"] == stream.attributes["sse.connection.id"]
+
+
+async def test_a_request_that_is_no_stream_shows_others_no_span(backend: Backend) -> None:
+    """Other instrumentation inside finds what it would find without us: no current span."""
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(trace.get_current_span())
+        token = context.attach(baggage.set_baggage("k", "v"))
+        seen.append(trace.get_current_span().get_span_context().is_valid)
+        context.detach(token)
+        await send({**START, "headers": [(b"content-type", b"application/json")]})
+        seen.append(trace.get_current_span())
+        await send(END)
+
+    await run(backend, app)
+    assert seen[0] is INVALID_SPAN
+    assert seen[1] is False
+    assert seen[2] is INVALID_SPAN
+    assert backend.spans() == []
+
+
+async def test_baggage_and_context_of_the_request_survive(backend: Backend) -> None:
+    """What is in the ambient context stays readable in the application, before and within."""
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(baggage.get_baggage("tenant"))
+        await send(START)
+        seen.append(baggage.get_baggage("tenant"))
+        await send(END)
+
+    token = context.attach(baggage.set_baggage("tenant", "acme"))
+    try:
+        await run(backend, app)
+    finally:
+        context.detach(token)
+    assert seen == ["acme", "acme"]
+
+
+async def test_a_span_that_leaked_from_an_earlier_request_is_no_parent(backend: Backend) -> None:
+    """Servers run a kept-alive connection's requests in the context of the first."""
+    fed = Fed()
+    leaked = backend.tracer.start_span("earlier")
+    token = context.attach(trace.set_span_in_context(leaked))
+    leaked.end()
+    try:
+        stream = Stream(SSEMiddleware(fed, **backend.providers), headers=[TRACEPARENT])
+    finally:
+        context.detach(token)
+    fed.end()
+    await stream.task
+    (span,) = backend.spans("SSE")
+    assert f"{span.context.trace_id:032x}" == "a" * 32
+    assert span.kind is SpanKind.SERVER
+
+
+async def test_an_unsampled_server_span_is_respected(backend: Backend) -> None:
+    """Where the enclosing span was sampled out, the connection is no trace of its own."""
+    fed = Fed()
+    carrier = {"traceparent": "00-" + "c" * 32 + "-" + "d" * 16 + "-00"}
+    token = context.attach(extract(carrier))
+    try:
+        with backend.tracer.start_as_current_span("GET", kind=SpanKind.SERVER):
+            stream = Stream(SSEMiddleware(fed, **backend.providers))
+            fed.end()
+            await stream.task
+    finally:
+        context.detach(token)
+    assert backend.spans() == []
+    assert backend.value("sse.server.connections") == 1
+
+
+async def test_the_context_is_as_before_when_the_request_is_over(backend: Backend) -> None:
+    """One attach, one detach, in one frame: nothing of ours stays current."""
+    fed = Fed()
+    fed.end()
+    mw = SSEMiddleware(fed, **backend.providers)
+    before = context.get_current()
+
+    async def send(message: Any) -> None:
+        pass
+
+    from support import http_scope
+
+    await mw(http_scope(), None, send)  # type: ignore[arg-type]
+    assert context.get_current() is before
+    assert otel_sse.current()._request is None
