@@ -14,7 +14,7 @@ if sys.platform == "linux":
     from fcntl import ioctl
     from termios import TIOCOUTQ
 
-_DEPTH: Final = 6
+_DEPTH: Final = 8
 
 
 def transport_of(send: Any) -> Any:

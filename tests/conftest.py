@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import otel_sse
 import pytest
+from support import Backend
+
+import otel_sse
 from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
 from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.starlette import SSEStarletteInstrumentor
-from support import Backend
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 

@@ -70,7 +70,8 @@ class Backend:
 
     def value(self, name: str, **attributes: Any) -> float:
         """The sum of a metric's points (a histogram's counts) that bear these attributes, in
-        which a dot is written as two underscores."""
+        which a dot is written as two underscores.
+        """
         wanted = {key.replace("__", "."): value for key, value in attributes.items()}
         return sum(
             point.value if hasattr(point, "value") else point.count
@@ -206,7 +207,8 @@ class Stream:
 
 class Fed:
     """An ASGI application that streams what the test feeds it; None ends the stream, an
-    exception is raised in the application."""
+    exception is raised in the application.
+    """
 
     def __init__(self, status: int = 200, headers: Any = SSE) -> None:
         self.queue: asyncio.Queue[Any] = asyncio.Queue()

@@ -7,9 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
-import otel_sse
 import pytest
-from otel_sse import SSEMiddleware, backlog
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -17,6 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from support import Backend, RawClient, serve_aiohttp, serve_asgi, until
+
+import otel_sse
+from otel_sse import SSEMiddleware, backlog
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="TIOCOUTQ is Linux's")
 
@@ -35,7 +36,8 @@ async def test_a_client_that_stops_reading_is_seen_in_both_layers(
     http: str, wrapped: bool, backend: Backend, instrument: Any
 ) -> None:
     """The kernel's and the transport's bytes of a stuck reader are told, on uvicorn, also where
-    middleware hides the server's send; they are gone when the client is."""
+    middleware hides the server's send; they are gone when the client is.
+    """
     instrument(slow_send_seconds=0.05)
     stop = asyncio.Event()
 

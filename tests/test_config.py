@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+
 from otel_sse.config import Config, load
 
 

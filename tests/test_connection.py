@@ -2,14 +2,16 @@
 
 import asyncio
 import concurrent.futures
+import itertools
 from typing import Any
 
-import otel_sse
 import pytest
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode
-from otel_sse import SSEMiddleware
 from support import Backend, Fed, Stream, until
+
+import otel_sse
+from otel_sse import SSEMiddleware
 
 TRACEPARENT = (b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01")
 
@@ -48,7 +50,8 @@ async def test_an_ending_has_its_reason_everywhere(
     does: list[Any], reason: str, error_type: str | None, backend: Backend
 ) -> None:
     """Span, event and duration tell the same reason; the status is ERROR exactly where there is
-    an error.type; the exception reaches the server unchanged."""
+    an error.type; the exception reaches the server unchanged.
+    """
     fed = Fed()
     mw = middleware(backend, fed)
     raised: list[BaseException] = []
@@ -132,7 +135,8 @@ async def test_returning_in_the_middle_of_the_body_is_a_disconnect(backend: Back
 
 async def test_a_send_that_finds_the_peer_gone_is_a_disconnect(backend: Backend) -> None:
     """The OSError of a send, and what a framework makes of it, says that the client left; the
-    message of that send does not count."""
+    message of that send does not count.
+    """
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(
@@ -193,7 +197,8 @@ async def test_a_server_error_status_is_the_error_type(status: int, backend: Bac
 
 async def test_the_span_has_the_contracts_attributes(backend: Backend) -> None:
     """Name, kind, remote parent, times and attributes of a connection that is told in one span;
-    no query, cookie, payload or id is among them."""
+    no query, cookie, payload or id is among them.
+    """
     fed = Fed()
     headers = [
         TRACEPARENT,
@@ -256,7 +261,8 @@ async def test_an_old_segment_ends_with_the_next_message_and_starts_a_linked_tra
     backend: Backend,
 ) -> None:
     """Segments by time: the first in the caller's trace, each later one a root linked to its
-    predecessor and to the first; the last one bears the totals."""
+    predecessor and to the first; the last one bears the totals.
+    """
     fed = Fed()
     stream = Stream(middleware(backend, fed, segment_seconds=0.02), headers=[TRACEPARENT])
     for number in range(3):
@@ -280,7 +286,7 @@ async def test_an_old_segment_ends_with_the_next_message_and_starts_a_linked_tra
     assert len({span.attributes["sse.connection.id"] for span in spans}) == 1
     sequences = [e.attributes["sse.message.sequence"] for span in spans for e in span.events]
     assert sequences == [1, 2, 3, 4, 5]
-    for before, after in zip(spans, spans[1:], strict=False):
+    for before, after in itertools.pairwise(spans):
         assert after.parent is None
         assert after.kind is SpanKind.INTERNAL
         linked = {link.context.span_id for link in after.links}
@@ -466,7 +472,7 @@ async def test_out_of_order_messages_reach_the_server_and_break_nothing(backend:
 
 @pytest.mark.parametrize("body", [bytearray(b"data: x\n\n"), memoryview(b"data: x\n\n")])
 async def test_other_kinds_of_bytes_count_too(body: Any, backend: Backend) -> None:
-    """bytearray and memoryview bodies are counted like bytes, and handed on as they are."""
+    """Bytearray and memoryview bodies are counted like bytes, and handed on as they are."""
     fed = Fed()
     stream = Stream(middleware(backend, fed))
     fed.end(body, None)

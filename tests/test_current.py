@@ -4,13 +4,14 @@ import asyncio
 import logging
 from typing import Any
 
-import otel_sse
 import pytest
 from opentelemetry import baggage, context, trace
 from opentelemetry.propagate import extract
 from opentelemetry.trace import INVALID_SPAN, SpanKind
-from otel_sse import SSEMiddleware
 from support import SSE, Backend, Fed, Stream
+
+import otel_sse
+from otel_sse import SSEMiddleware
 
 START = {"type": "http.response.start", "status": 200, "headers": SSE}
 END = {"type": "http.response.body", "body": b"", "more_body": False}
@@ -68,7 +69,8 @@ async def test_nonsense_is_logged_and_ignored(
 
 async def test_spans_of_another_task_are_children_of_the_segment(backend: Backend) -> None:
     """A producer task that was started before the response is in the stream's trace, from the
-    stream's start on."""
+    stream's start on.
+    """
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         started, asked = asyncio.Event(), asyncio.Event()

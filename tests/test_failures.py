@@ -9,9 +9,10 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.trace import NoOpTracerProvider
+from support import Backend, Fed, Stream
+
 from otel_sse import SSEMiddleware
 from otel_sse import telemetry as telemetry_module
-from support import Backend, Fed, Stream
 
 CHUNKS = [b"data: %d\n\n" % number for number in range(50)]
 
@@ -158,7 +159,8 @@ async def test_a_bug_of_ours_costs_the_telemetry_alone(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Even where our own code raises, the application's stream is whole and the log says it
-    once for each kind of place."""
+    once for each kind of place.
+    """
     fed = Fed()
     mw = SSEMiddleware(fed, **backend.providers)
 

@@ -8,12 +8,13 @@ import pytest
 from aiohttp import web, web_app
 from aiohttp.web_protocol import RequestHandler
 from opentelemetry.instrumentation.dependencies import DependencyConflict, DependencyConflictError
-from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
-from otel_sse.instrumentor import SSEInstrumentor
-from otel_sse.starlette import SSEStarletteInstrumentor
 from starlette.applications import Starlette
 from starlette.routing import Router
 from support import Backend
+
+from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
+from otel_sse.instrumentor import SSEInstrumentor
+from otel_sse.starlette import SSEStarletteInstrumentor
 
 KINDS = [SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor]
 PATCHED = [

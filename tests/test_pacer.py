@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from support import Backend, Fed, Stream, until
+
 from otel_sse import SSEMiddleware
 from otel_sse.pacer import PORTION, Pacer, portions
-from support import Backend, Fed, Stream, until
 
 
 class _Slow(SpanExporter):
@@ -43,7 +44,8 @@ class _Threads(SpanProcessor):
 async def test_ten_thousand_segments_due_at_once_are_all_told(backend: Backend) -> None:
     """One collection finds 10,000 old segments of silent streams; their loop ends them in
     portions that the SDK's batch queue of 2,048 can take, none is dropped, and the collection
-    itself ends nothing."""
+    itself ends nothing.
+    """
     exporter, threads = _Slow(), _Threads()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter))

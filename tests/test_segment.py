@@ -5,6 +5,7 @@ import sys
 import pytest
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.trace import INVALID_SPAN
+
 from otel_sse.segment import Segment
 
 

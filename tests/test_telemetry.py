@@ -6,11 +6,12 @@ import logging
 import time
 from typing import Any
 
-import otel_sse
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
-from otel_sse import SSEMiddleware, semconv
 from support import SSE, Backend, Fed, Stream, until
+
+import otel_sse
+from otel_sse import SSEMiddleware, semconv
 
 BASE = {"http.request.method": "GET", "url.scheme": "http"}
 
@@ -111,7 +112,7 @@ async def test_live_figures_follow_the_streams(backend: Backend) -> None:
     assert max(ages) <= age.value
     ((_, idle),) = backend.points("sse.server.connection.idle.max")
     assert 0 < idle.value <= age.value + 1
-    for stream in streams:
+    for _stream in streams:
         app.end()
     await asyncio.gather(*(stream.task for stream in streams))
     for name in ("active_connections", "connection.age.max", "connection.idle.max"):
@@ -393,7 +394,8 @@ async def test_connections_is_a_snapshot_of_what_is_live(backend: Backend) -> No
 
 async def test_metrics_are_exact_while_threads_collect(backend: Backend) -> None:
     """Collections on another thread, all the while, never count a message twice or not at all,
-    and a counter never falls."""
+    and a counter never falls.
+    """
     import threading
 
     stop = threading.Event()

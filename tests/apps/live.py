@@ -1,0 +1,66 @@
+"""A process with live streams and no server of its own; how it ends is its first argument.
+
+It says "live" when its streams are up, and then ends as asked: ``return`` from main, ``exit``
+by sys.exit(3), ``raise``, ``wait`` for a signal, or ``fork``. Extra arguments: how many streams.
+"""
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+from otel_sse import SSEMiddleware, connections
+
+
+async def _app(scope: Any, receive: Any, send: Any) -> None:
+    headers = [(b"content-type", b"text/event-stream")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+    await asyncio.Event().wait()
+
+
+async def _send(message: Any) -> None:
+    pass
+
+
+async def _main(how: str, streams: int) -> None:
+    app = SSEMiddleware(_app)
+    tasks = [asyncio.create_task(app(_scope(), _forever, _send)) for _ in range(streams)]
+    await asyncio.sleep(0)
+    print("live", flush=True)
+    if how == "wait":
+        await asyncio.gather(*tasks)
+    if how == "exit":
+        sys.exit(3)
+    if how == "raise":
+        raise RuntimeError("on purpose")
+
+
+def _fork(streams: int) -> None:
+    """Forks while another thread's loop serves; the child serves one stream of its own."""
+    served = threading.Thread(target=asyncio.run, args=(_main("wait", streams),), daemon=True)
+    served.start()
+    while len(connections()) < streams:
+        time.sleep(0.01)
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+    else:
+        asyncio.run(_main("return", 1))
+
+
+async def _forever() -> Any:
+    await asyncio.Event().wait()
+
+
+def _scope() -> dict[str, Any]:
+    return {"type": "http", "http_version": "1.1", "method": "GET", "scheme": "http",
+            "path": "/", "query_string": b"", "headers": [], "client": None}
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "fork":
+        _fork(int(sys.argv[2]))
+    else:
+        asyncio.run(_main(sys.argv[1], int(sys.argv[2])))

@@ -1,0 +1,139 @@
+"""The end of the process: what is live is told, everything arrives, the exit status stays."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from otlp import Receiver
+
+LIVE = Path(__file__).parent / "apps" / "live.py"
+INSTRUMENT = Path(sys.executable).parent / "opentelemetry-instrument"
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        yield receiver
+
+
+def start(receiver: Receiver, how: str, streams: int = 1, **env: str) -> "subprocess.Popen[str]":
+    """A process with that many live streams, whose exporters would wait for a minute."""
+    process = subprocess.Popen(
+        [str(INSTRUMENT), sys.executable, str(LIVE), how, str(streams)],
+        env={
+            **os.environ,
+            "OTEL_SERVICE_NAME": "live",
+            "OTEL_TRACES_EXPORTER": "otlp",
+            "OTEL_METRICS_EXPORTER": "otlp",
+            "OTEL_LOGS_EXPORTER": "otlp",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+            "OTEL_METRIC_EXPORT_INTERVAL": "60000",
+            "OTEL_BSP_SCHEDULE_DELAY": "60000",
+            "OTEL_BLRP_SCHEDULE_DELAY": "60000",
+            "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "",
+            **env,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "live\n"
+    return process
+
+
+def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    """The exit status and what was written to standard error."""
+    _, stderr = process.communicate(timeout=30)
+    return process.returncode, stderr
+
+
+def all_told(receiver: Receiver, streams: int, reason: str) -> None:
+    """Every stream's span, closed event and last metrics have arrived."""
+    assert len(receiver.spans("SSE")) == streams
+    assert {span.attributes["sse.close.reason"] for span in receiver.spans("SSE")} == {reason}
+    assert len(receiver.records("sse.connection.closed")) == streams
+    assert receiver.value("sse.server.messages") == streams
+    assert receiver.value("sse.server.active_connections") == 0
+    assert receiver.value("sse.server.connection.duration") == streams
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM])
+@pytest.mark.parametrize("streams", [1, 100])
+def test_a_signal_that_nobody_handles_loses_nothing(
+    number: signal.Signals, streams: int, receiver: Receiver
+) -> None:
+    """SIGTERM ends live streams as ``server_shutdown``, exports, and still kills the process."""
+    process = start(receiver, "wait", streams)
+    process.send_signal(number)
+    status, _ = ended(process)
+    assert status == -number
+    all_told(receiver, streams, "server_shutdown")
+
+
+@pytest.mark.timeout(110)
+def test_five_thousand_live_streams_are_more_than_the_queue_holds_and_all_arrive(
+    receiver: Receiver,
+) -> None:
+    """The SDK's batch queue holds 2,048: at the end it is fed in portions."""
+    process = start(receiver, "wait", 5000)
+    process.send_signal(signal.SIGTERM)
+    status, stderr = ended(process)
+    assert status == -signal.SIGTERM
+    assert "dropping" not in stderr
+    all_told(receiver, 5000, "server_shutdown")
+
+
+@pytest.mark.parametrize(("how", "expected"), [("return", 0), ("exit", 3), ("raise", 1)])
+def test_an_exit_of_the_applications_own_loses_nothing(
+    how: str, expected: int, receiver: Receiver
+) -> None:
+    """Returning, sys.exit and an exception: the streams that asyncio cancels or that are still
+    live are told, and the exit status is the application's."""
+    process = start(receiver, how, 3)
+    status, _ = ended(process)
+    assert status == expected
+    assert len(receiver.spans("SSE")) == 3
+    assert len(receiver.records("sse.connection.closed")) == 3
+    assert receiver.value("sse.server.active_connections") == 0
+    assert receiver.value("sse.server.messages") == 3
+
+
+def test_a_second_signal_kills_at_once(receiver: Receiver) -> None:
+    """While the exporters hang, whoever insists is obeyed."""
+    # Nobody listens on the reserved port: the exporter retries until its time-out.
+    process = start(receiver, "wait", 1, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(2) == -signal.SIGTERM
+    process.communicate()
+
+
+def test_exporters_that_hang_delay_the_end_by_no_more_than_their_time(receiver: Receiver) -> None:
+    """The flush is bounded: the process ends within its ten seconds, by the signal."""
+    process = start(receiver, "wait", 1, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == -signal.SIGTERM
+    process.communicate()
+
+
+def test_a_forked_child_begins_with_nothing(receiver: Receiver) -> None:
+    """The child tells its own stream alone, the parent its own: totals over both are exact."""
+    process = start(receiver, "fork", 2)
+    status, stderr = ended(process)
+    assert status == 0, stderr
+    spans = receiver.spans("SSE")
+    assert len(spans) == 3
+    assert len({span.attributes["sse.connection.id"] for span in spans}) == 3
+    by_instance: dict[str, float] = {}
+    for point in receiver.points("sse.server.messages"):
+        instance = point.resource["service.instance.id"]
+        by_instance[instance] = by_instance.get(instance, 0) + point.value
+    assert sorted(by_instance.values()) == [1, 2]
