@@ -31,7 +31,7 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
     """Tells every event stream that aiohttp.web serves."""
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        return ("aiohttp >= 3.10",)
+        return ("aiohttp >= 3.11",)
 
     def _install(self) -> None:
         self._patch(RequestHandler, "_handle_request", self._frame)

@@ -14,7 +14,7 @@ from oracle import BOM, Buffer, Message, Told, aligned, cut, difference, read, w
 from otel_sse import scanner as module
 from otel_sse.scanner import Scanner
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "400"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
 settings.register_profile(
     "scanner",
     max_examples=EXAMPLES,
@@ -63,9 +63,9 @@ DATA = (b"data", b"data: ", b"data:", b"data:  x", b"data: data")
 NAMES = (b"event", b"id", b"data", b"retry", b"eventual", b"date", b"Data", b"dat", b" data", b"")
 SEPARATORS = (b": ", b":", b"", b":  ", b" :")
 LENGTHS = (
-    *[range(12)] * 8,
-    *[range(240, 264)] * 3,
-    *[range(2030, 2060)] * 3,
+    *[range(12)] * 16,
+    *[range(240, 264)] * 6,
+    *[range(2030, 2060)] * 6,
     range(65500, 65560),
 )
 
@@ -555,13 +555,8 @@ def test_endless_comment() -> None:
 def test_endless_block(line: bytes) -> None:
     """A block of ever more lines is counted, not kept."""
     scanner = Scanner(capture_id=True)
-    chunk = line * (200_000 // len(line))
-
-    def feed() -> None:
-        for _ in range(3):
-            assert not scanner.feed(chunk)
-
-    assert growth(feed) < 100_000
+    chunk = line * (300_000 // len(line))
+    assert growth(lambda: scanner.feed(chunk)) < 100_000
     assert kept(scanner) < 2048
 
 
@@ -587,11 +582,11 @@ class Counted(bytes):
         return found
 
     def __getitem__(self, key: object) -> object:  # type: ignore[override]
-        part = super().__getitem__(key)
+        part = super().__getitem__(key)  # type: ignore[call-overload]
         Counted.work += len(part) if isinstance(key, slice) else 1
         return part
 
-    def splitlines(self, keepends: bool = False) -> list[bytes]:  # type: ignore[override]
+    def splitlines(self, keepends: bool = False) -> list[bytes]:
         Counted.work += len(self)
         return super().splitlines(keepends)
 

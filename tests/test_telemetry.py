@@ -429,6 +429,12 @@ async def test_nothing_of_ours_outlives_its_stream(backend: Backend) -> None:
     from otel_sse.connection import Connection
     from otel_sse.current import Request
 
+    def ours() -> set[int]:
+        gc.collect()
+        kinds = (Connection, Request, Responder)
+        return {id(each) for each in gc.get_objects() if type(each) in kinds}
+
+    before = ours()
     fed = Fed(headers=SSE)
     mw = middleware(backend, fed)
     for _ in range(1000):
@@ -437,6 +443,4 @@ async def test_nothing_of_ours_outlives_its_stream(backend: Backend) -> None:
         await stream.task
     del stream
     backend.metrics()
-    gc.collect()
-    left = [each for each in gc.get_objects() if type(each) in (Connection, Request, Responder)]
-    assert left == []
+    assert ours() <= before
