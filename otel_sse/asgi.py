@@ -110,15 +110,7 @@ class Responder:
     """Watches the messages of one request."""
 
     __slots__ = (
-        "_connection",
-        "_left",
-        "_receive",
-        "_request",
-        "_scope",
-        "_send",
-        "_telemetry",
-        "route",
-        "server_send",
+        "_connection _left _receive _request _scope _send _telemetry route server_send".split()
     )
 
     def __init__(

@@ -60,40 +60,11 @@ class Connection:
     """Built when the response has started; told of sends and witnesses; ended once."""
 
     __slots__ = (
-        "__weakref__",
-        "_failure",
-        "_home",
-        "_mark",
-        "_max_wait",
-        "_origin",
-        "_origin_home",
-        "_reason",
-        "_request",
-        "_scanner",
-        "_segment",
-        "_started_unix",
-        "_telemetry",
-        "attributes",
-        "client",
-        "dropped",
-        "due",
-        "first",
-        "gone",
-        "io",
-        "last",
-        "loop",
-        "messages",
-        "resumed",
-        "segment_due",
-        "send_time",
-        "sequence",
-        "series",
-        "stall",
-        "stalls",
-        "started",
-        "status",
-        "transport",
-    )
+        "__weakref__ _failure _home _mark _max_wait _origin _origin_home _reason _request "
+        "_scanner _segment _started_unix _telemetry attributes client dropped due first gone "
+        "io last loop messages resumed segment_due send_time sequence series stall stalls "
+        "started status transport"
+    ).split()
 
     def __init__(self, telemetry: Telemetry, opening: Opening, request: Request) -> None:
         config = telemetry.config

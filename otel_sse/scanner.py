@@ -48,17 +48,7 @@ class Scanner:
     """Counts the messages and comments of one stream."""
 
     __slots__ = (
-        "_after_cr",
-        "_block",
-        "_capture_id",
-        "_clean",
-        "_data",
-        "_head",
-        "_id",
-        "_open",
-        "_start",
-        "_type",
-        "comments",
+        "_after_cr _block _capture_id _clean _data _head _id _open _start _type comments".split()
     )
 
     def __init__(self, *, capture_id: bool = False) -> None:

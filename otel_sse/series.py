@@ -62,17 +62,7 @@ class Series:
     window saw sets the next one's stride. Up to 100 messages a second the stride is 1: exact.
     """
 
-    __slots__ = (
-        "_opening",
-        "_records",
-        "_stride",
-        "attributes",
-        "closed",
-        "layers",
-        "left",
-        "opened",
-        "until",
-    )
+    __slots__ = "_opening _records _stride attributes closed layers left opened until".split()
 
     def __init__(self, attributes: dict[str, Any]) -> None:
         self.attributes = attributes
