@@ -19,6 +19,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import get_current_span
 
+from otel_sse import lifecycle
 from otel_sse.connection import Connection, Opening, is_stream
 from otel_sse.current import Serving, served
 from otel_sse.instrumentor import SSEInstrumentor
@@ -84,7 +85,9 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
                 try:
                     opening = _opening(response, raw, telemetry)
                     if opening is not None:
-                        _watch(Connection(telemetry, opening, request), response, writer)
+                        _watch(
+                            lifecycle.open_connection(telemetry, opening, request), response, writer
+                        )
                 except Exception:
                     telemetry.failed("a connection's start")
             return writer

@@ -166,7 +166,9 @@ class Responder:
                 return
             opening = self._opening(message["status"])
             if opening is not None:
-                self._connection = Connection(self._telemetry, opening, self._request)
+                self._connection = lifecycle.open_connection(
+                    self._telemetry, opening, self._request
+                )
                 self._connection.gone = self._left
         except Exception:
             self._telemetry.failed("a connection's start")
@@ -181,7 +183,8 @@ class Responder:
         client = scope.get("client")
         return Opening(
             method=scope["method"],
-            route=self.route() if self.route is not None else None,
+            # A framework without a hook of its own may say it in the scope, as Litestar does.
+            route=self.route() if self.route is not None else scope.get("path_template"),
             scheme=scheme,
             path=path,
             client=str(client[0]) if client else None,

@@ -13,15 +13,20 @@ import os
 import signal
 import threading
 import time
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry import metrics
 
 from otel_sse import backlog
 from otel_sse.config import load
+from otel_sse.connection import Connection, Opening
 from otel_sse.pacer import portions
 from otel_sse.semconv import HTTP_ROUTE
 from otel_sse.telemetry import FLUSH_MILLIS, Providers, Telemetry
+
+if TYPE_CHECKING:
+    from otel_sse.current import Request
 
 _log = logging.getLogger("otel_sse")
 
@@ -55,6 +60,12 @@ def release(user: object, telemetry: Telemetry) -> None:
         telemetry.release(user)
         if not any(each.users for each in _telemetries.values()):
             _exit.unwatch()
+
+
+def open_connection(telemetry: Telemetry, opening: Opening, request: Request) -> Connection:
+    """Begins to tell a stream whose response has started."""
+    _exit.chain()
+    return Connection(telemetry, opening, request)
 
 
 class ConnectionInfo(NamedTuple):
@@ -112,41 +123,70 @@ def _finish() -> None:
 
 
 class _Exit:
-    """Where the process may end: its exit hooks, and the SIGTERM that nobody else handles."""
+    """Where the process may end: its exit hooks, and the signals that ask it to stop.
+
+    A server's own handler is chained, which shows that what is cut from then on is cut by the
+    server. Where nobody handles SIGTERM, a stand-in for the default action exports first.
+    """
 
     def __init__(self) -> None:
         self._watching = False
-        self._handles = False
+        self._chained: dict[int, tuple[Any, Any]] = {}
 
     def watch(self) -> None:
-        if self._watching:
-            return
-        self._watching = True
-        atexit.register(_bounded, _finish)
-        try:
-            if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-                signal.signal(signal.SIGTERM, self._on_signal)
-                self._handles = True
-        except ValueError:
-            pass  # not the main thread: the exit hook alone has to do
+        if not self._watching:
+            self._watching = True
+            atexit.register(_bounded, _finish)
+            if _in_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+                signal.signal(signal.SIGTERM, self._stand_in)
 
     def unwatch(self) -> None:
-        if not self._watching:
-            return
-        self._watching = False
-        atexit.unregister(_bounded)
-        try:
-            if self._handles and signal.getsignal(signal.SIGTERM) == self._on_signal:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            self._handles = False
-        except ValueError:
-            pass
+        if self._watching:
+            self._watching = False
+            atexit.unregister(_bounded)
+            if _in_main_thread():
+                for number, (ours, previous) in self._chained.items():
+                    if signal.getsignal(number) is ours:
+                        signal.signal(number, previous)
+                if signal.getsignal(signal.SIGTERM) == self._stand_in:
+                    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self._chained.clear()
 
-    def _on_signal(self, signum: int, _: Any) -> None:
+    def chain(self) -> None:
+        """Puts itself before the handlers that a server has installed since the last call."""
+        if not self._watching or not _in_main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            handler = signal.getsignal(number)
+            ours, _ = self._chained.get(number, (None, None))
+            # Neither the interpreter's nor asyncio's own: those know theirs by identity.
+            foreign = callable(handler) and handler is not signal.default_int_handler
+            if handler is ours or handler == self._stand_in or isinstance(handler, partial):
+                continue
+            if foreign:
+                ours = _announce(handler)
+                self._chained[number] = (ours, handler)
+                signal.signal(number, ours)
+                signal.siginterrupt(number, False)
+
+    def _stand_in(self, signum: int, _: Any) -> None:
         # A flush in here would wait for locks that the interrupted frame may hold. The thread
         # is no daemon, so the interpreter waits for it and the signal still ends the process.
         signal.signal(signum, signal.SIG_DFL)
         threading.Thread(target=_finish_and_kill, args=(signum,), name="otel-sse-exit").start()
+
+
+def _announce(handler: Any) -> Any:
+    def announced(signum: int, frame: Any) -> None:
+        for telemetry in _all():
+            telemetry.stopping = True
+        handler(signum, frame)
+
+    return announced
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _finish_and_kill(signum: int) -> None:

@@ -328,7 +328,7 @@ class Telemetry:
         """Logs the exception being handled, the first time that ``what`` fails."""
         if what not in self._failures:
             self._failures.add(what)
-            _log.warning("otel_sse: %s failed; it is not told any further", what, exc_info=True)
+            _log.warning("otel_sse: %s failed; this is logged once", what, exc_info=True)
 
     def _record(
         self, metric: Metric, value: float, attributes: dict[str, Any], connection: Connection
