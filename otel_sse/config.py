@@ -5,79 +5,13 @@ variable is a logged warning and the default, because telemetry never stops an a
 """
 
 import logging
-import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 _log = logging.getLogger("otel_sse")
-
-_PREFIX = "OTEL_PYTHON_SSE_"
-
-
-class _Bad(Exception):
-    """Says what an option takes."""
-
-
-def _words(*choices: str) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        if isinstance(value, str) and value.strip().lower() in choices:
-            return value.strip().lower()
-        raise _Bad("one of " + ", ".join(choices))
-
-    return parse
-
-
-def _message_events(value: Any) -> frozenset[str]:
-    parts = [value] if isinstance(value, str) else value
-    if isinstance(parts, Iterable):
-        words = {w.strip().lower() for p in parts for w in str(p).split(",")} - {""}
-        if words and (words <= {"span", "log"} or words == {"none"}):
-            return frozenset(words - {"none"})
-    raise _Bad("span, log, span,log or none")
-
-
-def _seconds(*, zero: bool = False) -> Callable[[Any], float]:
-    def parse(value: Any) -> float:
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if math.isfinite(number) and (number > 0 or (zero and number == 0)):
-            return number
-        raise _Bad("a number of seconds, " + ("0 (off) or more" if zero else "more than 0"))
-
-    return parse
-
-
-def _flag(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    word = value.strip().lower() if isinstance(value, str) else None
-    if word in ("true", "false"):
-        return word == "true"
-    raise _Bad("true or false")
-
-
-def _names(value: Any) -> frozenset[str]:
-    if isinstance(value, str):
-        value = value.split(",")
-    if isinstance(value, Iterable):
-        names = list(value)
-        if all(isinstance(name, str) for name in names):
-            return frozenset(name.strip() for name in names) - {""}
-    raise _Bad("names, separated by commas")
-
-
-def _patterns(value: Any) -> "re.Pattern[str] | None":
-    parts = value.split(",") if isinstance(value, str) else value
-    try:
-        wanted = [part.strip() for part in parts if part.strip()]
-        return re.compile("|".join(f"(?:{part})" for part in wanted)) if wanted else None
-    except (TypeError, AttributeError, re.error) as error:
-        raise _Bad(f"regular expressions, separated by commas ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -112,52 +46,86 @@ class Config:
         return self.excluded_urls is not None and self.excluded_urls.search(url) is not None
 
 
-_PARSERS: dict[str, Callable[[Any], Any]] = {
-    "excluded_urls": _patterns,
-    "message_events": _message_events,
-    "message_event_detail": _words("edges", "all"),
-    "lifecycle_events": _words("all", "closed", "none"),
-    "segment_seconds": _seconds(),
-    "stall_seconds": _seconds(zero=True),
-    "slow_send_seconds": _seconds(),
-    "event_types": _names,
-    "capture_event_id": _flag,
-}
-
-
 def load(options: dict[str, Any]) -> Config:
     """The configuration from keyword ``options`` and, where one is absent, the environment.
 
     Raises:
         ValueError: an option has a bad value.
         TypeError: there is no such option.
-
     """
-    unknown = sorted(set(options) - set(_PARSERS))
+    unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
-        raise TypeError(f"otel_sse has no option {unknown[0]!r}; it takes {', '.join(_PARSERS)}")
+        raise TypeError(f"otel_sse has no option {unknown[0]!r}; it takes {', '.join(_OPTIONS)}")
     chosen: dict[str, Any] = {}
-    for name, parse in _PARSERS.items():
-        if options.get(name) is not None:
-            try:
-                chosen[name] = parse(options[name])
-            except _Bad as takes:
-                raise ValueError(f"otel_sse: {name}={options[name]!r}: it takes {takes}") from None
-            continue
-        for variable in _variables(name):
-            value = os.environ.get(variable, "")
-            if not value.strip():
-                continue
-            try:
+    for name, (takes, parse) in _OPTIONS.items():
+        given = options.get(name)
+        variable, value = _from_environment(name)
+        try:
+            if given is not None:
+                many = isinstance(given, (list, tuple, set, frozenset))
+                chosen[name] = parse(",".join(given) if many else str(given))
+            elif value:
                 chosen[name] = parse(value)
-            except _Bad as takes:
-                _log.warning(
-                    "%s=%r is ignored: it takes %s; the default is kept", variable, value, takes
-                )
-            break
+        except (KeyError, TypeError, ValueError, re.error) as error:
+            if given is not None:
+                raise ValueError(f"otel_sse: {name}={given!r}: it takes {takes}") from error
+            _log.warning(
+                "%s=%r is ignored: it takes %s; the default is kept", variable, value, takes
+            )
     return Config(**chosen)
 
 
-def _variables(name: str) -> tuple[str, ...]:
-    own = _PREFIX + name.upper()
-    return (own, "OTEL_PYTHON_EXCLUDED_URLS") if name == "excluded_urls" else (own,)
+def _from_environment(name: str) -> tuple[str, str]:
+    variables = ["OTEL_PYTHON_SSE_" + name.upper()]
+    if name == "excluded_urls":
+        variables.append("OTEL_PYTHON_EXCLUDED_URLS")
+    for variable in variables:
+        if value := os.environ.get(variable, "").strip():
+            return variable, value
+    return variables[0], ""
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(name.strip() for name in text.split(",")) - {""}
+
+
+def _patterns(text: str) -> "re.Pattern[str] | None":
+    patterns = sorted(_names(text))
+    return re.compile("|".join(f"(?:{each})" for each in patterns)) if patterns else None
+
+
+def _events(text: str) -> frozenset[str]:
+    words = _names(text.lower())
+    if not words or (words != {"none"} and words - {"span", "log"}):
+        raise ValueError(text)
+    return words - {"none"}
+
+
+def _one_of(*words: str) -> tuple[str, Callable[[str], str]]:
+    return "one of " + ", ".join(words), lambda text: {word: word for word in words}[text.lower()]
+
+
+def _seconds(text: str) -> float:
+    if not 0 < (seconds := float(text)) < float("inf"):
+        raise ValueError(text)
+    return seconds
+
+
+# What each option takes, in words, and how it is read from a text.
+_OPTIONS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
+    "excluded_urls": ("regular expressions, separated by commas", _patterns),
+    "message_events": ("span, log, span,log or none", _events),
+    "message_event_detail": _one_of("edges", "all"),
+    "lifecycle_events": _one_of("all", "closed", "none"),
+    "segment_seconds": ("a number of seconds, more than 0", _seconds),
+    "stall_seconds": (
+        "a number of seconds, 0 (off) or more",
+        lambda text: _seconds(text) if float(text) else 0.0,
+    ),
+    "slow_send_seconds": ("a number of seconds, more than 0", _seconds),
+    "event_types": ("names, separated by commas", _names),
+    "capture_event_id": (
+        "true or false",
+        lambda text: {"true": True, "false": False}[text.lower()],
+    ),
+}

@@ -160,7 +160,7 @@ class Current:
             _log.warning(
                 "otel_sse: current().close(%r) is ignored: it takes %s",
                 reason,
-                ", ".join(sorted(CLOSE_REASONS)),
+                ", ".join(CLOSE_REASONS),
             )
             return
         self._say("say_reason", reason)

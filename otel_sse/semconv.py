@@ -25,91 +25,54 @@ class Metric(NamedTuple):
     buckets: tuple[float, ...] = ()
 
 
-# A stream lives from milliseconds to a day; HTTP's own buckets end at 10 s.
-_LIFETIME: Final = (
-    *(0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
-    *(1800.0, 3600.0, 7200.0, 14400.0, 28800.0, 43200.0, 86400.0),
-)
-_FIRST: Final = (
-    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
-)
-_GAP: Final = (
-    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
-    *(15.0, 30.0, 60.0, 300.0),
-)
-_WAIT: Final = (
-    *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0),
-    *(2.5, 5.0, 10.0, 30.0, 60.0),
-)
-_SIZE: Final = (
-    *(64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 10000.0, 16384.0, 65536.0),
-    *(262144.0, 1048576.0, 16777216.0),
-)
+# Bucket advice. A stream lives from milliseconds to a day; HTTP's own buckets end at 10 s.
+# fmt: off
+_LIFETIME: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+                    1800.0, 3600.0, 7200.0, 14400.0, 28800.0, 43200.0, 86400.0)
+_FIRST: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+                 120.0, 300.0)
+_GAP: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+               15.0, 30.0, 60.0, 300.0)
+_WAIT: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0,
+                2.5, 5.0, 10.0, 30.0, 60.0)
+_SIZE: Final = (64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 10000.0, 16384.0, 65536.0,
+                262144.0, 1048576.0, 16777216.0)
 
 ACTIVE: Final = Metric("sse.server.active_connections", "{connection}", "Connections open now.")
 CONNECTIONS: Final = Metric("sse.server.connections", "{connection}", "Connections opened.")
-DURATION: Final = Metric(
-    "sse.server.connection.duration",
-    "s",
-    "Lifetime of a connection, from the request's start to its end.",
-    _LIFETIME,
-)
-FIRST_MESSAGE: Final = Metric(
-    "sse.server.connection.time_to_first_message",
-    "s",
-    "From the request's start to the first message written.",
-    _FIRST,
-)
+DURATION: Final = Metric("sse.server.connection.duration", "s",
+    "Lifetime of a connection, from the request's start to its end.", _LIFETIME)
+FIRST_MESSAGE: Final = Metric("sse.server.connection.time_to_first_message", "s",
+    "From the request's start to the first message written.", _FIRST)
 MESSAGES: Final = Metric("sse.server.messages", "{message}", "Messages written.")
-DROPPED: Final = Metric(
-    "sse.server.dropped_messages", "{message}", "Messages that the application says it left out."
-)
-COMMENTS: Final = Metric(
-    "sse.server.comments", "{comment}", "Comment lines written, such as keep-alives."
-)
-IO: Final = Metric("sse.server.io", "By", "Body bytes handed to the server, before content coding.")
-SEND_TIME: Final = Metric(
-    "sse.server.send.time", "s", "Time the application waited in sends, added up."
-)
-SEND_STALLS: Final = Metric(
-    "sse.server.send.stalls", "{send}", "Sends that waited at least the slow-send threshold."
-)
-MESSAGE_SIZE: Final = Metric(
-    "sse.server.message.size",
-    "By",
-    "Wire bytes of a message, from its first field to its blank line.",
-    _SIZE,
-)
-MESSAGE_GAP: Final = Metric(
-    "sse.server.message.gap", "s", "Time between two consecutive messages of a connection.", _GAP
-)
-SEND_DURATION: Final = Metric(
-    "sse.server.send.duration", "s", "How long the application waited in one send.", _WAIT
-)
-STALLED: Final = Metric(
-    "sse.server.stalled_connections",
-    "{connection}",
-    "Live connections without a message for at least the stall threshold.",
-)
-IDLE_MAX: Final = Metric(
-    "sse.server.connection.idle.max",
-    "s",
-    "Longest time since the last message, or the start, among live connections.",
-)
+DROPPED: Final = Metric("sse.server.dropped_messages", "{message}",
+    "Messages that the application says it left out.")
+COMMENTS: Final = Metric("sse.server.comments", "{comment}",
+    "Comment lines written, such as keep-alives.")
+IO: Final = Metric("sse.server.io", "By",
+    "Body bytes handed to the server, before content coding.")
+SEND_TIME: Final = Metric("sse.server.send.time", "s",
+    "Time the application waited in sends, added up.")
+SEND_STALLS: Final = Metric("sse.server.send.stalls", "{send}",
+    "Sends that waited at least the slow-send threshold.")
+MESSAGE_SIZE: Final = Metric("sse.server.message.size", "By",
+    "Wire bytes of a message, from its first field to its blank line.", _SIZE)
+MESSAGE_GAP: Final = Metric("sse.server.message.gap", "s",
+    "Time between two consecutive messages of a connection.", _GAP)
+SEND_DURATION: Final = Metric("sse.server.send.duration", "s",
+    "How long the application waited in one send.", _WAIT)
+STALLED: Final = Metric("sse.server.stalled_connections", "{connection}",
+    "Live connections without a message for at least the stall threshold.")
+IDLE_MAX: Final = Metric("sse.server.connection.idle.max", "s",
+    "Longest time since the last message, or the start, among live connections.")
 AGE_MAX: Final = Metric("sse.server.connection.age.max", "s", "Age of the oldest live connection.")
-PER_CLIENT_MAX: Final = Metric(
-    "sse.server.connections_per_client.max",
-    "{connection}",
-    "Live connections of the busiest client address.",
-)
-BACKLOG_SIZE: Final = Metric(
-    "sse.server.backlog.size",
-    "By",
-    "Accepted from the application, not yet acknowledged by the peer.",
-)
-BACKLOG_MAX: Final = Metric(
-    "sse.server.backlog.max", "By", "Backlog of the worst live connection, all layers added."
-)
+PER_CLIENT_MAX: Final = Metric("sse.server.connections_per_client.max", "{connection}",
+    "Live connections of the busiest client address.")
+BACKLOG_SIZE: Final = Metric("sse.server.backlog.size", "By",
+    "Accepted from the application, not yet acknowledged by the peer.")
+BACKLOG_MAX: Final = Metric("sse.server.backlog.max", "By",
+    "Backlog of the worst live connection, all layers added.")
+# fmt: on
 
 # Attributes of the stable conventions.
 HTTP_METHOD: Final = "http.request.method"
@@ -159,18 +122,14 @@ SERVER_SHUTDOWN: Final = "server_shutdown"
 TIMEOUT: Final = "timeout"
 ERROR: Final = "error"
 UNKNOWN: Final = "unknown"
-CLOSE_REASONS: Final = frozenset(
-    {COMPLETED, CLIENT_DISCONNECT, SERVER_SHUTDOWN, TIMEOUT, ERROR, UNKNOWN}
-)
+CLOSE_REASONS: Final = (COMPLETED, CLIENT_DISCONNECT, SERVER_SHUTDOWN, TIMEOUT, ERROR, UNKNOWN)
 
 # sse.backlog.layer
 TRANSPORT: Final = "transport"
 KERNEL: Final = "kernel"
 
-METHODS: Final = frozenset(
-    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
-)
-SCHEMES: Final = frozenset({"http", "https"})
+METHODS: Final = frozenset("CONNECT DELETE GET HEAD OPTIONS PATCH POST PUT TRACE".split())
+SCHEMES: Final = frozenset(("http", "https"))
 DEFAULT_EVENT_TYPE: Final = "message"
 
 # How many different values of an attribute a process tells before the rest is _OTHER.
