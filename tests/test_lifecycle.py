@@ -94,7 +94,8 @@ def test_an_exit_of_the_applications_own_loses_nothing(
     how: str, expected: int, receiver: Receiver
 ) -> None:
     """Returning, sys.exit and an exception: the streams that asyncio cancels or that are still
-    live are told, and the exit status is the application's."""
+    live are told, and the exit status is the application's.
+    """
     process = start(receiver, how, 3)
     status, _ = ended(process)
     assert status == expected
