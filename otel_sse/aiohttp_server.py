@@ -21,7 +21,7 @@ from opentelemetry.trace import get_current_span
 
 from otel_sse import lifecycle
 from otel_sse.connection import Connection, Opening, is_stream
-from otel_sse.current import Serving, served
+from otel_sse.current import Request, serving
 from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.telemetry import Telemetry
 
@@ -54,18 +54,21 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
                     raised = error
                     raise
 
-            with Serving() as request:
-                try:
-                    return await original(protocol, raw, start_time, watched)
-                finally:
-                    connection = request.connection
-                    if connection is not None:
-                        _unwatch(raw)
-                        lost = getattr(protocol, "_manager", None) is None
-                        connection.gone |= lost
-                        cut = not lost and getattr(protocol, "_force_close", False)
-                        connection.end(raised, cut=cut)
-                    raised = None
+            request = Request()
+            attached, served = request.attach(), serving.set(request)
+            try:
+                return await original(protocol, raw, start_time, watched)
+            finally:
+                connection = request.connection
+                if connection is not None:
+                    _unwatch(raw)
+                    lost = getattr(protocol, "_manager", None) is None
+                    connection.gone |= lost
+                    cut = not lost and getattr(protocol, "_force_close", False)
+                    connection.end(raised, cut=cut)
+                raised = None
+                serving.reset(served)
+                otel_context.detach(attached)
 
         return call
 
@@ -80,7 +83,7 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
         @wraps(original)
         async def call(response: Any, raw: Any) -> Any:
             writer = await original(response, raw)
-            request, telemetry = served(), self.telemetry
+            request, telemetry = serving.get(), self.telemetry
             if request is not None and telemetry is not None and request.connection is None:
                 try:
                     opening = _opening(response, raw, telemetry)
@@ -104,7 +107,7 @@ def _inside(handler: Handler) -> Handler:
 
     @wraps(handler)
     async def inside(raw: Any) -> Any:
-        request = served()
+        request = serving.get()
         if request is None or get_current_span() is request:
             return await handler(raw)
         token = request.attach()

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from opentelemetry import context as otel_context
 from opentelemetry.propagators.textmap import Getter
 
 from otel_sse import lifecycle
 from otel_sse.backlog import transport_of
 from otel_sse.connection import Connection, Opening, is_stream
-from otel_sse.current import Serving
+from otel_sse.current import Request, serving
 from otel_sse.telemetry import Providers, Telemetry
-
-if TYPE_CHECKING:
-    from otel_sse.current import Request
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -90,28 +88,34 @@ async def serve(
             outer.route = route
         await app(scope, receive, send)
         return
-    with Serving() as request:
-        responder = Responder(telemetry, request, scope, receive, send)
-        responder.route = route
-        responder.server_send = server_send
-        scope[_KEY] = responder
-        try:
-            await app(scope, responder.receive, responder.send)
-        except BaseException as error:
-            responder.finish(error)
-            raise
-        else:
-            responder.finish(None)
-        finally:
-            scope.pop(_KEY, None)
+    request = Request()
+    attached, served = request.attach(), serving.set(request)
+    scope[_KEY] = responder = Responder(telemetry, request, scope, receive, send)
+    responder.route = route
+    responder.server_send = server_send
+    try:
+        await app(scope, responder.receive, responder.send)
+    except BaseException as error:
+        if request.connection is not None:
+            request.connection.end(error)
+        raise
+    else:
+        if request.connection is not None:
+            request.connection.end()
+    finally:
+        scope.pop(_KEY, None)
+        serving.reset(served)
+        otel_context.detach(attached)
 
 
 class Responder:
     """Watches the messages of one request."""
 
-    __slots__ = (
-        "_connection _left _receive _request _scope _send _telemetry route server_send".split()
-    )
+    route: Callable[[], str | None] | None = None
+    server_send: Any = None
+    _connection: Connection | None = None
+    # The peer has left before the stream started.
+    _left = False
 
     def __init__(
         self, telemetry: Telemetry, request: Request, scope: Scope, receive: Receive, send: Send
@@ -121,11 +125,6 @@ class Responder:
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._connection: Connection | None = None
-        # The peer has left before the stream started.
-        self._left = False
-        self.route: Callable[[], str | None] | None = None
-        self.server_send: Any = None
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -137,7 +136,7 @@ class Responder:
         connection = self._connection
         if connection is None:
             await self._send(message)
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and _may_stream(message):
                 self._start(message)
             return
         began = perf_counter()
@@ -153,11 +152,6 @@ class Responder:
                 connection.end(completed=True)
         elif kind == "http.response.pathsend":
             connection.end(completed=True)
-
-    def finish(self, error: BaseException | None) -> None:
-        """The application has returned, or raised ``error``."""
-        if self._connection is not None:
-            self._connection.end(error)
 
     def _start(self, message: Message) -> None:
         try:
@@ -203,9 +197,17 @@ class Responder:
             self._connection.gone = True
 
 
+def _may_stream(message: Message) -> bool:
+    """Says no, quickly, to nearly every response that is no stream."""
+    for name, value in message.get("headers", ()):
+        if name == b"content-type":
+            return b"stream" in value.lower()
+    return True
+
+
 def _first(headers: Headers, wanted: bytes) -> str | None:
     for name, value in headers:
-        if name.lower() == wanted:
+        if name == wanted or name.lower() == wanted:
             return value.decode("latin-1")
     return None
 

@@ -12,7 +12,7 @@ import concurrent.futures
 import random
 import secrets
 from collections.abc import Sequence
-from time import perf_counter
+from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry import propagate, trace
@@ -70,7 +70,7 @@ class Connection:
         config = telemetry.config
         self._telemetry = telemetry
         self._request = request
-        self._started_unix = request.started_unix
+        self._started_unix = time_ns() - int((perf_counter() - request.started) * 1e9)
         # Monotonic seconds: the request's start, the last message's (or the start's), and how
         # long the first message took.
         self.started = self.last = request.started
@@ -110,7 +110,7 @@ class Connection:
         self.due = self.segment_due
         request.connection = self
         request.span = self._segment.span
-        for verb, words in request.said or ():
+        for verb, words in request.said:
             getattr(self, verb)(*words)
         telemetry.opened(self)
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 from contextvars import ContextVar
-from time import perf_counter, time_ns
-from typing import TYPE_CHECKING, Any, Final
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
@@ -47,17 +47,17 @@ def _to_span(method: str) -> Any:
 class Request(Span):
     """The proxy span of a request, and the connection that the request became, if it did."""
 
+    # The context that the request came with, the span in it, and what stands for that now.
+    ambient: Context
+    enclosing: Span = INVALID_SPAN
+    span: Span = INVALID_SPAN
+    connection: Connection | None = None
+    # What the application said before the stream started.
+    said: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+
     def __init__(self) -> None:
-        # The request's start: monotonic seconds, and Unix nanoseconds.
-        self.started: Final = perf_counter()
-        self.started_unix: Final = time_ns()
-        # The context that the request came with, the span in it, and what stands for that now.
-        self.ambient = Context()
-        self.enclosing: Span = INVALID_SPAN
-        self.span: Span = INVALID_SPAN
-        self.connection: Connection | None = None
-        # What the application said before the stream started.
-        self.said: list[tuple[str, tuple[Any, ...]]] | None = None
+        # The request's start, monotonic seconds.
+        self.started = perf_counter()
 
     def attach(self) -> Token[Context]:
         """Makes this the current span below what is current now; detaching takes the token.
@@ -66,18 +66,20 @@ class Request(Span):
         request before on a kept-alive connection.
         """
         ambient = otel_context.get_current()
-        enclosing = get_current_span(ambient)
-        if enclosing is not INVALID_SPAN and enclosing is not self:
+        if _SPAN_KEY in ambient:
+            enclosing = get_current_span(ambient)
             around = enclosing.get_span_context()
             over = not enclosing.is_recording() and around.trace_flags.sampled
             if over and not around.is_remote:
                 enclosing = INVALID_SPAN
                 ambient = set_span_in_context(INVALID_SPAN, ambient)
-        if enclosing is not self and self.connection is None:
-            self.ambient = ambient
-            self.enclosing = self.span = enclosing
-        kind = _Ambient if self.span is INVALID_SPAN else Context
-        return otel_context.attach(kind({**ambient, _SPAN_KEY: self}))
+            if enclosing is not self and self.connection is None:
+                self.enclosing = self.span = enclosing
+        self.ambient = ambient
+        context = _Ambient(ambient) if self.span is INVALID_SPAN else Context(ambient)
+        # Not by set_value, which copies twice more.
+        dict.__setitem__(context, _SPAN_KEY, self)
+        return otel_context.attach(context)
 
     def get_span_context(self) -> SpanContext:
         return self.span.get_span_context()
@@ -117,28 +119,8 @@ class _Ambient(Context):
         return value
 
 
-_serving: ContextVar[Request | None] = ContextVar("otel_sse_request", default=None)
-
-
-class Serving:
-    """Attaches a new request for the length of a block: ``with Serving() as request``."""
-
-    __slots__ = ("_attached", "_served")
-
-    def __enter__(self) -> Request:
-        request = Request()
-        self._attached = request.attach()
-        self._served = _serving.set(request)
-        return request
-
-    def __exit__(self, *_: object) -> None:
-        _serving.reset(self._served)
-        otel_context.detach(self._attached)
-
-
-def served() -> Request | None:
-    """The request that the running code serves."""
-    return _serving.get()
+# The request that the running code serves.
+serving: ContextVar[Request | None] = ContextVar("otel_sse_request", default=None)
 
 
 class Current:
@@ -185,7 +167,7 @@ class Current:
         if request.connection is not None:
             getattr(request.connection, verb)(*words)
         else:
-            request.said = [*(request.said or ()), (verb, words)]
+            request.said += ((verb, words),)
 
 
 def current() -> Current:
@@ -193,4 +175,4 @@ def current() -> Current:
 
     It may be taken before the stream starts, and kept.
     """
-    return Current(served())
+    return Current(serving.get())

@@ -8,7 +8,7 @@ applications below a mount are seen too. Mounts nest routers; the outermost one 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Final
 
 from starlette.applications import Starlette
@@ -48,20 +48,22 @@ class SSEStarletteInstrumentor(SSEInstrumentor):
                 await original(router, scope, receive, send)
                 return
             before = (scope.get("root_path", ""), scope.get("path_params", {}))
-
-            def route() -> str | None:
-                root_path, path_params = before
-                return template(
-                    router.routes, {**scope, "root_path": root_path, "path_params": path_params}
-                )
-
-            async def app(scope: Scope, receive: Receive, send: Send) -> None:
-                await original(router, scope, receive, send)
-
-            server_send = scope.get(_SERVER_SEND)
-            await serve(telemetry, app, scope, receive, send, route=route, server_send=server_send)
+            await serve(
+                telemetry,
+                partial(original, router),
+                scope,
+                receive,
+                send,
+                route=partial(_route, router, scope, *before),
+                server_send=scope.get(_SERVER_SEND),
+            )
 
         return call
+
+
+def _route(router: Router, scope: Scope, root_path: str, path_params: Any) -> str | None:
+    """The route of a request that came to ``router`` with that path behind it."""
+    return template(router.routes, {**scope, "root_path": root_path, "path_params": path_params})
 
 
 def template(routes: Iterable[Any], scope: dict[str, Any]) -> str | None:
