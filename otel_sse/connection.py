@@ -69,7 +69,7 @@ class Connection:
     def __init__(self, telemetry: Telemetry, opening: Opening, request: Request) -> None:
         config = telemetry.config
         self._telemetry = telemetry
-        self._request = request
+        self._request: Request | None = request
         self._started_unix = time_ns() - int((perf_counter() - request.started) * 1e9)
         # Monotonic seconds: the request's start, the last message's (or the start's), and how
         # long the first message took.
@@ -267,7 +267,8 @@ class Connection:
                 self._home = self._origin_home
                 span = self._start(index, self._home, SpanKind.INTERNAL, at, links)
             self.segment_due = self.due = self._next_due(now)
-        self._request.span = span
+        if self._request is not None:
+            self._request.span = span
 
     def _start(
         self, index: int, context: Context, kind: SpanKind, at: int, links: Sequence[Link] = ()
@@ -337,8 +338,11 @@ class Connection:
         except Exception:
             telemetry.failed("an ending")
         finally:
-            if self._request.enclosing.get_span_context().is_valid:
-                self._request.span = self._request.enclosing
+            # What runs on after the stream is the enclosing span's again. The application may
+            # keep its context, and that the request, for as long as it likes.
+            request, self._request, self.transport = self._request, None, None
+            if request is not None and request.enclosing.get_span_context().is_valid:
+                request.span = request.enclosing
 
     def _follows(self, error: BaseException) -> bool:
         """Whether ``error`` says no more than that the peer has left."""

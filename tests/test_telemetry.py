@@ -444,3 +444,28 @@ async def test_nothing_of_ours_outlives_its_stream(backend: Backend) -> None:
     del stream
     backend.metrics()
     assert ours() <= before
+
+
+async def test_a_stream_is_freed_without_the_garbage_collector(backend: Backend) -> None:
+    """Nothing of ours is in a cycle: memory is given back as each stream ends."""
+    import weakref
+
+    from otel_sse.connection import Connection
+
+    live = middleware(backend, Fed())._telemetry.live
+    fed = Fed()
+    stream = Stream(middleware(backend, fed))
+    await fed.feed(b"data: x\n\n")
+    gc.collect()
+    gc.disable()
+    try:
+        (connection,) = live
+        assert isinstance(connection, Connection)
+        gone = weakref.ref(connection)
+        del connection
+        fed.end()
+        await stream.task
+        del stream
+        assert gone() is None
+    finally:
+        gc.enable()
