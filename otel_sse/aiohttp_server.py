@@ -110,11 +110,8 @@ def _inside(handler: Handler) -> Handler:
         request = serving.get()
         if request is None or get_current_span() is request:
             return await handler(raw)
-        token = request.attach()
-        try:
+        with request.below():
             return await handler(raw)
-        finally:
-            otel_context.detach(token)
 
     return inside
 
@@ -125,7 +122,8 @@ def _opening(response: Any, raw: Any, telemetry: Telemetry) -> Opening | None:
         return None
     if telemetry.config.excludes(f"{raw.scheme}://{raw.host}{raw.path}"):
         return None
-    resource = getattr(getattr(raw.match_info, "route", None), "resource", None)
+    match = getattr(raw, "match_info", None)
+    resource = getattr(getattr(match, "route", None), "resource", None)
     return Opening(
         method=raw.method,
         route=getattr(resource, "canonical", None),

@@ -76,8 +76,10 @@ async def serve(
 ) -> None:
     """Runs ``app`` and tells its stream, if it answers with one.
 
-    A request that is watched already is only run; but it learns its ``route``, which is asked
-    when the stream starts. ``server_send`` is the server's own ``send``, where another is given.
+    ``route`` is asked when the stream starts. ``server_send`` is the server's own ``send``, where
+    another is given. A request that is watched already learns its route; and where something has
+    wrapped ``send`` since, which may code the bytes or have a span of its own, it is watched from
+    inside that from here on.
     """
     if scope["type"] != "http":
         await app(scope, receive, send)
@@ -86,7 +88,15 @@ async def serve(
     if outer is not None:
         if outer.route is None:
             outer.route = route
-        await app(scope, receive, send)
+        if send == outer.send:
+            await app(scope, receive, send)
+            return
+        scope[_KEY] = outer.inner = outer.within(send)
+        try:
+            with outer.request.below():
+                await app(scope, receive, outer.inner.send)
+        finally:
+            scope[_KEY], outer.inner = outer, None
         return
     request = Request()
     attached, served = request.attach(), serving.set(request)
@@ -113,23 +123,29 @@ class Responder:
 
     route: Callable[[], str | None] | None = None
     server_send: Any = None
+    # The responder that watches in its stead.
+    inner: Responder | None = None
     _connection: Connection | None = None
-    # The peer has left before the stream started.
-    _left = False
 
     def __init__(
         self, telemetry: Telemetry, request: Request, scope: Scope, receive: Receive, send: Send
     ) -> None:
         self._telemetry = telemetry
-        self._request = request
+        self.request = request
         self._scope = scope
         self._receive = receive
         self._send = send
 
+    def within(self, send: Send) -> Responder:
+        """A responder for the same request, which watches what comes to ``send``."""
+        inner = Responder(self._telemetry, self.request, self._scope, self._receive, send)
+        inner.route, inner.server_send = self.route, self.server_send or self._send
+        return inner
+
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            self._leave()
+            self.request.left()
         return message
 
     async def send(self, message: Message) -> None:
@@ -139,31 +155,32 @@ class Responder:
             if message["type"] == "http.response.start" and _may_stream(message):
                 self._start(message)
             return
+        # Middleware outside may code the body in place.
+        body = message.get("body", b"")
         began = perf_counter()
         try:
             await self._send(message)
         except BaseException as error:
-            connection.interrupted(message.get("body", b""), began, error)
+            connection.interrupted(body, began, error)
             raise
         kind = message["type"]
         if kind == "http.response.body":
-            connection.sent(message.get("body", b""), began, perf_counter())
+            connection.sent(body, began, perf_counter())
             if not message.get("more_body", False):
                 connection.end(completed=True)
         elif kind == "http.response.pathsend":
             connection.end(completed=True)
 
     def _start(self, message: Message) -> None:
+        if self.inner is not None or self.request.connection is not None:
+            return
         try:
             content_type = _first(message.get("headers", ()), b"content-type") or ""
             if not is_stream(self._scope["method"], message["status"], content_type):
                 return
             opening = self._opening(message["status"])
             if opening is not None:
-                self._connection = lifecycle.open_connection(
-                    self._telemetry, opening, self._request
-                )
-                self._connection.gone = self._left
+                self._connection = lifecycle.open_connection(self._telemetry, opening, self.request)
         except Exception:
             self._telemetry.failed("a connection's start")
 
@@ -190,11 +207,6 @@ class Responder:
             getter=_getter,
             transport=transport_of(self.server_send or self._send),
         )
-
-    def _leave(self) -> None:
-        self._left = True
-        if self._connection is not None:
-            self._connection.gone = True
 
 
 def _may_stream(message: Message) -> bool:

@@ -95,7 +95,7 @@ class Connection:
         # How far the telling of a stall has got; see telemetry.
         self.stall = LIVELY
         # The peer has left, or the connection has ended: nothing counts any more.
-        self.gone = False
+        self.gone = request.gone
         # The send that found the peer gone, by what it raised.
         self._failure: OSError | None = None
         # The ending's reason, as the application has said it.

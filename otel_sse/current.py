@@ -10,6 +10,8 @@ then on.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -52,12 +54,20 @@ class Request(Span):
     enclosing: Span = INVALID_SPAN
     span: Span = INVALID_SPAN
     connection: Connection | None = None
+    # The peer has left.
+    gone = False
     # What the application said before the stream started.
     said: tuple[tuple[str, tuple[Any, ...]], ...] = ()
 
     def __init__(self) -> None:
         # The request's start, monotonic seconds.
         self.started = perf_counter()
+
+    def left(self) -> None:
+        """The peer has left, before the stream's start or within it."""
+        self.gone = True
+        if self.connection is not None:
+            self.connection.gone = True
 
     def attach(self) -> Token[Context]:
         """Makes this the current span below what is current now; detaching takes the token.
@@ -80,6 +90,21 @@ class Request(Span):
         # Not by set_value, which copies twice more.
         dict.__setitem__(context, _SPAN_KEY, self)
         return otel_context.attach(context)
+
+    @contextmanager
+    def below(self) -> Iterator[None]:
+        """Attaches below what is current now, for the length of a block.
+
+        A stream that starts in the block has that for its enclosing span; a later one has not.
+        """
+        before = (self.ambient, self.enclosing, self.span)
+        token = self.attach()
+        try:
+            yield
+        finally:
+            otel_context.detach(token)
+            if self.connection is None:
+                self.ambient, self.enclosing, self.span = before
 
     def get_span_context(self) -> SpanContext:
         return self.span.get_span_context()

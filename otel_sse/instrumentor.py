@@ -56,6 +56,8 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         raise NotImplementedError
 
     def _patch(self, owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
+        # Other instrumentation may have put a subclass in the owner's place.
+        owner = next(each for each in getattr(owner, "__mro__", [owner]) if name in vars(each))
         original = vars(owner)[name]
         ours = wrap(original)
         setattr(owner, name, ours)

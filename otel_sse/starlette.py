@@ -86,9 +86,7 @@ def template(routes: Iterable[Any], scope: dict[str, Any]) -> str | None:
             routes = [getattr(each, "starlette_route", None) or each for each in included()]
             continue
         scope.update(child_scope)
-        path = getattr(route, "path", None)
-        if path is not None:
-            prefix = (prefix or "") + path
+        prefix = (prefix or "") + getattr(route, "path", "") or None
         if not isinstance(route, Mount) and not hasattr(route, "host"):
             return prefix
         routes = route.routes
