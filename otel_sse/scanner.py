@@ -101,17 +101,22 @@ class Scanner:
             self._scan(chunk, messages)
         else:
             view = memoryview(chunk).cast("B")
-            for at in range(0, len(view), _PIECE):
-                self._scan(bytes(view[at : at + _PIECE]), messages)
+            at, end = 0, len(view)
+            while at < end:
+                stop = at + _PIECE
+                if bytes(view[stop - 1 : stop + 1]) == b"\r\n":
+                    stop += 1
+                self._scan(bytes(view[at:stop]), messages)
+                at = stop
         return messages
 
     def _scan(self, chunk: bytes, messages: list[Message]) -> None:
+        at, end = 0, len(chunk)
         if self._start is not None:
-            chunk = self._without_mark(self._start + chunk)
-        if not chunk:
+            at = self._skip_mark(chunk, messages)
+        if at == end:
             return
         self._clean = False
-        at, end = 0, len(chunk)
         if self._after_cr and chunk[0] == _LF:
             at = 1
             if self._block:
@@ -122,7 +127,7 @@ class Scanner:
                 at = self._skip(chunk, at, messages)
                 continue
             stop = min(at + _WINDOW, end)
-            if stop < end and chunk[stop - 1] == _CR:
+            if chunk[stop - 1 : stop + 1] == b"\r\n":
                 stop += 1
             for line in chunk[at:stop].splitlines(True):
                 last = line[-1]
@@ -148,22 +153,31 @@ class Scanner:
             at = stop
         self._clean = not (self._open or self._block or self._after_cr or self._capture_id)
 
-    def _without_mark(self, start: bytes) -> bytes:
-        if len(start) < len(_BOM) and _BOM.startswith(start):
+    def _skip_mark(self, chunk: bytes, messages: list[Message]) -> int:
+        """Where in the stream's first chunks the lines begin."""
+        held = self._start or b""
+        start = held + chunk[: len(_BOM) - len(held)]
+        if start != _BOM and _BOM.startswith(start):
             self._start = start
-            return b""
+            return len(chunk)
         self._start = None
-        return start.removeprefix(_BOM)
+        if start == _BOM:
+            return len(_BOM) - len(held)
+        if held:
+            self._scan(held, messages)
+        return 0
 
     def _skip(self, chunk: bytes, at: int, messages: list[Message]) -> int:
         """Goes on from ``at`` to behind the open line, of which nothing more is kept."""
-        lf = chunk.find(b"\n", at)
-        cr = chunk.find(b"\r", at, lf if lf >= 0 else len(chunk))
+        # Not further than a piece: the end of lines that end in CR is not sought by the LF.
+        stop = min(at + _PIECE, len(chunk))
+        lf = chunk.find(b"\n", at, stop)
+        cr = chunk.find(b"\r", at, lf if lf >= 0 else stop)
         if cr < 0 and lf < 0:
-            self._open += len(chunk) - at
-            return len(chunk)
+            self._open += stop - at
+            return stop
         body = cr if cr >= 0 else lf
-        terminator = 2 if 0 <= cr == lf - 1 else 1
+        terminator = 2 if chunk[body : body + 2] == b"\r\n" else 1
         self._open += body - at
         self._end_line(terminator, messages)
         return body + terminator

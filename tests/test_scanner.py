@@ -9,18 +9,25 @@ from itertools import product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import BOM, Buffer, Message, Told, aligned, cut, difference, read, wire
+from oracle import (
+    BOM,
+    LEADS,
+    Buffer,
+    Message,
+    Told,
+    aligned,
+    cut,
+    difference,
+    line_edges,
+    read,
+    wire,
+)
 
 from otel_sse import scanner as module
 from otel_sse.scanner import Scanner
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
-settings.register_profile(
-    "scanner",
-    max_examples=EXAMPLES,
-    deadline=None,
-    print_blob=True,
-)
+settings.register_profile("scanner", max_examples=EXAMPLES, deadline=None, print_blob=True)
 SETTINGS = settings.get_profile("scanner")
 
 pytestmark = pytest.mark.timeout(max(120, EXAMPLES // 10))
@@ -58,9 +65,15 @@ def check(
 LINE_ENDS = (b"\n", b"\r", b"\r\n")
 CRLF = (b"\r", b"\n")
 FILLS = (b"x", b" ", b":", b"\xff", "é".encode(), "€".encode(), "😀".encode(), b"\xe2\x82")
-VALUES = (b"", b"", b"1", b"tick", b"token", b" x", b":", "é".encode(), b"\xff", BOM)
+VALUES = (
+    *(b"", b"", b"1", b"tick", b"token", b" x", b":", b"\xff", BOM),
+    *("é\x85\u2028".encode(), b"\x0b\x0c\x1c\x1d\x1e"),
+)
 DATA = (b"data", b"data: ", b"data:", b"data:  x", b"data: data")
-NAMES = (b"event", b"id", b"data", b"retry", b"eventual", b"date", b"Data", b"dat", b" data", b"")
+NAMES = (
+    *(b"event", b"event", b"id", b"data", b"retry"),
+    *(b"events", b"date", b"datax", b" data", b""),
+)
 SEPARATORS = (b": ", b":", b"", b":  ", b" :")
 LENGTHS = (
     *[range(12)] * 16,
@@ -101,37 +114,38 @@ def streams(values: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
     )
 
 
-LEADS = (b": ", b"data: ", b"event: tick\ndata: x\r\n", b"data: x\n\n: ")
-
-
 @st.composite
 def aligned_streams(draw: st.DrawFn) -> bytes:
     """A stream behind a long line, so that a line end lies at the edge of an inner window."""
     stream = draw(streams(short_values))
-    edges = [at + 1 for at, byte in enumerate(stream) if byte in b"\r\n"]
-    at = draw(st.sampled_from(edges) if edges else st.just(0))
+    at = draw(st.sampled_from([0, *line_edges(stream)]))
     boundary = draw(st.sampled_from((256, *[2048] * 8, 4096, 65536)))
     return aligned(draw(st.sampled_from(LEADS)), stream, at, boundary)
 
 
 # Pieces that mean something, in any order.
 pieces = st.sampled_from(
-    (*LINE_ENDS, *LINE_ENDS, *DATA, *NAMES, *SEPARATORS, BOM, *BOM.split(b"\xbb"), b"\0", b"x")
+    (
+        *(*LINE_ENDS, *LINE_ENDS, *LINE_ENDS, b"\n\n", b"\r\n\r\n", b"data: x\n"),
+        *(*DATA, *NAMES, *SEPARATORS, BOM, *BOM.split(b"\xbb"), b"\0", b"x"),
+    )
 )
-any_bytes = st.binary(max_size=200) | st.lists(pieces, max_size=40).map(b"".join)
+any_bytes = st.binary(max_size=200) | st.lists(pieces, max_size=25).map(b"".join)
 
 
 @st.composite
 def with_cuts(draw: st.DrawFn, source: st.SearchStrategy[bytes]) -> Cut:
-    """A stream and where its chunks end: anywhere, in its CRLFs, at its messages or nowhere."""
+    """A stream and where its chunks end: nowhere, at messages, at line ends, or anywhere."""
     stream = draw(source)
-    anywhere = st.integers(0, len(stream))
-    behind_cr = [at + 1 for at, byte in enumerate(stream) if byte == 13]
-    if behind_cr:
-        anywhere |= st.sampled_from(behind_cr)
+    edges = line_edges(stream)
     messages = [block.end for block in wire(stream)]
-    cuts = draw(st.just(messages) | st.lists(anywhere, max_size=12) | st.just([]))
-    return stream, sorted(cuts)
+    ways = [
+        st.just([]),
+        st.just(messages),
+        st.just(sorted({*edges, *messages})),
+        st.lists(st.integers(0, len(stream)) | st.sampled_from([0, *edges]), max_size=12),
+    ]
+    return stream, sorted(draw(st.one_of(ways)))
 
 
 # Properties.
@@ -274,7 +288,7 @@ def test_standard_four_blocks() -> None:
         b"data:  third event\n\n"
     )
     scanner = Scanner(capture_id=True)
-    assert scanner.feed(stream) == [
+    assert list(scanner.feed(stream)) == [
         ("message", 25, "1"),
         ("message", 22, ""),
         ("message", 20, ""),
@@ -345,9 +359,9 @@ def test_line_end_split_over_chunks(
 def test_blank_line_split_over_chunks() -> None:
     """A message is told at its blank line's CR; the LF that follows is nobody's."""
     scanner = Scanner()
-    assert scanner.feed(b"data: x\r\n\r") == [("message", 10, None)]
+    assert list(scanner.feed(b"data: x\r\n\r")) == [("message", 10, None)]
     assert list(scanner.feed(b"")) == []
-    assert scanner.feed(b"\ndata: yy\n\n") == [("message", 10, None)]
+    assert list(scanner.feed(b"\ndata: yy\n\n")) == [("message", 10, None)]
 
 
 def test_line_feed_behind_a_carriage_return_that_ended_nothing() -> None:
@@ -363,19 +377,28 @@ def test_line_ends(end: bytes) -> None:
     assert told(stream, stream) == [("tick", len(stream), None)] * 2
 
 
+@pytest.mark.parametrize("other", "\v\f\x1c\x1d\x1e\0\x85\u2028\u2029")
+def test_other_line_separators(other: str) -> None:
+    """No other character ends a line, also where the text of a message is one chunk."""
+    line = f"x{other}data: x\n\n".encode()
+    assert told(b"data: x\n\n", line, line + b"data: x\n\n") == [("message", 9, None)] * 2
+    event = f"event: a{other}b\ndata: x\n\n".encode()
+    assert told(event, event, event + event) == [(f"a{other}b", len(event), None)] * 4
+
+
 def test_comment_of_no_bytes() -> None:
     """A colon alone is a comment: it is counted, and starts no block."""
     scanner = Scanner()
-    assert scanner.feed(b":\n:\r:\r\n\n:") == []
+    assert list(scanner.feed(b":\n:\r:\r\n\n:")) == []
     assert scanner.comments == 3
-    assert scanner.feed(b"\ndata: x\n\n") == [("message", 9, None)]
+    assert list(scanner.feed(b"\ndata: x\n\n")) == [("message", 9, None)]
     assert scanner.comments == 4
 
 
 def test_comments_in_a_block() -> None:
     """A comment between fields is in the size, one before the first field is not."""
     scanner = Scanner()
-    assert scanner.feed(b": before\r\ndata: x\r\n: in\r\n\r\n") == [("message", 17, None)]
+    assert list(scanner.feed(b": before\r\ndata: x\r\n: in\r\n\r\n")) == [("message", 17, None)]
     assert scanner.comments == 2
 
 
@@ -457,6 +480,7 @@ def test_message_in_a_chunk_of_its_own() -> None:
         b"event: tick\n\n",
         b"\n",
         b"date: x\n\n",
+        b"datax: x\n\n",
         b"data: x\nevent: tick\n\n",
         b": x\n\n",
         b": x\ndata: x\n\n",
@@ -472,6 +496,21 @@ def test_message_in_a_chunk_of_its_own() -> None:
         *("tick", "message", "message", "message", "tick"),
         *("message", "message", "message", "message", "message"),
     ]
+
+
+@pytest.mark.parametrize("end", LINE_ENDS)
+def test_message_behind_an_open_block(end: bytes) -> None:
+    """A chunk that could be a message is only the rest of one where a block is open."""
+    chunks = [b"data: x\n\n", b"event: tick" + end, b"data: y\n\n", b"data: z\n\n"]
+    sizes = [9, 20 + len(end), 9]
+    types = ["message", "tick", "message"]
+    assert [message[:2] for message in told(*chunks)] == list(zip(types, sizes, strict=True))
+
+
+def test_message_behind_an_open_line() -> None:
+    """A chunk that could be a message is no message where it goes on with a line."""
+    assert told(b"data: x\n\n", b"no", b"data: y\n\n") == [("message", 9, None)]
+    assert told(b"data: x\n\n", b":", b"data: y\n\n") == [("message", 9, None)]
 
 
 # Memory and work.
@@ -547,7 +586,7 @@ def test_endless_comment() -> None:
     chunk = b"x" * MEGABYTE
     assert growth(lambda: [scanner.feed(chunk) for _ in range(200)]) < MEGABYTE // 2
     assert kept(scanner) < 2048
-    assert scanner.feed(b"\ndata\n\n") == [("message", 6, None)]
+    assert list(scanner.feed(b"\ndata\n\n")) == [("message", 6, None)]
     assert scanner.comments == 1
 
 

@@ -1,0 +1,118 @@
+"""Holds the scanner against the oracle on random streams: ``python tests/fuzz.py [N [SEED]]``."""
+
+import random
+import sys
+from collections.abc import Callable
+from multiprocessing import Pool
+from time import monotonic
+
+from oracle import BOM, LEADS, Buffer, aligned, difference, line_edges, wire
+
+from otel_sse import scanner
+from otel_sse.scanner import Scanner
+
+STREAMS = 1_000_000
+PROCESSES = 2
+BATCH = 5_000
+
+ENDS = (b"\n", b"\n", b"\r", b"\r\n", b"\r\n")
+LINES = (
+    *(b"data: x", b"data:", b"data", b"data: 1: 2", b"event: tick", b"event: token", b"event:"),
+    *(b"event", b"id: 1", b"id:", b"id", b":", b": x", b"retry: 1", b"date: x", b"eventual", b"x"),
+    *(b"event: \xff\xe2\x82", "id: é".encode(), b" data: x", BOM + b"data: x"),
+    *(b"event:  tick", b"event:tick", b"id:  1", b"datax: x", "x\f\x85\u2028data: x".encode()),
+)
+PIECES = (*LINES, *ENDS, *ENDS, b":", b" ", b"data", b"event", b"id", *(b"\xef", b"\xbb", b"\xbf"))
+# An id is cut before a NUL behind its 250th byte, so no stream has both NULs and long lines.
+NUL = (b"\0", b"id: \0", b"id: 1\x002")
+FILLS = (b"x", b":", b" ", b"\xff", "é".encode(), "😀".encode())
+LENGTHS = (*range(12), *range(240, 264), *range(500, 520), *range(2030, 2060))
+BOUNDARIES = (256, 2048, 2048, 2048, 4096)
+KINDS: tuple[Callable[[bytes], Buffer], ...] = (bytes, bytes, bytes, bytearray, memoryview)
+
+Failure = tuple[str, bytes, list[int], bool, Callable[[bytes], Buffer]]
+
+
+def long_piece(rng: random.Random) -> bytes:
+    length = rng.choice(LENGTHS) if rng.random() < 0.995 else rng.randrange(65_500, 65_560)
+    return rng.choice((b"", *LINES)) + rng.choice(FILLS) * length
+
+
+def random_stream(rng: random.Random) -> bytes:
+    """Blocks of lines, here and there behind a long line, or pieces of them in no order."""
+    pieces: tuple[bytes, ...] = LINES
+    if rng.random() < 0.02:
+        pieces += tuple(long_piece(rng) for _ in range(8))
+    else:
+        pieces += NUL
+    start = BOM[: rng.randrange(4)] if rng.random() < 0.2 else b""
+    if rng.random() < 0.4:
+        return start + b"".join(rng.choices(pieces + PIECES, k=rng.randrange(24)))
+    end = rng.choice(ENDS)
+    one_end = rng.random() < 0.5
+    parts: list[bytes] = []
+    for _ in range(rng.randrange(5)):
+        for line in rng.choices(pieces, k=rng.randrange(4)):
+            parts += line, end if one_end else rng.choice(ENDS)
+        if rng.random() < 0.8:
+            parts += b"data: x", end
+        parts.append(end if one_end else rng.choice(ENDS))
+    stream = b"".join(parts)
+    if stream and rng.random() < 0.03:
+        boundary = rng.choice(BOUNDARIES) if rng.random() < 0.98 else 65536
+        stream = aligned(rng.choice(LEADS), stream, rng.choice(line_edges(stream)), boundary)
+    return start + stream
+
+
+def random_cuts(rng: random.Random, stream: bytes) -> list[int]:
+    """Nowhere, at the messages, at the line ends, at each byte, or anywhere."""
+    way = rng.randrange(9)
+    if way == 0:
+        return []
+    if way <= 2:
+        return [block.end for block in wire(stream)]
+    if way <= 4:
+        return line_edges(stream)
+    if way == 5 and len(stream) < 200:
+        return list(range(len(stream)))
+    return sorted(rng.choices(range(len(stream) + 1), k=rng.randrange(1, 6)))
+
+
+def run(task: tuple[str, int]) -> Failure | None:
+    """The first failure of so many streams."""
+    seed, count = task
+    rng = random.Random(seed)
+    for _ in range(count):
+        stream = random_stream(rng)
+        cuts = random_cuts(rng, stream)
+        ids = rng.random() < 0.5
+        kind = rng.choice(KINDS)
+        scanner._known_lines.clear()
+        found = difference(Scanner(capture_id=ids), stream, cuts, ids=ids, buffer=kind)
+        if found:
+            return found, stream, cuts, ids, kind
+    return None
+
+
+def main() -> int:
+    total = int(sys.argv[1]) if len(sys.argv) > 1 else STREAMS
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(1 << 32)
+    print(f"{total} streams, seed {seed}", flush=True)
+    tasks = [(f"{seed}/{at}", min(BATCH, total - at)) for at in range(0, total, BATCH)]
+    started = monotonic()
+    done = 0
+    with Pool(PROCESSES) as pool:
+        for (_, count), failure in zip(tasks, pool.imap(run, tasks), strict=True):
+            if failure:
+                found, stream, cuts, ids, kind = failure
+                print(f"\n{found}\nstream: {stream!r}\ncuts: {cuts}", file=sys.stderr)
+                print(f"capture_id: {ids}, fed as {kind.__name__}", file=sys.stderr)
+                return 1
+            done += count
+            print(f"\r{done} in {monotonic() - started:.0f} s", end="", flush=True)
+    print("\nno difference")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
