@@ -38,6 +38,8 @@ def start(receiver: Receiver, how: str, streams: int = 1, **env: str) -> "subpro
             "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "",
             **env,
         },
+        # Not the checkout: opentelemetry-instrument puts the working directory on the path.
+        cwd=LIVE.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

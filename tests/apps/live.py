@@ -55,8 +55,16 @@ async def _forever() -> Any:
 
 
 def _scope() -> dict[str, Any]:
-    return {"type": "http", "http_version": "1.1", "method": "GET", "scheme": "http",
-            "path": "/", "query_string": b"", "headers": [], "client": None}
+    return {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": "/",
+        "query_string": b"",
+        "headers": [],
+        "client": None,
+    }
 
 
 if __name__ == "__main__":
