@@ -312,7 +312,7 @@ class Connection:
         try:
             if not telemetry.leave(self):
                 return
-            if error is not None and self._follows(error):
+            if self._follows(error):
                 self.gone = True
                 error = None
             reason = self._verdict(error, completed, cut or telemetry.stopping)
@@ -344,14 +344,16 @@ class Connection:
             if request is not None and request.enclosing.get_span_context().is_valid:
                 request.span = request.enclosing
 
-    def _follows(self, error: BaseException) -> bool:
-        """Whether ``error`` says no more than that the peer has left."""
-        seen: BaseException | None = error
-        while seen is not None:
-            if seen is self._failure or type(seen).__name__ == "ClientDisconnect":
-                return True
-            seen = seen.__cause__ or seen.__context__
-        return False
+    def _follows(self, error: BaseException | None) -> bool:
+        """Whether ``error`` says no more than that the peer has left.
+
+        Starlette makes a ClientDisconnect of any OSError in a stream, the application's too.
+        """
+        if self.gone and type(error).__name__ == "ClientDisconnect":
+            return True
+        while error is not None and error is not self._failure:
+            error = error.__cause__ or error.__context__
+        return error is not None
 
     def _verdict(self, error: BaseException | None, completed: bool, cut: bool) -> str:
         """The reason, by the first of the contract's witnesses that speaks."""
@@ -390,7 +392,9 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """What a task group has wrapped, where it is one exception."""
+    """What a task group, or a framework that takes it for a disconnect, has wrapped."""
+    if type(error).__name__ == "ClientDisconnect" and error.__context__ is not None:
+        return error.__context__
     inner: tuple[BaseException, ...]
     while len(inner := getattr(error, "exceptions", ())) == 1:
         error = inner[0]

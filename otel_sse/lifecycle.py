@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import atexit
 import logging
+import multiprocessing
 import os
 import signal
 import threading
 import time
 from functools import partial
+from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry import metrics
@@ -132,6 +134,8 @@ class _Exit:
     def __init__(self) -> None:
         self._watching = False
         self._chained: dict[int, tuple[Any, Any]] = {}
+        # The process that has its finalizer.
+        self._finalized = 0
 
     def watch(self) -> None:
         if not self._watching:
@@ -156,6 +160,11 @@ class _Exit:
         """Puts itself before the handlers that a server has installed since the last call."""
         if not self._watching or not _in_main_thread():
             return
+        if self._finalized != os.getpid():
+            self._finalized = os.getpid()
+            if multiprocessing.parent_process() is not None:
+                # A child of multiprocessing runs no exit hooks but these.
+                Finalize(None, _bounded, (_finish,), exitpriority=100)
         for number in (signal.SIGTERM, signal.SIGINT):
             handler = signal.getsignal(number)
             ours, _ = self._chained.get(number, (None, None))

@@ -166,6 +166,26 @@ async def test_a_send_that_finds_the_peer_gone_is_a_disconnect(backend: Backend)
     assert span.status.status_code is StatusCode.UNSET
 
 
+async def test_an_error_of_the_applications_is_told_whatever_the_framework_calls_it(
+    backend: Backend,
+) -> None:
+    """Starlette makes a ClientDisconnect of any OSError, also of an upstream's that refused."""
+    from starlette.requests import ClientDisconnect
+    from starlette.responses import StreamingResponse
+
+    async def body() -> Any:
+        yield b"data: 1\n\n"
+        raise ConnectionRefusedError(111, "the upstream refused")
+
+    app = StreamingResponse(body(), media_type="text/event-stream")
+    stream = Stream(middleware(backend, app), asgi={"version": "3.0", "spec_version": "2.4"})
+    with pytest.raises(ClientDisconnect):
+        await stream.task
+    (span,) = backend.spans("SSE")
+    assert span.attributes["sse.close.reason"] == "error"
+    assert span.attributes["error.type"] == "ConnectionRefusedError"
+
+
 async def test_a_message_counts_when_its_send_is_cancelled_and_not_when_it_fails(
     backend: Backend,
 ) -> None:

@@ -1,0 +1,63 @@
+# Two commands do everything on a machine with Python (3.10-3.13) and make: demo and test.
+# What was done is kept in .venv/.done-*, and done again only when what it came from has changed.
+
+PYTHON ?= python3
+DEMO_SECONDS ?= 60
+
+BIN := .venv/bin
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+SOURCES := $(shell find otel_sse -not -path '*/__pycache__*') README.md LICENSE pyproject.toml
+
+.PHONY: help demo test bench fuzz lint format clean
+
+help: ## say what there is
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@echo '  PYTHON=python3.12 chooses the Python of a new .venv, DEMO_SECONDS=20 how long the demo runs.'
+
+demo: .venv/.done-demo .venv/.done-wheel ## serve and read real streams for a minute, and show what is told of them
+	@DEMO_SECONDS=$(DEMO_SECONDS) $(BIN)/python examples/demo/run.py
+
+test: lint .venv/.done-wheel ## check and test everything, against the built wheel
+	@$(BIN)/python -I -c 'import otel_sse as o; print("Testing otel_sse", o.__version__, o.__path__[0])'
+	@$(BIN)/pytest
+
+bench: .venv/.done-test .venv/.done-wheel ## measure what telling costs
+	@$(BIN)/python tests/benchmarks/bench.py
+
+fuzz: .venv/.done-test .venv/.done-wheel ## feed the scanner what nobody would write
+	@$(BIN)/python tests/fuzz.py
+
+lint: .venv/.done-test ## check style and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy --strict otel_sse
+	@$(BIN)/mypy --strict examples/demo
+
+format: .venv/.done-test ## put the sources into the project's style
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+clean: ## remove all that make has made
+	rm -rf .venv .build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv/.done-uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo '$(PYTHON) has to be Python 3.10 or later: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@echo 'Making .venv ...'
+	@$(PYTHON) -m venv .venv
+	@echo 'Installing uv into it ...'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@touch $@
+
+.venv/.done-build .venv/.done-demo .venv/.done-test: .venv/.done-%: pyproject.toml .venv/.done-uv
+	@echo 'Installing what $* needs ...'
+	@$(UV) --requirements pyproject.toml --extra otlp --group $*
+	@touch $@
+
+.venv/.done-wheel: $(SOURCES) .venv/.done-build
+	@echo 'Building the wheel ...'
+	@rm -rf .build
+	@$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir .build
+	@echo 'Installing it ...'
+	@$(UV) --offline --no-deps --reinstall .build/*.whl
+	@touch $@

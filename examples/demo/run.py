@@ -1,0 +1,144 @@
+"""The demo: two servers under ``opentelemetry-instrument``, real clients, and what is told of them.
+
+The servers export OTLP to a receiver in this process. Where ``OTEL_EXPORTER_OTLP_ENDPOINT`` is
+set, the receiver sends everything there too. ``DEMO_SECONDS`` says how long it goes on.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections import Counter
+from time import monotonic
+
+from clients import attach
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
+from opentelemetry.util.re import parse_env_headers
+from receiver import Forward, Receiver, attributes
+from rich.console import Console
+from rich.live import Live
+from server import BIN, Server, ServerError
+from table import COLOURS, closed_line, metrics_table
+
+from otel_sse import semconv
+
+REFRESH_SECONDS = 0.25
+SNAPSHOT_SECONDS = 5.0
+# How long before the end the servers are told to stop: they drain first.
+LAST_SECONDS = 3.0
+
+
+async def main(seconds: float) -> int:
+    """Runs everything; returns the exit status."""
+    console = Console(highlight=False)
+    stopped = asyncio.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(signum, stopped.set)
+    reasons: Counter[str] = Counter()
+
+    def closed(service: str, record: LogRecord) -> None:
+        reasons[attributes(record.attributes)[semconv.CLOSE_REASON]] += 1
+        console.print(closed_line(service, record), soft_wrap=True)
+
+    forward = None
+    if endpoint := os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        headers = parse_env_headers(os.environ.get("OTEL_EXPORTER_OTLP_HEADERS", ""))
+        forward = Forward(endpoint, headers, lambda text: console.print(text, soft_wrap=True))
+    receiver = Receiver(closed, forward)
+    here = await receiver.start()
+    uvicorn = [str(BIN / "uvicorn"), "starlette_app:app", "--log-level", "warning"]
+    servers = [
+        Server("starlette", here, *uvicorn, "--timeout-graceful-shutdown", "1", "--port"),
+        Server("aiohttp", here, sys.executable, "aiohttp_app.py"),
+    ]
+    console.print(f"Two servers and their clients, for {seconds:g} s; Ctrl-C ends it sooner.")
+    for server in servers:
+        console.print(f"{server.service}: try  curl -N {server.url}/ticker", soft_wrap=True)
+    shown = asyncio.create_task(show(console, receiver))
+    try:
+        await play(servers, seconds, stopped)
+    except ServerError as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        shown.cancel()
+        await asyncio.wait({shown})
+        await receiver.stop()
+        if forward is not None:
+            await forward.stop()
+    summarise(console, receiver, reasons, forward)
+    return 0
+
+
+async def play(servers: list[Server], seconds: float, stopped: asyncio.Event) -> None:
+    """Serves and reads streams, then stops the servers while their clients are still there.
+
+    Raises:
+        ServerError: a server did not start, or has ended by itself.
+
+    """
+    clients: list[asyncio.Task[None]] = []
+
+    async def act() -> None:
+        await asyncio.gather(*(server.start() for server in servers))
+        clients.extend(asyncio.create_task(attach(server.url)) for server in servers)
+        end = monotonic() + seconds - LAST_SECONDS
+        while monotonic() < end:
+            await asyncio.sleep(REFRESH_SECONDS)
+            for server in servers:
+                await server.check()
+
+    acting, stopping = asyncio.create_task(act()), asyncio.create_task(stopped.wait())
+    try:
+        await asyncio.wait({acting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if acting.done():
+            acting.result()
+    finally:
+        acting.cancel()
+        stopping.cancel()
+        await asyncio.gather(acting, stopping, return_exceptions=True)
+        await asyncio.gather(*(server.stop() for server in servers))
+        for client in clients:
+            client.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+
+
+async def show(console: Console, receiver: Receiver) -> None:
+    """Keeps the table up to date: in its place on a terminal, else as a snapshot now and then."""
+    if not console.is_interactive:
+        while True:
+            await asyncio.sleep(SNAPSHOT_SECONDS)
+            console.print(metrics_table(receiver.services))
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while True:
+            live.update(metrics_table(receiver.services), refresh=True)
+            await asyncio.sleep(REFRESH_SECONDS)
+
+
+def summarise(
+    console: Console, receiver: Receiver, reasons: Counter[str], forward: Forward | None
+) -> None:
+    """Says what has come in, and where it goes."""
+    metrics = {name for service in receiver.services.values() for name in service.metrics}
+    console.print(metrics_table(receiver.services))
+    console.print("\nConnections that ended, by reason:")
+    for reason, count in reasons.most_common():
+        console.print(f"{count:>6}  {reason}", style=COLOURS[reason])
+    for what, names in (("Spans", receiver.spans), ("Log events", receiver.events)):
+        console.print(f"{what} received:")
+        for name, count in sorted(names.items()):
+            console.print(f"{count:>6}  {name}")
+    console.print(f"{len(metrics)} metrics received:", ", ".join(sorted(metrics)) + ".")
+    if forward is None:
+        console.print(
+            "\nNothing left this machine. To send it to an OTLP/HTTP receiver too:\n"
+            "  OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 make demo"
+        )
+    else:
+        console.print(
+            f"\nSent to {forward.endpoint} too: {forward.sent} requests; {forward.failed} failed."
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main(float(os.environ.get("DEMO_SECONDS", "60")))))
