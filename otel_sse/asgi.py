@@ -31,6 +31,75 @@ Headers = Iterable[tuple[bytes, bytes]]
 _KEY: Final = "otel_sse"
 
 
+def telling(
+    run: Callable[..., Awaitable[None]],
+    telemetry_of: Callable[[Any], Telemetry | None],
+    route_of: Callable[..., str | None] | None = None,
+) -> Callable[[Any, Scope, Receive, Send], Awaitable[None]]:
+    """An ASGI ``__call__`` that runs ``run`` with the same arguments, and tells its stream.
+
+    Args:
+        run: takes the owner of the call, scope, receive and send.
+        telemetry_of: gives where the owner tells, or None where it does not.
+        route_of: gives the route when a stream starts; it takes the owner, the path and the
+            path parameters that came before it, and the scope.
+
+    """
+
+    async def call(owner: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        telemetry = telemetry_of(owner)
+        if telemetry is None or scope["type"] != "http":
+            await run(owner, scope, receive, send)
+            return
+        route = None
+        if route_of is not None:
+            route = (route_of, owner, scope.get("root_path", ""), scope.get("path_params", {}))
+        outer: Responder | None = scope.get(_KEY)
+        if outer is not None:
+            outer.route = outer.route or route
+            await _run_within(outer, run, owner, scope, receive, send)
+            return
+        request = Request()
+        attached, served = request.attach(), serving.set(request)
+        scope[_KEY] = responder = Responder(telemetry, request, scope, receive, send)
+        # Not kept in this frame, which lives as long as the stream.
+        responder.route, route = route, None
+        try:
+            await run(owner, scope, responder.receive, responder.send)
+        except BaseException as error:
+            if request.connection is not None:
+                request.connection.end(error)
+            raise
+        else:
+            if request.connection is not None:
+                request.connection.end()
+        finally:
+            scope.pop(_KEY, None)
+            serving.reset(served)
+            otel_context.detach(attached)
+
+    return call
+
+
+async def _run_within(
+    outer: Responder, run: Any, owner: Any, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Runs what is part of a request that is watched already.
+
+    Where something has wrapped ``send`` since, which may code the bytes or have a span of its
+    own, the request is watched from inside that.
+    """
+    if send == outer.send:
+        await run(owner, scope, receive, send)
+        return
+    scope[_KEY] = outer.inner = outer.within(send)
+    try:
+        with outer.request.below():
+            await run(owner, scope, receive, outer.inner.send)
+    finally:
+        scope[_KEY], outer.inner = outer, None
+
+
 class SSEMiddleware:
     """Tells the event streams of an ASGI application.
 
@@ -39,11 +108,14 @@ class SSEMiddleware:
 
     Args:
         app: the application.
-        tracer_provider, meter_provider, logger_provider: the global ones by default.
+        tracer_provider: the global one by default, as the other two.
+        meter_provider: likewise.
+        logger_provider: likewise.
         options: those of the contract, such as ``stall_seconds=30``.
 
     Raises:
-        ValueError, TypeError: an option is bad.
+        ValueError: an option has a bad value.
+        TypeError: there is no such option.
 
     """
 
@@ -60,72 +132,16 @@ class SSEMiddleware:
         providers = Providers(tracer_provider, meter_provider, logger_provider)
         self._telemetry = lifecycle.obtain(SSEMiddleware, providers, options)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await serve(self._telemetry, self.app, scope, receive, send)
-
-
-async def serve(
-    telemetry: Telemetry,
-    app: App,
-    scope: Scope,
-    receive: Receive,
-    send: Send,
-    *,
-    route: Callable[[], str | None] | None = None,
-    server_send: Any = None,
-) -> None:
-    """Runs ``app`` and tells its stream, if it answers with one.
-
-    ``route`` is asked when the stream starts. ``server_send`` is the server's own ``send``, where
-    another is given. A request that is watched already learns its route; and where something has
-    wrapped ``send`` since, which may code the bytes or have a span of its own, it is watched from
-    inside that from here on.
-    """
-    if scope["type"] != "http":
-        await app(scope, receive, send)
-        return
-    outer: Responder | None = scope.get(_KEY)
-    if outer is not None:
-        if outer.route is None:
-            outer.route = route
-        if send == outer.send:
-            await app(scope, receive, send)
-            return
-        scope[_KEY] = outer.inner = outer.within(send)
-        try:
-            with outer.request.below():
-                await app(scope, receive, outer.inner.send)
-        finally:
-            scope[_KEY], outer.inner = outer, None
-        return
-    request = Request()
-    attached, served = request.attach(), serving.set(request)
-    scope[_KEY] = responder = Responder(telemetry, request, scope, receive, send)
-    responder.route = route
-    responder.server_send = server_send
-    try:
-        await app(scope, responder.receive, responder.send)
-    except BaseException as error:
-        if request.connection is not None:
-            request.connection.end(error)
-        raise
-    else:
-        if request.connection is not None:
-            request.connection.end()
-    finally:
-        scope.pop(_KEY, None)
-        serving.reset(served)
-        otel_context.detach(attached)
+    __call__ = telling(
+        lambda self, scope, receive, send: self.app(scope, receive, send),
+        lambda self: self._telemetry,
+    )
 
 
 class Responder:
     """Watches the messages of one request."""
 
-    route: Callable[[], str | None] | None = None
-    server_send: Any = None
-    # The responder that watches in its stead.
-    inner: Responder | None = None
-    _connection: Connection | None = None
+    __slots__ = "_connection _receive _scope _send _telemetry inner request route".split()
 
     def __init__(
         self, telemetry: Telemetry, request: Request, scope: Scope, receive: Receive, send: Send
@@ -135,11 +151,16 @@ class Responder:
         self._scope = scope
         self._receive = receive
         self._send = send
+        self._connection: Connection | None = None
+        # The responder that watches in its stead.
+        self.inner: Responder | None = None
+        # How to find the route: a function and what it takes before the scope.
+        self.route: tuple[Any, ...] | None = None
 
     def within(self, send: Send) -> Responder:
         """A responder for the same request, which watches what comes to ``send``."""
         inner = Responder(self._telemetry, self.request, self._scope, self._receive, send)
-        inner.route, inner.server_send = self.route, self.server_send or self._send
+        inner.route = self.route
         return inner
 
     async def receive(self) -> Message:
@@ -174,17 +195,18 @@ class Responder:
     def _start(self, message: Message) -> None:
         if self.inner is not None or self.request.connection is not None:
             return
+        route, self.route = self.route, None
         try:
             content_type = _first(message.get("headers", ()), b"content-type") or ""
             if not is_stream(self._scope["method"], message["status"], content_type):
                 return
-            opening = self._opening(message["status"])
+            opening = self._opening(message["status"], route or (None,))
             if opening is not None:
                 self._connection = lifecycle.open_connection(self._telemetry, opening, self.request)
         except Exception:
             self._telemetry.failed("a connection's start")
 
-    def _opening(self, status: int) -> Opening | None:
+    def _opening(self, status: int, route: tuple[Any, ...]) -> Opening | None:
         scope = self._scope
         headers = scope["headers"]
         scheme, path = scope.get("scheme", "http"), scope["path"]
@@ -192,10 +214,11 @@ class Responder:
         if self._telemetry.config.excludes(f"{scheme}://{host}{path}"):
             return None
         client = scope.get("client")
+        route_of, *before = route
         return Opening(
             method=scope["method"],
             # A framework without a hook of its own may say it in the scope, as Litestar does.
-            route=self.route() if self.route is not None else scope.get("path_template"),
+            route=route_of(*before, scope) if route_of else scope.get("path_template"),
             scheme=scheme,
             path=path,
             client=str(client[0]) if client else None,
@@ -205,7 +228,7 @@ class Responder:
             resumed=_first(headers, b"last-event-id") is not None,
             carrier=headers,
             getter=_getter,
-            transport=transport_of(self.server_send or self._send),
+            transport=transport_of(self._send) or transport_of(self._receive),
         )
 
 

@@ -17,13 +17,13 @@ if sys.platform == "linux":
 _DEPTH: Final = 8
 
 
-def transport_of(send: Any) -> Any:
-    """The asyncio transport that an ASGI server's ``send`` writes to, or None.
+def transport_of(channel: Any) -> Any:
+    """The asyncio transport behind an ASGI server's ``send`` or ``receive``, or None.
 
-    Servers bind ``send`` to the object that holds their transport, directly or some objects
-    deep; instrumentation wraps it in closures.
+    Servers bind them to the object that holds their transport, directly or some objects deep;
+    middleware wraps them in objects and closures.
     """
-    layer = [send]
+    layer = [channel]
     for _ in range(_DEPTH):
         inner: list[Any] = []
         for item in layer:
@@ -37,11 +37,11 @@ def transport_of(send: Any) -> Any:
 
 
 def _inside(item: Any) -> list[Any]:
-    names = ("__self__", "__wrapped__", "func", "send", "_send", "writer")
+    names = ("__self__", "__wrapped__", "func", "send", "_send", "_receive", "writer")
     found = [getattr(item, name, None) for name in names]
     free = getattr(getattr(item, "__code__", None), "co_freevars", ())
     for name, cell in zip(free, getattr(item, "__closure__", None) or (), strict=False):
-        if name.endswith("send"):
+        if name.endswith(("send", "receive")):
             found.append(cell.cell_contents)
     return [each for each in found if each is not None]
 

@@ -111,8 +111,9 @@ def _by(attribute: str, counts: Callable[[Row], dict[Any, int]]) -> Read:
 def _messages(collection: Collection) -> Iterator[Observation]:
     names = collection.type_names
     for series, row in collection.rows.items():
-        for index, count in row.totals.messages.items():
-            yield Observation(count, {**series.attributes, semconv.EVENT_TYPE: names[index]})
+        for index, count in enumerate(row.totals.messages):
+            if count:
+                yield Observation(count, {**series.attributes, semconv.EVENT_TYPE: names[index]})
 
 
 def _backlog_size(collection: Collection) -> Iterator[Observation]:
@@ -142,7 +143,7 @@ OBSERVED: Final[tuple[tuple[Metric, str, Read], ...]] = (
         _by(semconv.RESUMED, lambda row: {False: row.opened[0], True: row.opened[1]}),
     ),
     (semconv.MESSAGES, "counter", _messages),
-    (semconv.DROPPED, "counter", _by(semconv.DROP_REASON, lambda row: row.totals.dropped or {})),
+    (semconv.DROPPED, "counter", _by(semconv.DROP_REASON, lambda row: row.totals.dropped)),
     (semconv.COMMENTS, "counter", _each(lambda row: row.totals.comments)),
     (semconv.IO, "counter", _each(lambda row: row.totals.io)),
     (semconv.SEND_TIME, "counter", _each(lambda row: row.totals.send_time)),

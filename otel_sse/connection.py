@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, SpanKind, set_span_in_context
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, set_span_in_context
 
 from otel_sse import semconv
 from otel_sse.scanner import Scanner
@@ -60,9 +60,9 @@ class Connection:
     """Built when the response has started; told of sends and witnesses; ended once."""
 
     __slots__ = (
-        "__weakref__ _failure _home _mark _max_wait _origin _origin_home _reason _request "
-        "_scanner _segment _started_unix _telemetry attributes client dropped due first gone "
-        "io last loop messages resumed segment_due send_time sequence series stall stalls "
+        "__weakref__ _agent _failure _first _mark _max_wait _origin _parent _path _protocol "
+        "_reason _request _scanner _segment _started_unix _telemetry client dropped due first "
+        "gone id io last loop messages resumed segment_due send_time sequence series stall stalls "
         "started status transport"
     ).split()
 
@@ -84,7 +84,7 @@ class Connection:
         self._scanner = Scanner(capture_id=config.capture_event_id)
         # Messages so far, and by the index of their event type.
         self.sequence = 0
-        self.messages: dict[int, int] = {}
+        self.messages: list[int] = []
         self.dropped: dict[str, int] | None = None
         self.io = 0
         self.send_time = 0.0
@@ -100,10 +100,15 @@ class Connection:
         self._failure: OSError | None = None
         # The ending's reason, as the application has said it.
         self._reason: str | None = None
-        self.attributes = _attributes(self.series, opening)
-        # Where later segments of this trace go, and where those of segment 0's trace do.
-        self._home = self._origin_home = self._begin(opening, request)
-        self._origin = self._segment.span.get_span_context()
+        # Random, 16 hexadecimal digits.
+        self.id = secrets.token_hex(8)
+        # Without a route the path may be anything that a stranger typed, a secret too.
+        self._path = None if opening.route is None else opening.path
+        self._agent = opening.user_agent
+        self._protocol = opening.protocol
+        # The context above segment 0, where there is one; segment 0; the first of this trace.
+        self._parent = self._begin(opening, request)
+        self._origin = self._first = self._segment.span.get_span_context()
         recording = self._segment.span.is_recording()
         # When the segment has lasted long enough, and when anything at all has to be looked at.
         self.segment_due = self._next_due(request.started) if recording else _NEVER
@@ -119,8 +124,19 @@ class Connection:
         return self._scanner.comments
 
     @property
-    def id(self) -> str:
-        return str(self.attributes[semconv.CONNECTION_ID])
+    def attributes(self) -> dict[str, Any]:
+        """Those of all its spans and events; made anew, because a dictionary weighs most."""
+        found = {
+            **self.series.attributes,
+            semconv.CONNECTION_ID: self.id,
+            semconv.RESUMED: self.resumed,
+            semconv.HTTP_STATUS: self.status,
+            semconv.PROTOCOL_VERSION: self._protocol,
+            semconv.URL_PATH: self._path,
+            semconv.CLIENT_ADDRESS: self.client,
+            semconv.USER_AGENT: self._agent,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
     def context(self) -> Context:
         """The context in which this connection's records are made: that of its segment."""
@@ -149,8 +165,10 @@ class Connection:
                 index = telemetry.type_index.get(kind)
                 if index is None:
                     index = telemetry.event_type(kind)
-                counts = self.messages
-                counts[index] = counts.get(index, 0) + 1
+                try:
+                    self.messages[index] += 1
+                except IndexError:
+                    self.messages += [0] * (index - len(self.messages)) + [1]
                 sequence = self.sequence
                 self.sequence = sequence + 1
                 series = self.series
@@ -237,16 +255,20 @@ class Connection:
         # A stalled connection waits for its next message.
         self.due = _AT_ONCE if self.stall else self.segment_due
 
-    def _begin(self, opening: Opening, request: Request) -> Context:
-        """Starts segment 0; returns the context of its later siblings."""
+    def _begin(self, opening: Opening, request: Request) -> Context | None:
+        """Starts segment 0; returns the context above it, if any."""
         parent, kind = _parent(opening, request)
-        span = self._start(0, parent, kind, self._started_unix)
+        self._start(0, parent, kind, self._started_unix)
         enclosing = request.enclosing
         if enclosing.is_recording() and getattr(enclosing, "kind", None) is SpanKind.SERVER:
             enclosing.set_attribute(semconv.CONNECTION_ID, self.id)
-        if trace.get_current_span(parent).get_span_context().is_valid:
-            return parent
-        return set_span_in_context(span)
+        return parent if trace.get_current_span(parent).get_span_context().is_valid else None
+
+    def _home(self) -> Context:
+        """Where a segment goes that stays in this trace: beside its first, or below that."""
+        if self._parent is not None and self._first is self._origin:
+            return self._parent
+        return set_span_in_context(NonRecordingSpan(self._first))
 
     def _roll(self, now: float) -> None:
         """Ends the segment and starts the next: full, in the same trace; old, in a new one."""
@@ -258,14 +280,13 @@ class Connection:
             links.append(Link(self._origin))
         index = segment.index + 1
         if now < self.segment_due:
-            span = self._start(index, self._home, SpanKind.INTERNAL, at, links)
+            span = self._start(index, self._home(), SpanKind.INTERNAL, at, links)
         else:
             span = self._start(index, Context(), SpanKind.INTERNAL, at, links)
-            if span.is_recording():
-                self._home = set_span_in_context(span)
-            else:
-                self._home = self._origin_home
-                span = self._start(index, self._home, SpanKind.INTERNAL, at, links)
+            self._first = span.get_span_context()
+            if not span.is_recording():
+                self._first = self._origin
+                span = self._start(index, self._home(), SpanKind.INTERNAL, at, links)
             self.segment_due = self.due = self._next_due(now)
         if self._request is not None:
             self._request.span = span
@@ -399,24 +420,6 @@ def _innermost(error: BaseException) -> BaseException:
     while len(inner := getattr(error, "exceptions", ())) == 1:
         error = inner[0]
     return error
-
-
-def _attributes(series: Series, opening: Opening) -> dict[str, Any]:
-    attributes = {
-        **series.attributes,
-        semconv.CONNECTION_ID: secrets.token_hex(8),
-        semconv.RESUMED: opening.resumed,
-        semconv.HTTP_STATUS: opening.status,
-        semconv.PROTOCOL_VERSION: opening.protocol,
-    }
-    # Without a route the path may be anything that a stranger typed, a secret too.
-    if opening.route is not None:
-        attributes[semconv.URL_PATH] = opening.path
-    if opening.client is not None:
-        attributes[semconv.CLIENT_ADDRESS] = opening.client
-    if opening.user_agent is not None:
-        attributes[semconv.USER_AGENT] = opening.user_agent
-    return attributes
 
 
 def _parent(opening: Opening, request: Request) -> tuple[Context, SpanKind]:

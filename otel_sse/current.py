@@ -49,19 +49,20 @@ def _to_span(method: str) -> Any:
 class Request(Span):
     """The proxy span of a request, and the connection that the request became, if it did."""
 
-    # The context that the request came with, the span in it, and what stands for that now.
-    ambient: Context
-    enclosing: Span = INVALID_SPAN
-    span: Span = INVALID_SPAN
-    connection: Connection | None = None
-    # The peer has left.
-    gone = False
-    # What the application said before the stream started.
-    said: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    __slots__ = ("ambient", "connection", "enclosing", "gone", "said", "span", "started")
 
     def __init__(self) -> None:
         # The request's start, monotonic seconds.
         self.started = perf_counter()
+        # The context that the request came with, the span in it, and what stands for that now.
+        self.ambient: Context
+        self.enclosing: Span = INVALID_SPAN
+        self.span: Span = INVALID_SPAN
+        self.connection: Connection | None = None
+        # The peer has left.
+        self.gone = False
+        # What the application said before the stream started.
+        self.said: tuple[tuple[str, tuple[Any, ...]], ...] = ()
 
     def left(self) -> None:
         """The peer has left, before the stream's start or within it."""

@@ -1,28 +1,29 @@
 """What is counted: the totals of a connection, or of all closed ones with the same attributes."""
 
+from itertools import zip_longest
 from math import ceil
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 from otel_sse.semconv import MAX_RECORDS
 
 _WINDOW: Final = 1.0
 
-K = TypeVar("K")
-
 
 class Counted(Protocol):
-    """Anything that holds totals. Messages are by the index of their event type, drops by their
+    """Anything that holds totals. Messages are at the index of their event type, drops by their
     reason; ``send_time`` is in seconds, ``io`` in bytes.
     """
 
-    messages: dict[int, int]
-    dropped: dict[str, int] | None
+    messages: list[int]
     io: int
     send_time: float
     stalls: int
 
     @property
     def comments(self) -> int: ...
+
+    @property
+    def dropped(self) -> dict[str, int] | None: ...
 
 
 class Totals:
@@ -31,27 +32,23 @@ class Totals:
     __slots__ = ("comments", "dropped", "io", "messages", "send_time", "stalls")
 
     def __init__(self) -> None:
-        self.messages: dict[int, int] = {}
-        self.dropped: dict[str, int] | None = {}
+        self.messages: list[int] = []
+        self.dropped: dict[str, int] = {}
         self.comments = 0
         self.io = 0
         self.send_time = 0.0
         self.stalls = 0
 
     def add(self, other: Counted) -> None:
-        _merge(self.messages, other.messages)
-        if other.dropped and self.dropped is not None:
-            _merge(self.dropped, other.dropped)
+        both = zip_longest(self.messages, other.messages, fillvalue=0)
+        self.messages = [ours + theirs for ours, theirs in both]
+        # Copied first: the connection's own thread may add a key meanwhile.
+        for reason, count in (other.dropped or {}).copy().items():
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
         self.comments += other.comments
         self.io += other.io
         self.send_time += other.send_time
         self.stalls += other.stalls
-
-
-def _merge(into: dict[K, int], counts: dict[K, int]) -> None:
-    # Copied first: the connection's own thread may add a key meanwhile.
-    for key, count in counts.copy().items():
-        into[key] = into.get(key, 0) + count
 
 
 class Series:

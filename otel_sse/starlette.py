@@ -8,17 +8,13 @@ applications below a mount are seen too. Mounts nest routers; the outermost one 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from functools import partial, wraps
-from typing import Any, Final
+from functools import wraps
+from typing import Any
 
-from starlette.applications import Starlette
 from starlette.routing import Match, Mount, Router
 
-from otel_sse.asgi import Receive, Scope, Send, serve
+from otel_sse.asgi import Scope, telling
 from otel_sse.instrumentor import SSEInstrumentor
-
-# In the scope: the send that the server gave to the outermost application.
-_SERVER_SEND: Final = "otel_sse.server_send"
 
 
 class SSEStarletteInstrumentor(SSEInstrumentor):
@@ -28,41 +24,14 @@ class SSEStarletteInstrumentor(SSEInstrumentor):
         return ("starlette >= 0.35",)
 
     def _install(self) -> None:
-        self._patch(Starlette, "__call__", self._note_send)
-        self._patch(Router, "__call__", self._serve)
-
-    def _note_send(self, original: Any) -> Any:
-        @wraps(original)
-        async def call(app: Starlette, scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "http":
-                scope.setdefault(_SERVER_SEND, send)
-            await original(app, scope, receive, send)
-
-        return call
-
-    def _serve(self, original: Any) -> Any:
-        @wraps(original)
-        async def call(router: Router, scope: Scope, receive: Receive, send: Send) -> None:
-            telemetry = self.telemetry
-            if telemetry is None or scope["type"] != "http":
-                await original(router, scope, receive, send)
-                return
-            before = (scope.get("root_path", ""), scope.get("path_params", {}))
-            await serve(
-                telemetry,
-                partial(original, router),
-                scope,
-                receive,
-                send,
-                route=partial(_route, router, scope, *before),
-                server_send=scope.get(_SERVER_SEND),
-            )
-
-        return call
+        self._patch(
+            Router,
+            "__call__",
+            lambda original: wraps(original)(telling(original, lambda _: self.telemetry, _route)),
+        )
 
 
-def _route(router: Router, scope: Scope, root_path: str, path_params: Any) -> str | None:
-    """The route of a request that came to ``router`` with that path behind it."""
+def _route(router: Router, root_path: str, path_params: Any, scope: Scope) -> str | None:
     return template(router.routes, {**scope, "root_path": root_path, "path_params": path_params})
 
 

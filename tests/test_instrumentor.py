@@ -8,7 +8,6 @@ import pytest
 from aiohttp import web, web_app
 from aiohttp.web_protocol import RequestHandler
 from opentelemetry.instrumentation.dependencies import DependencyConflict, DependencyConflictError
-from starlette.applications import Starlette
 from starlette.routing import Router
 from support import Backend
 
@@ -18,7 +17,6 @@ from otel_sse.starlette import SSEStarletteInstrumentor
 
 KINDS = [SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor]
 PATCHED = [
-    (Starlette, "__call__"),
     (Router, "__call__"),
     (RequestHandler, "_handle_request"),
     (web.StreamResponse, "_start"),
