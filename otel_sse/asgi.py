@@ -173,7 +173,7 @@ class Responder:
         connection = self._connection
         if connection is None:
             await self._send(message)
-            if message["type"] == "http.response.start" and _may_stream(message):
+            if message["type"] == "http.response.start":
                 self._start(message)
             return
         # Middleware outside may code the body in place.
@@ -230,14 +230,6 @@ class Responder:
             getter=_getter,
             transport=transport_of(self._send) or transport_of(self._receive),
         )
-
-
-def _may_stream(message: Message) -> bool:
-    """Says no, quickly, to nearly every response that is no stream."""
-    for name, value in message.get("headers", ()):
-        if name == b"content-type":
-            return b"stream" in value.lower()
-    return True
 
 
 def _first(headers: Headers, wanted: bytes) -> str | None:

@@ -399,7 +399,8 @@ class Connection:
 def is_stream(method: str, status: int, content_type: str) -> bool:
     """Whether a response is an event stream: by its media type, and that it may have a body."""
     return (
-        content_type.partition(";")[0].strip().lower() == semconv.MEDIA_TYPE
+        "stream" in content_type.lower()  # says no, quickly, to nearly everything
+        and content_type.partition(";")[0].strip().lower() == semconv.MEDIA_TYPE
         and method != "HEAD"
         and status not in (204, 304)
     )

@@ -73,7 +73,7 @@ class Scanner:
 
     def feed(self, chunk: bytes | bytearray | memoryview) -> Sequence[Message]:
         """The messages that ``chunk`` completes, in order."""
-        if self._clean and len(chunk) <= _WINDOW and type(chunk) is bytes and chunk[-1:] == b"\n":
+        if self._clean and type(chunk) is bytes and 0 < len(chunk) <= _WINDOW and chunk[-1] == _LF:
             lines = chunk.splitlines()
             if not lines.pop():
                 kind = DEFAULT_EVENT_TYPE
