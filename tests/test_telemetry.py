@@ -218,6 +218,20 @@ async def test_methods_schemes_drop_reasons_and_error_types_are_capped(backend: 
     assert "_OTHER" in kinds
 
 
+async def test_routes_beyond_two_hundred_are_other(backend: Backend) -> None:
+    """A process with endless routes has a bounded number of series; each connection counts."""
+    fed = Fed()
+    mw = middleware(backend, fed)
+    for number in range(230):
+        stream = Stream(mw, path_template=f"/rooms/{number}/{{id}}", path=f"/rooms/{number}/x")
+        fed.end(b"data: x\n\n", None)
+        await stream.task
+    points = {a["http.route"]: p.value for a, p in backend.points("sse.server.messages")}
+    assert len(points) == 201
+    assert points["_OTHER"] == 30
+    assert backend.spans("SSE")[-1].name == "SSE _OTHER"
+
+
 async def test_a_closed_set_of_lifecycle_events_tells_each_connection(backend: Backend) -> None:
     """Opened is told while the stream lives, closed with totals, both within its span."""
     fed = Fed()
