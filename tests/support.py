@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import pytest
 import uvicorn
 from aiohttp import web
 from opentelemetry.sdk._logs import LoggerProvider
@@ -17,6 +19,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 Attributes = dict[str, Any]
+
+AIOHTTP_SSE_3 = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="aiohttp-sse 3, which this speaks to, needs Python 3.11"
+)
 
 
 class Backend:

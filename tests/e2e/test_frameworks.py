@@ -36,7 +36,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Host, Mount, Route, Router
-from support import Backend, RawClient, serve_aiohttp, serve_asgi, until
+from support import AIOHTTP_SSE_3, Backend, RawClient, serve_aiohttp, serve_asgi, until
 
 from otel_sse import SSEMiddleware
 
@@ -837,6 +837,7 @@ async def test_pings_of_native_fastapi_streams_are_comments(
     await assert_told(backend, reply.body, route="/events")
 
 
+@AIOHTTP_SSE_3
 async def test_pings_of_aiohttp_sse_are_comments(backend: Backend, instrument: Instrument) -> None:
     """aiohttp-sse pings from a task of its own; its writes belong to the stream."""
     go_on = asyncio.Event()

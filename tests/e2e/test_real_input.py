@@ -25,6 +25,7 @@ import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from otlp import Receiver, Span
+from support import AIOHTTP_SSE_3
 
 BIN = Path(sys.executable).parent
 APPS = Path(__file__).parent / "apps"
@@ -355,7 +356,10 @@ BOTH = pytest.mark.parametrize("contrib", [False, True], ids=["contrib off", "co
 
 
 @BOTH
-@pytest.mark.parametrize("module", ["native", "sse_responses", "aiohttp_responses"])
+@pytest.mark.parametrize(
+    "module",
+    ["native", "sse_responses", pytest.param("aiohttp_responses", marks=AIOHTTP_SSE_3)],
+)
 def test_a_frameworks_own_streams(module: str, contrib: bool, receiver: Receiver) -> None:
     """FastAPI's native SSE, sse-starlette and aiohttp-sse tell, on the OTLP wire, exactly what raw
     clients received: finite, resumed, posted, concurrent and abandoned streams alike.
