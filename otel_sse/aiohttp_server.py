@@ -20,9 +20,10 @@ from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import get_current_span
 
 from otel_sse import lifecycle
-from otel_sse.connection import Connection, Opening, is_stream
+from otel_sse.connection import Connection
 from otel_sse.current import Request, serving
 from otel_sse.instrumentor import SSEInstrumentor
+from otel_sse.opening import Opening, is_stream
 from otel_sse.telemetry import Telemetry
 
 Handler = Callable[[Any], Awaitable[Any]]

@@ -16,8 +16,9 @@ from opentelemetry.propagators.textmap import Getter
 
 from otel_sse import lifecycle
 from otel_sse.backlog import transport_of
-from otel_sse.connection import Connection, Opening, is_stream
+from otel_sse.connection import Connection
 from otel_sse.current import Request, serving
+from otel_sse.opening import Opening, is_stream
 from otel_sse.telemetry import Providers, Telemetry
 
 Scope = MutableMapping[str, Any]

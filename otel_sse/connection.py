@@ -13,47 +13,25 @@ import random
 import secrets
 from collections.abc import Sequence
 from time import perf_counter, time_ns
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, set_span_in_context
 
 from otel_sse import semconv
+from otel_sse.opening import Opening
 from otel_sse.scanner import Scanner
 from otel_sse.segment import Segment, Told
 from otel_sse.telemetry import ASKED, LIVELY, QUIET, TOLD, Telemetry
 
 if TYPE_CHECKING:
-    from opentelemetry.propagators.textmap import Getter
-
     from otel_sse.current import Request
     from otel_sse.series import Series
 
 _NEVER: Final = float("inf")
 _AT_ONCE: Final = float("-inf")
 _TIMEOUTS: Final = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
-
-
-class Opening(NamedTuple):
-    """What is known of a connection when its response starts.
-
-    ``carrier`` and ``getter`` are what a remote parent is extracted from; ``transport`` is the
-    asyncio transport, where it is known.
-    """
-
-    method: str
-    route: str | None
-    scheme: str
-    path: str
-    client: str | None
-    user_agent: str | None
-    protocol: str
-    status: int
-    resumed: bool
-    carrier: Any
-    getter: Getter[Any]
-    transport: Any
 
 
 class Connection:
@@ -257,7 +235,7 @@ class Connection:
 
     def _begin(self, opening: Opening, request: Request) -> Context | None:
         """Starts segment 0; returns the context above it, if any."""
-        parent, kind = _parent(opening, request)
+        parent, kind = opening.parent(request)
         self._start(0, parent, kind, self._started_unix)
         enclosing = request.enclosing
         if enclosing.is_recording() and getattr(enclosing, "kind", None) is SpanKind.SERVER:
@@ -396,16 +374,6 @@ class Connection:
         return semconv.CLIENT_DISCONNECT if error is None else semconv.UNKNOWN
 
 
-def is_stream(method: str, status: int, content_type: str) -> bool:
-    """Whether a response is an event stream: by its media type, and that it may have a body."""
-    return (
-        "stream" in content_type.lower()  # says no, quickly, to nearly everything
-        and content_type.partition(";")[0].strip().lower() == semconv.MEDIA_TYPE
-        and method != "HEAD"
-        and status not in (204, 304)
-    )
-
-
 def _running_loop() -> asyncio.AbstractEventLoop | None:
     try:
         return asyncio.get_running_loop()
@@ -421,11 +389,3 @@ def _innermost(error: BaseException) -> BaseException:
     while len(inner := getattr(error, "exceptions", ())) == 1:
         error = inner[0]
     return error
-
-
-def _parent(opening: Opening, request: Request) -> tuple[Context, SpanKind]:
-    """Where segment 0 goes: below the enclosing span, else below the caller's."""
-    around = request.enclosing.get_span_context()
-    if around.is_valid and not around.is_remote:
-        return set_span_in_context(request.enclosing, request.ambient), SpanKind.INTERNAL
-    return propagate.extract(opening.carrier, request.ambient, opening.getter), SpanKind.SERVER

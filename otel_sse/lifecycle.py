@@ -22,7 +22,8 @@ from opentelemetry import metrics
 
 from otel_sse import backlog
 from otel_sse.config import load
-from otel_sse.connection import Connection, Opening
+from otel_sse.connection import Connection
+from otel_sse.opening import Opening
 from otel_sse.pacer import portions
 from otel_sse.semconv import HTTP_ROUTE
 from otel_sse.telemetry import FLUSH_MILLIS, Providers, Telemetry
