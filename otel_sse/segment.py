@@ -18,7 +18,7 @@ from otel_sse.semconv import EDGE_MESSAGES, EDGE_SLOW_SENDS, MAX_SPAN_EVENTS
 _RECORD: Final = Struct("<ddQH")
 _SIZE: Final = _RECORD.size
 _pack: Final = _RECORD.pack_into
-_GROWTH: Final = bytes(8 * _SIZE)
+_GROWTH: Final = bytes(4 * _SIZE)
 
 
 class Told(NamedTuple):

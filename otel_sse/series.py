@@ -4,7 +4,7 @@ from itertools import zip_longest
 from math import ceil
 from typing import Any, Final, Protocol
 
-from otel_sse.semconv import MAX_RECORDS
+from otel_sse.semconv import HTTP_ROUTE, MAX_RECORDS
 
 _WINDOW: Final = 1.0
 
@@ -59,10 +59,14 @@ class Series:
     window saw sets the next one's stride. Up to 100 messages a second the stride is 1: exact.
     """
 
-    __slots__ = "_opening _records _stride attributes closed layers left opened until".split()
+    __slots__ = (
+        "_opening _records _stride attributes closed layers left opened span_name until"
+    ).split()
 
     def __init__(self, attributes: dict[str, Any]) -> None:
         self.attributes = attributes
+        route = attributes.get(HTTP_ROUTE)
+        self.span_name = f"SSE {route}" if route else "SSE"
         self.closed = Totals()
         # Connections opened, fresh and resumed.
         self.opened = [0, 0]

@@ -265,11 +265,8 @@ class Telemetry:
         links: Sequence[Link],
     ) -> Span:
         """Starts a segment's span at ``at`` (Unix, ns)."""
-        route = series.attributes.get(semconv.HTTP_ROUTE)
         try:
-            return self._tracer.start_span(
-                f"SSE {route}" if route else "SSE", context, kind, attributes, links, at
-            )
+            return self._tracer.start_span(series.span_name, context, kind, attributes, links, at)
         except Exception:
             self.failed("a span's start")
             return INVALID_SPAN
