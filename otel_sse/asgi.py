@@ -1,8 +1,8 @@
 """Any ASGI application: ``SSEMiddleware``, and the responder that watches one request.
 
 The middleware is stateless; a responder belongs to one request. It hands every message on
-before it looks at it, so what is told is what really went out, and no error of the telemetry
-can reach the application. Source of the rules: https://asgi.readthedocs.io/en/latest/specs/www.html
+before anything is told of it, so what is told is what really went out, and no error of the
+telemetry can reach the application. Source of the rules: https://asgi.readthedocs.io/en/latest/specs/www.html
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ def transport_of(channel: Any) -> Any:
     middleware wraps them in objects and closures.
     """
     layer = [channel]
+    # By identity, and kept, so that none is reused meanwhile: the objects lead back to each other.
+    seen = {id(channel): channel}
     for _ in range(_DEPTH):
         inner: list[Any] = []
         for item in layer:
@@ -31,7 +33,8 @@ def transport_of(channel: Any) -> Any:
                 transport = getattr(item, name, None)
                 if callable(getattr(transport, "get_write_buffer_size", None)):
                     return transport
-            inner += _inside(item)
+            inner += [each for each in _inside(item) if id(each) not in seen]
+            seen.update((id(each), each) for each in inner)
         layer = inner
     return None
 

@@ -340,6 +340,8 @@ class Connection:
             # What runs on after the stream is the enclosing span's again. The application may
             # keep its context, and that the request, for as long as it likes.
             request, self._request, self.transport = self._request, None, None
+            # Its traceback leads back here.
+            self._failure = None
             if request is not None and request.enclosing.get_span_context().is_valid:
                 request.span = request.enclosing
 

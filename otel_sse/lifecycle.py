@@ -169,15 +169,15 @@ class _Exit:
         for number in (signal.SIGTERM, signal.SIGINT):
             handler = signal.getsignal(number)
             ours, _ = self._chained.get(number, (None, None))
-            # Neither the interpreter's nor asyncio's own: those know theirs by identity.
-            foreign = callable(handler) and handler is not signal.default_int_handler
-            if handler is ours or handler == self._stand_in or isinstance(handler, partial):
+            if not callable(handler) or handler is ours or handler == self._stand_in:
                 continue
-            if foreign:
-                ours = _announce(handler)
-                self._chained[number] = (ours, handler)
-                signal.signal(number, ours)
-                signal.siginterrupt(number, False)
+            # The interpreter and asyncio know their own handlers by identity: let them be.
+            if handler is signal.default_int_handler or isinstance(handler, partial):
+                continue
+            ours = _announce(handler)
+            self._chained[number] = (ours, handler)
+            signal.signal(number, ours)
+            signal.siginterrupt(number, False)
 
     def _stand_in(self, signum: int, _: Any) -> None:
         # A flush in here would wait for locks that the interrupted frame may hold. The thread

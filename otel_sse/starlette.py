@@ -2,7 +2,8 @@
 
 The hook is ``Router.__call__``: inside every middleware, so a span of other instrumentation is
 current there and no content coding has been applied, and outside every endpoint, so raw ASGI
-applications below a mount are seen too. Mounts nest routers; the outermost one serves.
+applications below a mount are seen too. Mounts nest routers: the outermost one is the frame of
+the request, and one inside other middleware watches from there.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class Telemetry:
         self.users: set[object] = set()
         self._series: dict[tuple[str, str | None, str], Series] = {}
         self._routes = Capped(semconv.MAX_ROUTES)
-        self._drop_reasons = Capped(semconv.MAX_DROP_REASONS)
+        self.drop_reason = Capped(semconv.MAX_DROP_REASONS)
         self._error_types = Capped(semconv.MAX_ERROR_TYPES)
         self.type_names: list[str] = []
         self._adopt(config)
@@ -178,9 +178,6 @@ class Telemetry:
         if name not in self.type_names:
             self.type_names.append(name)
         self.type_index[name] = self.type_names.index(name)
-
-    def drop_reason(self, raw: str) -> str:
-        return self._drop_reasons(raw)
 
     def error_type(self, error: BaseException) -> str:
         kind = type(error)

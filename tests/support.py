@@ -167,6 +167,7 @@ class RawClient:
 
 
 SSE = [(b"content-type", b"text/event-stream")]
+START = {"type": "http.response.start", "status": 200, "headers": SSE}
 
 
 def http_scope(path: str = "/events", **extra: Any) -> dict[str, Any]:

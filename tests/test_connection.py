@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode
-from support import Backend, Fed, Stream, until
+from support import START, Backend, Fed, Stream, until
 
 import otel_sse
 from otel_sse import SSEMiddleware
@@ -89,13 +89,7 @@ async def test_a_disconnect_is_no_error_and_ends_the_counting(backend: Backend) 
     app_done = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [(b"content-type", b"text/event-stream")],
-            }
-        )
+        await send(START)
         await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
         assert (await receive())["type"] == "http.disconnect"
         await send({"type": "http.response.body", "body": b"data: 2\n\n", "more_body": True})
@@ -119,13 +113,7 @@ async def test_returning_in_the_middle_of_the_body_is_a_disconnect(backend: Back
     """Frameworks return without a final body when their peer has left."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [(b"content-type", b"text/event-stream")],
-            }
-        )
+        await send(START)
         await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
 
     await Stream(middleware(backend, app)).task
@@ -139,13 +127,7 @@ async def test_a_send_that_finds_the_peer_gone_is_a_disconnect(backend: Backend)
     """
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [(b"content-type", b"text/event-stream")],
-            }
-        )
+        await send(START)
         try:
             await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
         except OSError:

@@ -8,12 +8,11 @@ import pytest
 from opentelemetry import baggage, context, trace
 from opentelemetry.propagate import extract
 from opentelemetry.trace import INVALID_SPAN, SpanKind
-from support import SSE, Backend, Fed, Stream
+from support import START, Backend, Fed, Stream
 
 import otel_sse
 from otel_sse import SSEMiddleware
 
-START = {"type": "http.response.start", "status": 200, "headers": SSE}
 END = {"type": "http.response.body", "body": b"", "more_body": False}
 TRACEPARENT = (b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01")
 

@@ -460,6 +460,35 @@ async def test_nothing_of_ours_outlives_its_stream(backend: Backend) -> None:
     assert ours() <= before
 
 
+async def test_a_stream_whose_peer_left_is_freed_at_once_too(backend: Backend) -> None:
+    """The exception of a failed send is not kept: its traceback would keep the stream."""
+    import weakref
+
+    from support import START, http_scope
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+
+    live: list[Any] = []
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            live.extend(weakref.ref(each) for each in mw._telemetry.live)
+            raise BrokenPipeError(32, "Broken pipe")
+
+    mw = middleware(backend, app)
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(BrokenPipeError):
+            await mw(http_scope(), None, send)
+        assert len(live) == 1
+        assert live[0]() is None
+    finally:
+        gc.enable()
+
+
 async def test_a_stream_is_freed_without_the_garbage_collector(backend: Backend) -> None:
     """Nothing of ours is in a cycle: memory is given back as each stream ends."""
     import weakref
