@@ -15,10 +15,10 @@ from opentelemetry import context as otel_context
 from opentelemetry.propagators.textmap import Getter
 
 from otel_sse import lifecycle
-from otel_sse.backlog import transport_of
 from otel_sse.connection import Connection
 from otel_sse.current import Request, serving
 from otel_sse.opening import Opening, is_stream
+from otel_sse.server import stopping, transport_of
 from otel_sse.telemetry import Providers, Telemetry
 
 Scope = MutableMapping[str, Any]
@@ -50,6 +50,8 @@ def telling(
     async def call(owner: Any, scope: Scope, receive: Receive, send: Send) -> None:
         telemetry = telemetry_of(owner)
         if telemetry is None or scope["type"] != "http":
+            if telemetry is not None and scope["type"] == "lifespan":
+                send = _flushing(send)
             await run(owner, scope, receive, send)
             return
         route = None
@@ -69,17 +71,28 @@ def telling(
             await run(owner, scope, responder.receive, responder.send)
         except BaseException as error:
             if request.connection is not None:
-                request.connection.end(error)
+                request.connection.end(error, cut=stopping(send))
             raise
         else:
             if request.connection is not None:
-                request.connection.end()
+                request.connection.end(cut=stopping(send))
         finally:
             scope.pop(_KEY, None)
             serving.reset(served)
             otel_context.detach(attached)
 
     return call
+
+
+def _flushing(send: Send) -> Send:
+    """``send`` of a lifespan. What comes after its end may be the process's own, unannounced."""
+
+    async def flushing(message: Message) -> None:
+        if message["type"].startswith("lifespan.shutdown"):
+            await lifecycle.exit_.flush()
+        await send(message)
+
+    return flushing
 
 
 async def _run_within(

@@ -6,47 +6,13 @@ acknowledged.
 """
 
 import sys
-from typing import Any, Final
+from typing import Any
 
 from otel_sse.semconv import KERNEL, TRANSPORT
 
 if sys.platform == "linux":
     from fcntl import ioctl
     from termios import TIOCOUTQ
-
-_DEPTH: Final = 8
-
-
-def transport_of(channel: Any) -> Any:
-    """The asyncio transport behind an ASGI server's ``send`` or ``receive``, or None.
-
-    Servers bind them to the object that holds their transport, directly or some objects deep;
-    middleware wraps them in objects and closures.
-    """
-    layer = [channel]
-    # By identity, and kept, so that none is reused meanwhile: the objects lead back to each other.
-    seen = {id(channel): channel}
-    for _ in range(_DEPTH):
-        inner: list[Any] = []
-        for item in layer:
-            for name in ("transport", "_transport"):
-                transport = getattr(item, name, None)
-                if callable(getattr(transport, "get_write_buffer_size", None)):
-                    return transport
-            inner += [each for each in _inside(item) if id(each) not in seen]
-            seen.update((id(each), each) for each in inner)
-        layer = inner
-    return None
-
-
-def _inside(item: Any) -> list[Any]:
-    names = ("__self__", "__wrapped__", "func", "send", "_send", "_receive", "writer")
-    found = [getattr(item, name, None) for name in names]
-    free = getattr(getattr(item, "__code__", None), "co_freevars", ())
-    for name, cell in zip(free, getattr(item, "__closure__", None) or (), strict=False):
-        if name.endswith(("send", "receive")):
-            found.append(cell.cell_contents)
-    return [each for each in found if each is not None]
 
 
 def read(transport: Any) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Runs work on the event loops that own it, a portion at a time, and flushes between portions.
+"""Runs work on the event loops that own it, a portion at a time, with a flush between portions.
 
 The batch queue of the SDK holds 2,048 spans and drops what comes on top. Ten thousand segments
 that end at once are therefore ended some hundred at a time, each portion exported before the
@@ -18,8 +18,9 @@ PORTION: Final = 256
 _PATIENCE: Final = 30.0
 
 T = TypeVar("T")
+Work = Callable[[], None]
 # An asyncio event loop (None where there is none to ask), and what it is to run.
-Job = tuple[Any, Callable[[], None]]
+Job = tuple[Any, Work]
 
 
 def portions(items: Iterable[T]) -> Iterator[Sequence[T]]:
@@ -55,31 +56,40 @@ class Pacer:
 
     def _run(self, jobs: Sequence[Job]) -> None:
         try:
-            by_loop: dict[int, list[Job]] = {}
-            for job in jobs:
-                by_loop.setdefault(id(job[0]), []).append(job)
-            for owned in by_loop.values():
-                for portion in portions(owned):
-                    _on_loop(portion)
-                    self._flush()
+            for loop, portion in by_loop(jobs):
+                run_on(loop, portion, _PATIENCE)
+                self._flush()
         except Exception:
             _log.exception("otel_sse: segments of silent streams could not be told")
         finally:
             self._busy.release()
 
 
-def _on_loop(portion: Sequence[Job]) -> None:
+def by_loop(jobs: Iterable[Job]) -> Iterator[tuple[Any, Sequence[Work]]]:
+    """The jobs in portions, each with the loop that all of it belongs to."""
+    found: dict[int, tuple[Any, list[Work]]] = {}
+    for loop, work in jobs:
+        found.setdefault(id(loop), (loop, []))[1].append(work)
+    for loop, works in found.values():
+        for portion in portions(works):
+            yield loop, portion
+
+
+def run_on(loop: Any, portion: Sequence[Work], seconds: float) -> bool:
+    """Has ``loop`` do a portion; whether it was done within that time. Not for its own thread."""
     done = threading.Event()
 
-    def tend() -> None:
+    def run() -> None:
         try:
-            for _, work in portion:
+            for work in portion:
                 work()
         finally:
             done.set()
 
     try:
-        portion[0][0].call_soon_threadsafe(tend)
+        if not loop.is_running():
+            return False
+        loop.call_soon_threadsafe(run)
     except (AttributeError, RuntimeError):
-        return  # not an asyncio loop, or closed: the next message or the end tells it
-    done.wait(_PATIENCE)
+        return False  # not an asyncio loop, or closed
+    return done.wait(seconds)
