@@ -192,19 +192,22 @@ class Responder:
             return
         # Middleware outside may code the body in place.
         body = message.get("body", b"")
+        # A peer that leaves while this is sent has not left before it.
+        gone = connection.gone
         began = perf_counter()
         try:
             await self._send(message)
         except BaseException as error:
-            connection.interrupted(body, began, error)
+            connection.interrupted(None if gone else body, began, error)
             raise
         kind = message["type"]
         if kind == "http.response.body":
-            connection.sent(body, began, perf_counter())
+            if not gone:
+                connection.sent(body, began, perf_counter())
             if not message.get("more_body", False):
-                connection.end(completed=True)
+                connection.end(completed=not gone)
         elif kind == "http.response.pathsend":
-            connection.end(completed=True)
+            connection.end(completed=not gone)
 
     def _start(self, message: Message) -> None:
         if self.inner is not None or self.request.connection is not None:

@@ -127,8 +127,10 @@ class Connection:
     # --- what goes out ---------------------------------------------------------------------
 
     def sent(self, chunk: bytes | bytearray | memoryview, began: float, ended: float) -> None:
-        """``chunk`` was handed to the server between two monotonic times, in seconds."""
-        if self.gone:
+        """``chunk`` was handed to the server between two monotonic times, in seconds; the first was
+        before the peer left.
+        """
+        if self._request is None:
             return
         telemetry = self._telemetry
         try:
@@ -174,12 +176,13 @@ class Connection:
             telemetry.failed("a message")
 
     def interrupted(
-        self, chunk: bytes | bytearray | memoryview, began: float, error: BaseException
+        self, chunk: bytes | bytearray | memoryview | None, began: float, error: BaseException
     ) -> None:
-        """A send of ``chunk`` raised ``error``."""
+        """A send of ``chunk`` (None: after the peer had left) raised ``error``."""
         if not isinstance(error, Exception):
             # Cancelled while it waited: the server has the bytes.
-            self.sent(chunk, began, perf_counter())
+            if chunk is not None:
+                self.sent(chunk, began, perf_counter())
         elif isinstance(error, OSError) and (error.errno or not isinstance(error, TimeoutError)):
             self._failure = error
             self.gone = True
@@ -303,7 +306,7 @@ class Connection:
 
         Args:
             error: what left the application, a cancellation too.
-            completed: the application has written the end of the body.
+            completed: the application has written the end of the body to a peer that was there.
             cut: the server or the process ends it.
 
         """
@@ -365,12 +368,12 @@ class Connection:
             return semconv.TIMEOUT if isinstance(inner, _TIMEOUTS) else semconv.ERROR
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             return semconv.SERVER_SHUTDOWN
-        if cut and not completed and not self.gone:
+        if completed:
+            return semconv.COMPLETED
+        if cut and not self.gone:
             return semconv.SERVER_SHUTDOWN
         if self.gone:
             return semconv.CLIENT_DISCONNECT
-        if completed:
-            return semconv.COMPLETED
         # Returned in the middle of the body: frameworks do that when the peer has left. A
         # cancellation that nothing explains stays unexplained.
         return semconv.CLIENT_DISCONNECT if error is None else semconv.UNKNOWN

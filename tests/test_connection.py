@@ -109,6 +109,35 @@ async def test_a_disconnect_is_no_error_and_ends_the_counting(backend: Backend) 
     assert backend.value("sse.server.messages") == 1
 
 
+@pytest.mark.parametrize(("more", "reason"), [(True, "client_disconnect"), (False, "completed")])
+async def test_a_peer_that_leaves_while_a_chunk_is_sent_has_not_left_before_it(
+    more: bool, reason: str, backend: Backend
+) -> None:
+    """The chunk counts, and if it is the last one the stream is complete: servers that close the
+    connection behind the end of the body say ``http.disconnect`` from within that send.
+    """
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        told = asyncio.ensure_future(receive())
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": more})
+        assert told.done()
+
+    stream = Stream(middleware(backend, app))
+    stream.blocked = asyncio.Event()
+    await until(lambda: stream.sent)
+    stream.blocked.set()
+    stream.blocked = asyncio.Event()
+    await until(lambda: len(stream.sent) == 2)
+    stream.gone.set()
+    asyncio.get_running_loop().call_later(0.02, stream.blocked.set)
+    await stream.task
+    (span,) = backend.spans("SSE")
+    assert span.attributes["sse.close.reason"] == reason
+    assert span.attributes["sse.messages"] == 1
+    assert backend.value("sse.server.messages") == 1
+
+
 async def test_returning_in_the_middle_of_the_body_is_a_disconnect(backend: Backend) -> None:
     """Frameworks return without a final body when their peer has left."""
 

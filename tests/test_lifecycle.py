@@ -108,6 +108,25 @@ def test_an_exit_of_the_applications_own_loses_nothing(
     assert receiver.value("sse.server.messages") == 3
 
 
+def test_a_signal_that_lands_while_the_sdk_holds_a_lock_does_not_deadlock(
+    receiver: Receiver,
+) -> None:
+    """The main thread is stopped in the middle of an export, under the lock of the export."""
+    process = start(receiver, "locked", 3)
+    status, _ = ended(process)
+    assert status == -signal.SIGTERM
+    all_told(receiver, 3, "server_shutdown")
+
+
+def test_a_handler_of_the_applications_is_called_and_stays(receiver: Receiver) -> None:
+    """A program that stops in its own way does so, with its own exit status, and all is told."""
+    process = start(receiver, "handler", 3)
+    process.send_signal(signal.SIGTERM)
+    output, stderr = process.communicate(timeout=30)
+    assert (output, stderr, process.returncode) == ("stopped\n", "", 0)
+    all_told(receiver, 3, "server_shutdown")
+
+
 def test_a_second_signal_kills_at_once(receiver: Receiver) -> None:
     """While the exporters hang, whoever insists is obeyed."""
     # Nobody listens on the reserved port: the exporter retries until its time-out.

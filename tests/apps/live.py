@@ -1,15 +1,20 @@
 """A process with live streams and no server of its own; how it ends is its first argument.
 
 It says "live" when its streams are up, and then ends as asked: ``return`` from main, ``exit``
-by sys.exit(3), ``raise``, ``wait`` for a signal, or ``fork``. Extra arguments: how many streams.
+by sys.exit(3), ``raise``, ``wait`` for a signal, ``handler`` (it handles the signal itself),
+``locked`` (it signals itself under a lock of the SDK's), or ``fork``. Second argument: how many streams.
 """
 
 import asyncio
 import os
+import signal
 import sys
 import threading
 import time
 from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from otel_sse import SSEMiddleware, connections
 
@@ -27,15 +32,41 @@ async def _send(message: Any) -> None:
 
 async def _main(how: str, streams: int) -> None:
     app = SSEMiddleware(_app)
+    stop = asyncio.Event()
+    if how == "handler":
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     tasks = [asyncio.create_task(app(_scope(), _forever, _send)) for _ in range(streams)]
     await asyncio.sleep(0)
     print("live", flush=True)
-    if how == "wait":
+    if how == "handler":
+        await stop.wait()
+        print("stopped", flush=True)
+    if how == "locked":
+        _stop_under_a_lock()
+    if how in ("wait", "locked"):
         await asyncio.gather(*tasks)
     if how == "exit":
         sys.exit(3)
     if how == "raise":
         raise RuntimeError("on purpose")
+
+
+class _Stopping(SpanExporter):
+    """Is stopped in its first export, while the SDK holds its lock."""
+
+    def export(self, spans: Any) -> SpanExportResult:
+        if threading.current_thread() is threading.main_thread():
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.2)
+        return SpanExportResult.SUCCESS
+
+
+def _stop_under_a_lock() -> None:
+    provider = trace.get_tracer_provider()
+    processor = BatchSpanProcessor(_Stopping())
+    provider.add_span_processor(processor)  # type: ignore[attr-defined]
+    provider.get_tracer("live").start_span("other").end()
+    processor.force_flush()
 
 
 def _fork(streams: int) -> None:

@@ -1,0 +1,107 @@
+"""Server processes on real sockets, instrumented from outside, that tell a real receiver."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from otlp import Receiver
+from support import RawClient
+
+APPS = Path(__file__).parent / "apps"
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Served:
+    """A server process; its exporters would wait for a minute before they told anything."""
+
+    def __init__(self, command: str, receiver: Receiver | None, **env: str) -> None:
+        self.port = free_port()
+        program, *arguments = command.format(port=self.port).split()
+        around = [str(BIN / "opentelemetry-instrument")] if receiver is not None else []
+        self.process = subprocess.Popen(
+            [*around, str(BIN / program), *arguments],
+            env={**os.environ, **(_telling(receiver) if receiver else {}), **env},
+            cwd=APPS,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # A group of its own: whatever happens, none of its workers outlives the test.
+            start_new_session=True,
+        )
+
+    async def started(self) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                writer.close()
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"it does not listen: {self.ended(signal.SIGKILL)}")
+
+    async def open(self, path: str) -> RawClient:
+        """A client that has read the stream's first message."""
+        client = await RawClient.get(self.port, path)
+        await asyncio.wait_for(client.until(b"data: 1\n\n"), 60)
+        return client
+
+    def ended(self, number: signal.Signals | None = None) -> tuple[int, str]:
+        """The exit status, and what was written, once the process has ended."""
+        if number is not None:
+            self.process.send_signal(number)
+        output, _ = self.process.communicate(timeout=60)
+        return self.process.returncode, output
+
+
+@contextlib.contextmanager
+def serve(command: str, receiver: Receiver | None, **env: str) -> Iterator[Served]:
+    served = Served(command, receiver, **env)
+    try:
+        yield served
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(served.process.pid, signal.SIGKILL)
+        served.process.wait()
+        assert served.process.stdout is not None
+        served.process.stdout.close()
+
+
+@contextlib.asynccontextmanager
+async def opened(served: Served, path: str, count: int) -> AsyncIterator[list[RawClient]]:
+    """That many clients of a stream, each of which has read the first message."""
+    clients: list[RawClient] = []
+    try:
+        while len(clients) < count:
+            few = min(100, count - len(clients))
+            clients += await asyncio.gather(*(served.open(path) for _ in range(few)))
+        yield clients
+    finally:
+        for client in clients:
+            client.writer.transport.abort()
+
+
+def _telling(receiver: Receiver) -> dict[str, str]:
+    return {
+        "OTEL_TRACES_EXPORTER": "otlp",
+        "OTEL_METRICS_EXPORTER": "otlp",
+        "OTEL_LOGS_EXPORTER": "otlp",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+        "OTEL_METRIC_EXPORT_INTERVAL": "60000",
+        "OTEL_BSP_SCHEDULE_DELAY": "60000",
+        "OTEL_BLRP_SCHEDULE_DELAY": "60000",
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asgi,aiohttp-server,fastapi,starlette",
+    }
