@@ -159,7 +159,7 @@ class Exit:
     # --- what is done then -----------------------------------------------------------------
 
     def _finish(self) -> None:
-        """Ends what is live and exports everything, in portions that the batch queues can take."""
+        """Ends what is live and exports everything."""
         for telemetry in self._telemetries():
             telemetry.stopping = True
             live = telemetry.snapshot()
@@ -167,12 +167,11 @@ class Exit:
                 if not run_on(loop, portion, _PATIENCE):
                     for end in portion:
                         end()
-                telemetry.flush()
         self._flush()
 
     def _flush(self) -> None:
         for telemetry in self._telemetries():
-            telemetry.flush(metrics_too=True)
+            telemetry.empty()
 
     def _bounded(self, work: Callable[[], None]) -> None:
         """Runs ``work``, and leaves it alone when it takes longer than an export may."""

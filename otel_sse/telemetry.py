@@ -28,6 +28,7 @@ from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, Status, Stat
 from otel_sse import semconv
 from otel_sse.collection import OBSERVED, Collection, Read, Row
 from otel_sse.config import Config
+from otel_sse.outbox import Outbox
 from otel_sse.pacer import Job, Pacer
 from otel_sse.semconv import Capped, Metric
 from otel_sse.series import Series
@@ -83,6 +84,7 @@ class Telemetry:
         # The process is about to end: streams that do not end by themselves are cut.
         self.stopping = False
         self._pacer = Pacer(self.flush)
+        self._outbox = Outbox(self.flush)
         # The collection under way, and the instruments that have read it.
         self._collection: Collection | None = None
         self._readers: set[str] = set()
@@ -145,6 +147,7 @@ class Telemetry:
         self.live = set()
         self._series = {}
         self._pacer = Pacer(self.flush)
+        self._outbox = Outbox(self.flush)
         self._collection = None
         self._readers = set()
 
@@ -280,6 +283,19 @@ class Telemetry:
         """Ends a segment's span at ``at`` (Unix, ns), with the messages that it tells; ``before``
         others precede the segment.
         """
+        self._outbox.put(
+            partial(self._end_span, connection, span, at, attributes, messages, before)
+        )
+
+    def _end_span(
+        self,
+        connection: Connection,
+        span: Span,
+        at: int,
+        attributes: dict[str, Any],
+        messages: Iterable[Told],
+        before: int,
+    ) -> None:
         try:
             events = self.config.message_events
             for told in messages:
@@ -317,6 +333,12 @@ class Telemetry:
                     flush(FLUSH_MILLIS)
                 except Exception:
                     self.failed("flush")
+        self._outbox.flushed()
+
+    def empty(self) -> None:
+        """Exports everything, in portions that the queues take."""
+        self._outbox.empty()
+        self.flush(metrics_too=True)
 
     def failed(self, what: str) -> None:
         """Logs the exception being handled, the first time that ``what`` fails."""
@@ -344,16 +366,28 @@ class Telemetry:
         extra: dict[str, Any] | None = None,
         at: int | None = None,
     ) -> None:
-        """Emits a log-based event, at ``at`` (Unix, ns) or now."""
+        """Tells a log-based event, of ``at`` (Unix, ns) or of now."""
         at = time.time_ns() if at is None else at
+        context = connection.context() if connection else None
+        self._outbox.put(partial(self._log, name, connection, context, severity, extra or {}, at))
+
+    def _log(
+        self,
+        name: str,
+        connection: Connection | None,
+        context: Context | None,
+        severity: SeverityNumber,
+        extra: dict[str, Any],
+        at: int,
+    ) -> None:
         try:
             self._logger.emit(
                 timestamp=at,
                 observed_timestamp=at,
-                context=connection.context() if connection else None,
+                context=context,
                 severity_number=severity,
                 severity_text=severity.name,
-                attributes={**(connection.attributes if connection else {}), **(extra or {})},
+                attributes={**(connection.attributes if connection else {}), **extra},
                 event_name=name,
             )
         except Exception:

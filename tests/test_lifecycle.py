@@ -83,13 +83,13 @@ def test_five_thousand_live_streams_are_more_than_the_queue_holds_and_all_arrive
     receiver: Receiver,
 ) -> None:
     """The SDK's batch queue holds 2,048: at the end it is fed in portions."""
-    # Without the events of the opening: 5,000 at once are more than the queue holds, too.
-    process = start(receiver, "wait", 5000, OTEL_PYTHON_SSE_LIFECYCLE_EVENTS="closed")
+    process = start(receiver, "wait", 5000)
     process.send_signal(signal.SIGTERM)
     status, stderr = ended(process)
     assert status == -signal.SIGTERM
     assert "dropping" not in stderr
     all_told(receiver, 5000, "server_shutdown")
+    assert len(receiver.records("sse.connection.opened")) == 5000
 
 
 @pytest.mark.parametrize(("how", "expected"), [("return", 0), ("exit", 3), ("raise", 1)])

@@ -2,7 +2,8 @@
 
 It says "live" when its streams are up, and then ends as asked: ``return`` from main, ``exit``
 by sys.exit(3), ``raise``, ``wait`` for a signal, ``handler`` (it handles the signal itself),
-``locked`` (it signals itself under a lock of the SDK's), or ``fork``. Second argument: how many streams.
+``locked`` (it signals itself under a lock of the SDK's), or ``fork``.
+Second argument: how many streams.
 """
 
 import asyncio
