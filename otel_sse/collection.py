@@ -134,7 +134,8 @@ def _busiest_client(collection: Collection) -> Iterator[Observation]:
     yield Observation(collection.busiest_client)
 
 
-# The observable instruments: the contract's metric, the meter's method that makes it, its figures.
+# The observable instruments, of which each side has some: the metric, the meter's method that
+# makes it, its figures.
 OBSERVED: Final[tuple[tuple[Metric, str, Read], ...]] = (
     (semconv.ACTIVE, "up_down_counter", _each(lambda row: row.active)),
     (
@@ -142,6 +143,7 @@ OBSERVED: Final[tuple[tuple[Metric, str, Read], ...]] = (
         "counter",
         _by(semconv.RESUMED, lambda row: {False: row.opened[0], True: row.opened[1]}),
     ),
+    (semconv.RECONNECTIONS, "counter", _each(lambda row: row.opened[1])),
     (semconv.MESSAGES, "counter", _messages),
     (semconv.DROPPED, "counter", _by(semconv.DROP_REASON, lambda row: row.totals.dropped)),
     (semconv.COMMENTS, "counter", _each(lambda row: row.totals.comments)),

@@ -75,6 +75,21 @@ def load(options: dict[str, Any]) -> Config:
     return Config(**chosen)
 
 
+def agree(kept: Config, given: Config) -> Config:
+    """``kept``, with a warning where ``given`` is different."""
+    if given != kept:
+        _log.warning(
+            "otel_sse is configured already and keeps that configuration; one meter provider "
+            "has one. Ignored: %s",
+            ", ".join(
+                f"{name}={value!r}"
+                for name, value in vars(given).items()
+                if value != getattr(kept, name)
+            ),
+        )
+    return kept
+
+
 def _from_environment(name: str) -> tuple[str, str]:
     variables = ["OTEL_PYTHON_SSE_" + name.upper()]
     if name == "excluded_urls":

@@ -20,7 +20,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, set_span_in_context
 
 from otel_sse import semconv
-from otel_sse.opening import Opening
+from otel_sse.opening import Call, Opening
 from otel_sse.scanner import Scanner
 from otel_sse.segment import Segment, Told
 from otel_sse.telemetry import ASKED, LIVELY, QUIET, TOLD, Telemetry
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _NEVER: Final = float("inf")
 _AT_ONCE: Final = float("-inf")
-_TIMEOUTS: Final = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
+TIMEOUTS: Final = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
 
 
 class Connection:
@@ -44,7 +44,7 @@ class Connection:
         "started status transport"
     ).split()
 
-    def __init__(self, telemetry: Telemetry, opening: Opening, request: Request) -> None:
+    def __init__(self, telemetry: Telemetry, opening: Opening | Call, request: Request) -> None:
         config = telemetry.config
         self._telemetry = telemetry
         self._request: Request | None = request
@@ -53,7 +53,7 @@ class Connection:
         # long the first message took.
         self.started = self.last = request.started
         self.first: float | None = None
-        self.series: Series = telemetry.series(opening.method, opening.route, opening.scheme)
+        self.series: Series = opening.series(telemetry)
         self.client = opening.client
         self.status = opening.status
         self.resumed = opening.resumed
@@ -80,8 +80,7 @@ class Connection:
         self._reason: str | None = None
         # Random, 16 hexadecimal digits.
         self.id = secrets.token_hex(8)
-        # Without a route the path may be anything that a stranger typed, a secret too.
-        self._path = None if opening.route is None else opening.path
+        self._path = opening.known_path
         self._agent = opening.user_agent
         self._protocol = opening.protocol
         # The context above segment 0, where there is one; segment 0; the first of this trace.
@@ -236,7 +235,7 @@ class Connection:
         # A stalled connection waits for its next message.
         self.due = _AT_ONCE if self.stall else self.segment_due
 
-    def _begin(self, opening: Opening, request: Request) -> Context | None:
+    def _begin(self, opening: Opening | Call, request: Request) -> Context | None:
         """Starts segment 0; returns the context above it, if any."""
         parent, kind = opening.parent(request)
         self._start(0, parent, kind, self._started_unix)
@@ -325,9 +324,10 @@ class Connection:
                 semconv.TOTAL_MESSAGES: self.sequence,
                 semconv.TOTAL_COMMENTS: self.comments,
                 semconv.TOTAL_IO: self.io,
-                semconv.TOTAL_MAX_SEND: self._max_wait,
                 semconv.TOTAL_DURATION: now - self.started,
             }
+            if telemetry.side is semconv.SERVER:
+                totals[semconv.TOTAL_MAX_SEND] = self._max_wait
             if self.first is not None:
                 totals[semconv.TOTAL_FIRST_MESSAGE] = self.first
             if error is not None and reason in (semconv.ERROR, semconv.TIMEOUT):
@@ -365,7 +365,7 @@ class Connection:
             return self._reason
         if isinstance(error, Exception):
             inner = _innermost(error)
-            return semconv.TIMEOUT if isinstance(inner, _TIMEOUTS) else semconv.ERROR
+            return semconv.TIMEOUT if isinstance(inner, TIMEOUTS) else semconv.ERROR
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             return semconv.SERVER_SHUTDOWN
         if completed:

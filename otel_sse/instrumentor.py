@@ -10,6 +10,7 @@ from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-de
 )
 
 from otel_sse import lifecycle
+from otel_sse.semconv import SERVER
 from otel_sse.telemetry import Providers, Telemetry
 
 
@@ -19,6 +20,8 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     ``instrument()`` takes ``tracer_provider``, ``meter_provider``, ``logger_provider`` and the
     contract's options, and raises ``ValueError`` or ``TypeError`` where one is bad.
     """
+
+    side = SERVER
 
     def __init__(self) -> None:
         if not hasattr(self, "telemetry"):
@@ -39,7 +42,7 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             kwargs.pop("meter_provider", None),
             kwargs.pop("logger_provider", None),
         )
-        self.telemetry = lifecycle.obtain(self, providers, kwargs)
+        self.telemetry = lifecycle.obtain(self, providers, kwargs, self.side)
         self._install()
 
     def _uninstrument(self, **_: Any) -> None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from opentelemetry import metrics
 
 from otel_sse import backlog
-from otel_sse.config import load
+from otel_sse.config import agree, load
 from otel_sse.connection import Connection
 from otel_sse.opening import Opening
-from otel_sse.semconv import HTTP_ROUTE
+from otel_sse.semconv import HTTP_ROUTE, SERVER, Side
 from otel_sse.shutdown import Exit
 from otel_sse.telemetry import Providers, Telemetry
 
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from otel_sse.current import Request
 
 _lock = threading.Lock()
-# By meter provider; None is the global one, whether it has been set yet or not.
-_telemetries: dict[Any, Telemetry] = {}
+# By meter provider (None is the global one, whether it has been set yet or not) and side.
+_telemetries: dict[tuple[Any, Side], Telemetry] = {}
 
 
-def obtain(user: object, providers: Providers, options: dict[str, Any]) -> Telemetry:
+def obtain(
+    user: object, providers: Providers, options: dict[str, Any], side: Side = SERVER
+) -> Telemetry:
     """The telemetry of ``providers``, made at the first call; ``release`` gives it back.
 
     Raises:
@@ -36,9 +38,14 @@ def obtain(user: object, providers: Providers, options: dict[str, Any]) -> Telem
     meter = providers.meter
     key = None if meter is None or meter is metrics.get_meter_provider() else meter
     with _lock:
-        telemetry = _telemetries.get(key)
+        for (other, _), each in _telemetries.items():
+            if other is key and each.users:
+                # The first one's holds for all that share a meter provider.
+                config = agree(each.config, config)
+                break
+        telemetry = _telemetries.get((key, side))
         if telemetry is None:
-            telemetry = _telemetries[key] = Telemetry(config, providers)
+            telemetry = _telemetries[key, side] = Telemetry(config, providers, side)
         telemetry.serve(user, config)
         exit_.watch()
     return telemetry
@@ -74,9 +81,12 @@ class ConnectionInfo(NamedTuple):
 
 
 def connections() -> list[ConnectionInfo]:
-    """The live connections of this process, oldest first: a snapshot, safe from any thread."""
+    """The live connections that this process serves, oldest first: a snapshot, safe from any
+    thread.
+    """
     now = time.perf_counter()
-    live = [each for telemetry in _all() for each in telemetry.snapshot()]
+    served = [each for each in _all() if each.side is SERVER]
+    live = [each for telemetry in served for each in telemetry.snapshot()]
     return [
         ConnectionInfo(
             id=each.id,

@@ -6,6 +6,7 @@ project's own, built on the stable ``http.*``, ``url.*``, ``server.*``, ``networ
 ``signalr.server.*``. Durations are in seconds, sizes in bytes. Stability: development.
 """
 
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 SCOPE: Final = "otel_sse"
@@ -74,12 +75,45 @@ BACKLOG_MAX: Final = Metric("sse.server.backlog.max", "By",
     "Backlog of the worst live connection, all layers added.")
 # fmt: on
 
+CONNECT_DURATION: Final = Metric(
+    "sse.client.connect.duration",
+    "s",
+    "From the request's start to the response's headers.",
+    _FIRST,
+)
+RECONNECTIONS: Final = Metric(
+    "sse.client.reconnections", "{connection}", "Connections opened to resume an earlier one."
+)
+# What the client tells, by the server's metric of the same meaning.
+CLIENT_METRICS: Final = {
+    ACTIVE: Metric("sse.client.active_connections", "{connection}", "Connections open now."),
+    CONNECTIONS: Metric("sse.client.connections", "{connection}", "Connections opened."),
+    DURATION: DURATION._replace(name="sse.client.connection.duration"),
+    FIRST_MESSAGE: FIRST_MESSAGE._replace(
+        name="sse.client.connection.time_to_first_message",
+        description="From the request's start to the first message read.",
+    ),
+    MESSAGES: Metric("sse.client.messages", "{message}", "Messages read."),
+    COMMENTS: Metric("sse.client.comments", "{comment}", "Comment lines read."),
+    IO: Metric("sse.client.io", "By", "Body bytes read, after content decoding."),
+    MESSAGE_SIZE: MESSAGE_SIZE._replace(name="sse.client.message.size"),
+    MESSAGE_GAP: MESSAGE_GAP._replace(
+        name="sse.client.message.gap",
+        description="How long the reader waited between two consecutive messages.",
+    ),
+    STALLED: STALLED._replace(name="sse.client.stalled_connections"),
+    CONNECT_DURATION: CONNECT_DURATION,
+    RECONNECTIONS: RECONNECTIONS,
+}
+
 # Attributes of the stable conventions.
 HTTP_METHOD: Final = "http.request.method"
 HTTP_ROUTE: Final = "http.route"
 HTTP_STATUS: Final = "http.response.status_code"
 URL_SCHEME: Final = "url.scheme"
 URL_PATH: Final = "url.path"
+SERVER_ADDRESS: Final = "server.address"
+SERVER_PORT: Final = "server.port"
 CLIENT_ADDRESS: Final = "client.address"
 USER_AGENT: Final = "user_agent.original"
 PROTOCOL_VERSION: Final = "network.protocol.version"
@@ -124,16 +158,37 @@ ERROR: Final = "error"
 UNKNOWN: Final = "unknown"
 CLOSE_REASONS: Final = (COMPLETED, CLIENT_DISCONNECT, SERVER_SHUTDOWN, TIMEOUT, ERROR, UNKNOWN)
 
+# sse.close.reason on the client, beside completed, timeout, error and unknown.
+CLIENT_CLOSE: Final = "client_close"
+DISCONNECTED: Final = "disconnected"
+
 # sse.backlog.layer
 TRANSPORT: Final = "transport"
 KERNEL: Final = "kernel"
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """An end of the stream: the base attributes of its metrics, and each by what it means."""
+
+    base: tuple[str, str, str]
+    metrics: dict[Metric, Metric]
+
+
+# fmt: off
+SERVER: Final = Side((HTTP_METHOD, HTTP_ROUTE, URL_SCHEME), {each: each for each in (
+    ACTIVE, CONNECTIONS, DURATION, FIRST_MESSAGE, MESSAGES, DROPPED, COMMENTS, IO, SEND_TIME,
+    SEND_STALLS, MESSAGE_SIZE, MESSAGE_GAP, SEND_DURATION, STALLED, IDLE_MAX, AGE_MAX,
+    PER_CLIENT_MAX, BACKLOG_SIZE, BACKLOG_MAX)})
+CLIENT: Final = Side((HTTP_METHOD, SERVER_ADDRESS, SERVER_PORT), CLIENT_METRICS)
+# fmt: on
 
 METHODS: Final = frozenset("CONNECT DELETE GET HEAD OPTIONS PATCH POST PUT TRACE".split())
 SCHEMES: Final = frozenset(("http", "https"))
 DEFAULT_EVENT_TYPE: Final = "message"
 
 # How many different values of an attribute a process tells before the rest is _OTHER.
-MAX_ROUTES: Final = 200
+MAX_PLACES: Final = 200
 MAX_EVENT_TYPES: Final = 16
 MAX_DROP_REASONS: Final = 16
 MAX_ERROR_TYPES: Final = 100
@@ -165,3 +220,7 @@ class Capped:
             return OTHER
         # setdefault: a race of two threads may overshoot the limit by one, never split a value.
         return self._seen.setdefault(value, value)
+
+
+def known_method(method: str) -> str:
+    return method if method in METHODS else OTHER

@@ -4,7 +4,7 @@ from itertools import zip_longest
 from math import ceil
 from typing import Any, Final, Protocol
 
-from otel_sse.semconv import HTTP_ROUTE, MAX_RECORDS
+from otel_sse.semconv import MAX_RECORDS
 
 _WINDOW: Final = 1.0
 
@@ -63,10 +63,9 @@ class Series:
         "_opening _records _stride attributes closed layers left opened span_name until"
     ).split()
 
-    def __init__(self, attributes: dict[str, Any]) -> None:
+    def __init__(self, attributes: dict[str, Any], span_name: str = "SSE") -> None:
         self.attributes = attributes
-        route = attributes.get(HTTP_ROUTE)
-        self.span_name = f"SSE {route}" if route else "SSE"
+        self.span_name = span_name
         self.closed = Totals()
         # Connections opened, fresh and resumed.
         self.opened = [0, 0]

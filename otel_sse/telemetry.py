@@ -1,8 +1,9 @@
 """Owns what is told: instruments, spans and log-based events of the contract.
 
-One ``Telemetry`` per meter provider, shared by all instrumentors: the SDK drops the callbacks of
-an instrument that is made twice, and cannot forget one. So an object stays for good; once the
-last instrumentor has let go of it and its last connection has ended, its callbacks yield nothing.
+One ``Telemetry`` per meter provider and side, shared by all instrumentors: the SDK drops the
+callbacks of an instrument that is made twice, and cannot forget one. So an object stays for good;
+once the last instrumentor has let go of it and its last connection has ended, its callbacks yield
+nothing.
 
 Counters are observable: a connection counts for itself, and only a collection adds up what the
 live ones hold and what the closed ones left. Whatever raises in here is logged once and, if it
@@ -30,7 +31,7 @@ from otel_sse.collection import OBSERVED, Collection, Read, Row
 from otel_sse.config import Config
 from otel_sse.outbox import Outbox
 from otel_sse.pacer import Job, Pacer
-from otel_sse.semconv import Capped, Metric
+from otel_sse.semconv import SERVER, Capped, Metric, Side
 from otel_sse.series import Series
 from otel_sse.version import __version__
 
@@ -53,6 +54,7 @@ _RECORDED: Final = (
     semconv.MESSAGE_SIZE,
     semconv.MESSAGE_GAP,
     semconv.SEND_DURATION,
+    semconv.CONNECT_DURATION,
 )
 
 
@@ -68,15 +70,17 @@ class Providers:
 class Telemetry:
     """The verbs with which connections tell: opened, first_message, sampled, closed …"""
 
-    def __init__(self, config: Config, providers: Providers) -> None:
+    def __init__(self, config: Config, providers: Providers, side: Side = SERVER) -> None:
         self.config = config
+        self.side = side
         self.providers = providers
         # Guards what a collection and an ending have to agree on: live, series, closed totals.
         self.lock = threading.Lock()
         self.live: set[Connection] = set()
         self.users: set[object] = set()
-        self._series: dict[tuple[str, str | None, str], Series] = {}
-        self._routes = Capped(semconv.MAX_ROUTES)
+        self._series: dict[tuple[Any, ...], Series] = {}
+        # Routes, or hosts.
+        self.place = Capped(semconv.MAX_PLACES)
         self.drop_reason = Capped(semconv.MAX_DROP_REASONS)
         self._error_types = Capped(semconv.MAX_ERROR_TYPES)
         self.type_names: list[str] = []
@@ -92,12 +96,16 @@ class Telemetry:
         self._tracer = trace.get_tracer(semconv.SCOPE, __version__, providers.tracer)
         self._logger = _logs.get_logger(semconv.SCOPE, __version__, providers.logger)
         meter = metrics.get_meter(semconv.SCOPE, __version__, providers.meter)
-        for metric, kind, read in OBSERVED:
-            self._observe(meter, metric, kind, read)
-        self._histograms: dict[str, Callable[..., None]] = {}
-        for metric in _RECORDED:
+        for meaning, kind, read in OBSERVED:
+            if meaning in side.metrics:
+                self._observe(meter, side.metrics[meaning], kind, read)
+        self._histograms: dict[Metric, Callable[..., None]] = {}
+        for meaning in _RECORDED:
+            metric = side.metrics.get(meaning)
+            if metric is None:
+                continue
             try:
-                self._histograms[metric.name] = meter.create_histogram(
+                self._histograms[meaning] = meter.create_histogram(
                     metric.name,
                     metric.unit,
                     metric.description,
@@ -125,16 +133,6 @@ class Telemetry:
         """Notes that ``user`` (an instrumentor or a middleware) tells through this object."""
         if not self.users:
             self._adopt(config)
-        elif config != self.config:
-            _log.warning(
-                "otel_sse is configured already and keeps that configuration; one meter provider "
-                "has one. Ignored: %s",
-                ", ".join(
-                    f"{name}={value!r}"
-                    for name, value in vars(config).items()
-                    if value != getattr(self.config, name)
-                ),
-            )
         self.users.add(user)
 
     def release(self, user: object) -> None:
@@ -153,18 +151,14 @@ class Telemetry:
 
     # --- values ----------------------------------------------------------------------------
 
-    def series(self, method: str, route: str | None, scheme: str) -> Series:
-        """The series of a connection; its attributes are the contract's base attributes."""
-        method = method if method in semconv.METHODS else semconv.OTHER
-        route = None if route is None else self._routes(route)
-        scheme = scheme if scheme in semconv.SCHEMES else semconv.OTHER
+    def series(self, base: tuple[Any, ...], span_name: str) -> Series:
+        """The series of a connection; ``base`` are the values of its side's base attributes."""
         with self.lock:
-            found = self._series.get((method, route, scheme))
+            found = self._series.get(base)
             if found is None:
-                attributes = {semconv.HTTP_METHOD: method, semconv.URL_SCHEME: scheme}
-                if route is not None:
-                    attributes[semconv.HTTP_ROUTE] = route
-                found = self._series[method, route, scheme] = Series(attributes)
+                pairs = zip(self.side.base, base, strict=True)
+                attributes = {name: value for name, value in pairs if value is not None}
+                found = self._series[base] = Series(attributes, span_name)
         return found
 
     def event_type(self, raw: str) -> int:
@@ -196,6 +190,9 @@ class Telemetry:
             self.live.add(connection)
         if self.config.lifecycle_events == "all":
             self._emit(semconv.OPENED, connection)
+
+    def connected(self, connection: Connection, seconds: float) -> None:
+        self._record(semconv.CONNECT_DURATION, seconds, connection.series.attributes, connection)
 
     def first_message(self, connection: Connection, seconds: float) -> None:
         self._record(semconv.FIRST_MESSAGE, seconds, connection.series.attributes, connection)
@@ -247,8 +244,9 @@ class Telemetry:
             semconv.MESSAGE_SEQUENCE: before + told.number + 1,
             semconv.EVENT_TYPE: self.type_names[told.type],
             semconv.TOLD_SIZE: told.size,
-            semconv.TOLD_WAIT: told.wait,
         }
+        if self.side is SERVER:
+            attributes[semconv.TOLD_WAIT] = told.wait
         if told.id is not None:
             attributes[semconv.EVENT_ID] = told.id
         return attributes
@@ -349,13 +347,13 @@ class Telemetry:
     def _record(
         self, metric: Metric, value: float, attributes: dict[str, Any], connection: Connection
     ) -> None:
-        record = self._histograms.get(metric.name)
+        record = self._histograms.get(metric)
         if record is None:
             return
         try:
             record(value, attributes, connection.context())
         except Exception:
-            self._histograms.pop(metric.name, None)
+            self._histograms.pop(metric, None)
             self.failed(metric.name)
 
     def _emit(

@@ -11,8 +11,11 @@ from opentelemetry.instrumentation.dependencies import DependencyConflict, Depen
 from starlette.routing import Router
 from support import Backend
 
+from otel_sse.aiohttp_client import SSEAiohttpClientInstrumentor
 from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
+from otel_sse.httpx import SSEHttpxInstrumentor
 from otel_sse.instrumentor import SSEInstrumentor
+from otel_sse.requests import SSERequestsInstrumentor
 from otel_sse.starlette import SSEStarletteInstrumentor
 
 KINDS = [SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor]
@@ -128,4 +131,7 @@ def test_the_entry_points_are_the_contracts() -> None:
     assert mine == {
         "sse_starlette": SSEStarletteInstrumentor,
         "sse_aiohttp_server": SSEAiohttpServerInstrumentor,
+        "sse_aiohttp_client": SSEAiohttpClientInstrumentor,
+        "sse_httpx": SSEHttpxInstrumentor,
+        "sse_requests": SSERequestsInstrumentor,
     }

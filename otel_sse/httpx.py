@@ -1,0 +1,219 @@
+"""httpx and httpx2, and what reads by them: httpx-sse, the SDKs of OpenAI, Anthropic and MCP.
+
+A client sends each request singly, behind its redirects and authentication: there a response is
+found to be an event stream, and its stream gets a ``Reading``. The classes of those streams are
+patched to tell that of what is read. Where the content is coded, the decoder tells the bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import AsyncGenerator, Collection, Generator, Iterable, Iterator
+from functools import wraps
+from importlib import import_module
+from importlib.util import find_spec
+from time import perf_counter
+from typing import Any, Final
+
+from opentelemetry import context as otel_context
+
+from otel_sse.instrumentor import SSEInstrumentor
+from otel_sse.opening import Call, is_stream
+from otel_sse.reading import Reading
+from otel_sse.semconv import CLIENT
+
+# In a stream that is watched: its reading, and whether another tells it the bytes.
+_KEY: Final = "_otel_sse"
+_PACKAGES: Final = {"httpx": "httpx >= 0.25", "httpx2": "httpx2 >= 2.0"}
+
+
+class SSEHttpxInstrumentor(SSEInstrumentor):
+    """Tells every event stream that an httpx or httpx2 client reads."""
+
+    side = CLIENT
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        # One of them is enough, and each that is there has to be new enough.
+        return tuple(_PACKAGES[name] for name in _present()) or (_PACKAGES["httpx"],)
+
+    def _install(self) -> None:
+        for name in _present():
+            client = import_module(name + "._client")
+            self._patch(client.Client, "_send_single_request", self._send)
+            self._patch(client.AsyncClient, "_send_single_request", self._send_async)
+            self._patch(client.BoundSyncStream, "__iter__", _iterate)
+            self._patch(client.BoundSyncStream, "close", _close)
+            self._patch(client.BoundAsyncStream, "__aiter__", _iterate_async)
+            self._patch(client.BoundAsyncStream, "aclose", _close_async)
+
+    def _send(self, original: Any) -> Any:
+        @wraps(original)
+        def send(client: Any, request: Any) -> Any:
+            started = perf_counter()
+            response = original(client, request)
+            self._watch(request, response, started)
+            return response
+
+        return send
+
+    def _send_async(self, original: Any) -> Any:
+        @wraps(original)
+        async def send(client: Any, request: Any) -> Any:
+            started = perf_counter()
+            response = await original(client, request)
+            self._watch(request, response, started)
+            return response
+
+        return send
+
+    def _watch(self, request: Any, response: Any, started: float) -> None:
+        telemetry = self.telemetry
+        if telemetry is None:
+            return
+        try:
+            content_type = response.headers.get("content-type", "")
+            if not is_stream(request.method, response.status_code, content_type):
+                return
+            url = request.url
+            if telemetry.config.excludes(f"{url.scheme}://{url.host}{url.path}"):
+                return
+            package = import_module(type(response).__module__.partition(".")[0])
+            reading = Reading(
+                telemetry,
+                _call(request, response),
+                started,
+                (package.NetworkError, package.RemoteProtocolError),
+                (package.TimeoutException,),
+            )
+            # Whoever forgets the response has closed it.
+            weakref.finalize(response.stream, reading.end).atexit = False
+            coded = response.headers.get("content-encoding", "identity") != "identity"
+            vars(response.stream)[_KEY] = reading, coded
+            if coded:
+                response._decoder = _Decoder(response._get_content_decoder(), reading)
+        except Exception:
+            telemetry.failed("a connection's start")
+
+
+def _present() -> list[str]:
+    return [name for name in _PACKAGES if name in sys.modules or find_spec(name) is not None]
+
+
+def _call(request: Any, response: Any) -> Call:
+    url = request.url
+    return Call(
+        method=request.method,
+        host=url.host,
+        port=url.port or {"http": 80, "https": 443}.get(url.scheme),
+        known_path=url.path,
+        protocol=response.http_version.partition("/")[2] or None,
+        status=response.status_code,
+        resumed="last-event-id" in request.headers,
+        context=otel_context.get_current(),
+    )
+
+
+def _iterate(original: Any) -> Any:
+    @wraps(original)
+    def iterate(stream: Any) -> Iterator[bytes]:
+        watched = vars(stream).get(_KEY)
+        chunks = original(stream)
+        return chunks if watched is None else _read(chunks, *watched)
+
+    return iterate
+
+
+def _read(chunks: Any, reading: Reading, coded: bool) -> Generator[bytes, None, None]:
+    try:
+        reading.asked()
+        for chunk in chunks:
+            reading.waited()
+            if not coded:
+                reading.received(chunk)
+            yield chunk
+            reading.asked()
+    except BaseException as error:
+        reading.end(error)
+        raise
+    else:
+        reading.end(completed=True)
+    finally:
+        chunks.close()
+
+
+def _iterate_async(original: Any) -> Any:
+    @wraps(original)
+    def iterate(stream: Any) -> Any:
+        watched = vars(stream).get(_KEY)
+        chunks = original(stream)
+        return chunks if watched is None else _read_async(chunks, *watched)
+
+    return iterate
+
+
+async def _read_async(chunks: Any, reading: Reading, coded: bool) -> AsyncGenerator[bytes, None]:
+    try:
+        reading.asked()
+        async for chunk in chunks:
+            reading.waited()
+            if not coded:
+                reading.received(chunk)
+            yield chunk
+            reading.asked()
+    except BaseException as error:
+        reading.end(error)
+        raise
+    else:
+        reading.end(completed=True)
+    finally:
+        await chunks.aclose()
+
+
+def _close(original: Any) -> Any:
+    @wraps(original)
+    def close(stream: Any) -> None:
+        try:
+            original(stream)
+        finally:
+            if _KEY in vars(stream):
+                vars(stream)[_KEY][0].end()
+
+    return close
+
+
+def _close_async(original: Any) -> Any:
+    @wraps(original)
+    async def aclose(stream: Any) -> None:
+        try:
+            await original(stream)
+        finally:
+            if _KEY in vars(stream):
+                vars(stream)[_KEY][0].end()
+
+    return aclose
+
+
+class _Decoder:
+    """A response's content decoder, watched. It gives bytes, or some at a time."""
+
+    def __init__(self, decoder: Any, reading: Reading) -> None:
+        self._decoder = decoder
+        self._reading = reading
+
+    def decode(self, data: bytes) -> Any:
+        return self._seen(self._decoder.decode(data))
+
+    def flush(self) -> Any:
+        return self._seen(self._decoder.flush())
+
+    def _seen(self, decoded: Any) -> Any:
+        if not isinstance(decoded, bytes):
+            return self._each(decoded)
+        self._reading.received(decoded)
+        return decoded
+
+    def _each(self, decoded: Iterable[bytes]) -> Iterator[bytes]:
+        for piece in decoded:
+            self._reading.received(piece)
+            yield piece
