@@ -23,6 +23,7 @@ from otel_sse import lifecycle
 from otel_sse.connection import Connection
 from otel_sse.current import Request, serving
 from otel_sse.instrumentor import SSEInstrumentor
+from otel_sse.mark import Marker
 from otel_sse.opening import Opening, is_stream
 from otel_sse.telemetry import Telemetry
 
@@ -89,6 +90,8 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
                 try:
                     opening = _opening(response, raw, telemetry)
                     if opening is not None:
+                        if telemetry.config.propagate:
+                            _mark(response, writer)
                         _watch(
                             lifecycle.open_connection(telemetry, opening, request), response, writer
                         )
@@ -139,6 +142,23 @@ def _opening(response: Any, raw: Any, telemetry: Telemetry) -> Opening | None:
         getter=_getter,
         transport=raw.transport,
     )
+
+
+def _mark(response: Any, writer: Any) -> None:
+    """Lets marks be written to ``writer``, unless the body's length or coding is settled."""
+    coded = hdrs.CONTENT_ENCODING in response.headers and not response.compression
+    if writer.length is not None or coded or getattr(response, "_compressed_body", None):
+        return
+    marker = Marker()
+    original_write, original_write_eof = writer.write, writer.write_eof
+
+    async def write(chunk: Any, *args: Any, **kwargs: Any) -> Any:
+        return await original_write(marker.mark(chunk), *args, **kwargs)
+
+    async def write_eof(chunk: Any = b"") -> Any:
+        return await original_write_eof(marker.mark(chunk))
+
+    writer.write, writer.write_eof = write, write_eof
 
 
 def _watch(connection: Connection, response: Any, writer: Any) -> None:

@@ -17,6 +17,7 @@ from opentelemetry.propagators.textmap import Getter
 from otel_sse import lifecycle
 from otel_sse.connection import Connection
 from otel_sse.current import Request, serving
+from otel_sse.mark import Marker
 from otel_sse.opening import Opening, is_stream
 from otel_sse.server import stopping, transport_of
 from otel_sse.telemetry import Providers, Telemetry
@@ -220,6 +221,8 @@ class Responder:
             opening = self._opening(message["status"], route or (None,))
             if opening is not None:
                 self._connection = lifecycle.open_connection(self._telemetry, opening, self.request)
+                if self._telemetry.config.propagate and _may_grow(message.get("headers", ())):
+                    self._send = _marking(self._send)
         except Exception:
             self._telemetry.failed("a connection's start")
 
@@ -254,6 +257,23 @@ def _first(headers: Headers, wanted: bytes) -> str | None:
         if name == wanted or name.lower() == wanted:
             return value.decode("latin-1")
     return None
+
+
+def _may_grow(headers: Headers) -> bool:
+    """Whether bytes may be put into a body: none of its length or coding is told yet."""
+    names = (b"content-length", b"content-encoding")
+    return all(_first(headers, name) in (None, "identity") for name in names)
+
+
+def _marking(send: Send) -> Send:
+    marker = Marker()
+
+    async def marking(message: Message) -> None:
+        if message["type"] == "http.response.body" and message.get("body"):
+            message = {**message, "body": marker.mark(message["body"])}
+        await send(message)
+
+    return marking
 
 
 class _HeaderGetter(Getter[Headers]):

@@ -144,6 +144,7 @@ OBSERVED: Final[tuple[tuple[Metric, str, Read], ...]] = (
         _by(semconv.RESUMED, lambda row: {False: row.opened[0], True: row.opened[1]}),
     ),
     (semconv.RECONNECTIONS, "counter", _each(lambda row: row.opened[1])),
+    (semconv.DELIVERY_SKEWED, "counter", _each(lambda row: row.totals.skewed)),
     (semconv.MESSAGES, "counter", _messages),
     (semconv.DROPPED, "counter", _by(semconv.DROP_REASON, lambda row: row.totals.dropped)),
     (semconv.COMMENTS, "counter", _each(lambda row: row.totals.comments)),

@@ -29,6 +29,7 @@ class Config:
         slow_send_seconds: wait from which a send counts as slow, in seconds.
         event_types: names told in ``sse.event.type``; empty: the first 16 seen.
         capture_event_id: whether the ``id`` field of a message is told.
+        propagate: whether a server writes a mark in front of each message; see ``mark``.
 
     """
 
@@ -41,6 +42,7 @@ class Config:
     slow_send_seconds: float = 0.5
     event_types: frozenset[str] = frozenset()
     capture_event_id: bool = False
+    propagate: bool = False
 
     def excludes(self, url: str) -> bool:
         return self.excluded_urls is not None and self.excluded_urls.search(url) is not None
@@ -126,6 +128,10 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+_SWITCH: Final[tuple[str, Callable[[str], Any]]] = (
+    "true or false",
+    lambda text: {"true": True, "false": False}[text.lower()],
+)
 # What each option takes, in words, and how it is read from a text.
 _OPTIONS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "excluded_urls": ("regular expressions, separated by commas", _patterns),
@@ -139,8 +145,6 @@ _OPTIONS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     ),
     "slow_send_seconds": ("a number of seconds, more than 0", _seconds),
     "event_types": ("names, separated by commas", _names),
-    "capture_event_id": (
-        "true or false",
-        lambda text: {"true": True, "false": False}[text.lower()],
-    ),
+    "capture_event_id": _SWITCH,
+    "propagate": _SWITCH,
 }

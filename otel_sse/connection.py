@@ -44,6 +44,9 @@ class Connection:
         "started status transport"
     ).split()
 
+    # Messages that came before they were sent; only a reader can know.
+    skewed = 0
+
     def __init__(self, telemetry: Telemetry, opening: Opening | Call, request: Request) -> None:
         config = telemetry.config
         self._telemetry = telemetry

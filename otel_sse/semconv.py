@@ -84,6 +84,14 @@ CONNECT_DURATION: Final = Metric(
 RECONNECTIONS: Final = Metric(
     "sse.client.reconnections", "{connection}", "Connections opened to resume an earlier one."
 )
+DELIVERY_DURATION: Final = Metric(
+    "sse.client.delivery.duration", "s", "From the server's send to the client's receipt.", _FIRST
+)
+DELIVERY_SKEWED: Final = Metric(
+    "sse.client.delivery.skewed",
+    "{message}",
+    "Messages received before they were sent, by clocks that disagree.",
+)
 # What the client tells, by the server's metric of the same meaning.
 CLIENT_METRICS: Final = {
     ACTIVE: Metric("sse.client.active_connections", "{connection}", "Connections open now."),
@@ -104,6 +112,8 @@ CLIENT_METRICS: Final = {
     STALLED: STALLED._replace(name="sse.client.stalled_connections"),
     CONNECT_DURATION: CONNECT_DURATION,
     RECONNECTIONS: RECONNECTIONS,
+    DELIVERY_DURATION: DELIVERY_DURATION,
+    DELIVERY_SKEWED: DELIVERY_SKEWED,
 }
 
 # Attributes of the stable conventions.
@@ -198,6 +208,8 @@ MAX_EVENT_TYPE_BYTES: Final = 64
 MAX_SPAN_EVENTS: Final = 40
 EDGE_MESSAGES: Final = 16
 EDGE_SLOW_SENDS: Final = 8
+# Links of a client's span to its senders'.
+MAX_SENDERS: Final = 32
 # Histogram records a second and series; stall events a collection.
 MAX_RECORDS: Final = 100
 MAX_STALL_EVENTS: Final = 100

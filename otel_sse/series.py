@@ -18,6 +18,7 @@ class Counted(Protocol):
     io: int
     send_time: float
     stalls: int
+    skewed: int
 
     @property
     def comments(self) -> int: ...
@@ -29,7 +30,7 @@ class Counted(Protocol):
 class Totals:
     """A sum of ``Counted``."""
 
-    __slots__ = ("comments", "dropped", "io", "messages", "send_time", "stalls")
+    __slots__ = ("comments", "dropped", "io", "messages", "send_time", "skewed", "stalls")
 
     def __init__(self) -> None:
         self.messages: list[int] = []
@@ -38,6 +39,7 @@ class Totals:
         self.io = 0
         self.send_time = 0.0
         self.stalls = 0
+        self.skewed = 0
 
     def add(self, other: Counted) -> None:
         both = zip_longest(self.messages, other.messages, fillvalue=0)
@@ -49,6 +51,7 @@ class Totals:
         self.io += other.io
         self.send_time += other.send_time
         self.stalls += other.stalls
+        self.skewed += other.skewed
 
 
 class Series:

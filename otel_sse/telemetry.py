@@ -55,6 +55,7 @@ _RECORDED: Final = (
     semconv.MESSAGE_GAP,
     semconv.SEND_DURATION,
     semconv.CONNECT_DURATION,
+    semconv.DELIVERY_DURATION,
 )
 
 
@@ -193,6 +194,9 @@ class Telemetry:
 
     def connected(self, connection: Connection, seconds: float) -> None:
         self._record(semconv.CONNECT_DURATION, seconds, connection.series.attributes, connection)
+
+    def delivered(self, connection: Connection, seconds: float) -> None:
+        self._record(semconv.DELIVERY_DURATION, seconds, connection.series.attributes, connection)
 
     def first_message(self, connection: Connection, seconds: float) -> None:
         self._record(semconv.FIRST_MESSAGE, seconds, connection.series.attributes, connection)

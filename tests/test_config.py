@@ -21,6 +21,7 @@ def test_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
         "slow_send_seconds": 0.5,
         "event_types": frozenset(),
         "capture_event_id": False,
+        "propagate": False,
     }
 
 
@@ -36,6 +37,7 @@ def test_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
         ("slow_send_seconds", "2", 2.0),
         ("event_types", "token, done ,", frozenset({"token", "done"})),
         ("capture_event_id", "true", True),
+        ("propagate", "True", True),
     ],
 )
 def test_a_variable_and_a_keyword_are_read_alike(
@@ -59,6 +61,7 @@ BAD = [
     ("stall_seconds", "-1"),
     ("slow_send_seconds", "inf"),
     ("capture_event_id", "perhaps"),
+    ("propagate", "1"),
     ("excluded_urls", "([a-z"),
 ]
 
