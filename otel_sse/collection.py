@@ -6,18 +6,29 @@ streams, stalls) it names; the pacer hands that to the event loops.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.metrics import Observation
+from opentelemetry.metrics import CallbackOptions, Observation
 
 from otel_sse import backlog, semconv
+from otel_sse.pacer import Job, Pacer
 from otel_sse.semconv import Metric
 from otel_sse.series import Series, Totals
 
 if TYPE_CHECKING:
     from otel_sse.connection import Connection
+    from otel_sse.telemetry import Telemetry
+
+# How far the telling of a connection's stall has got: not stalled, a collection has asked for an
+# event or, beyond so many, for none, and the event has been told.
+LIVELY: Final = 0
+ASKED: Final = 1
+QUIET: Final = 2
+TOLD: Final = 3
 
 
 class Row:
@@ -158,3 +169,72 @@ OBSERVED: Final[tuple[tuple[Metric, str, Read], ...]] = (
     (semconv.BACKLOG_SIZE, "up_down_counter", _backlog_size),
     (semconv.BACKLOG_MAX, "gauge", _backlog_max),
 )
+
+
+class Collector:
+    """Answers for the observable instruments of a telemetry, and hands on what it finds due."""
+
+    def __init__(self, telemetry: Telemetry, meter: Any) -> None:
+        self._telemetry = telemetry
+        self.reset()
+        metrics = telemetry.side.metrics
+        for meaning, kind, read in OBSERVED:
+            if meaning in metrics:
+                self._observe(meter, metrics[meaning], kind, read)
+
+    def reset(self) -> None:
+        self._pacer = Pacer(self._telemetry.flush)
+        # The collection under way, and the instruments that have read it.
+        self._collection: Collection | None = None
+        self._readers: set[str] = set()
+
+    def _observe(self, meter: Any, metric: Metric, kind: str, read: Read) -> None:
+        telemetry = self._telemetry
+
+        def callback(_: CallbackOptions) -> list[Observation]:
+            if metric.name in telemetry.failures:
+                return []
+            try:
+                return list(read(self._collect(metric.name)))
+            except Exception:
+                telemetry.failed(metric.name)
+                return []
+
+        try:
+            create = getattr(meter, f"create_observable_{kind}")
+            create(metric.name, [callback], metric.unit, metric.description)
+        except Exception:
+            telemetry.failed(metric.name)
+
+    def _collect(self, reader: str) -> Collection:
+        """The collection under way. An instrument that asks again begins the next one."""
+        collection = self._collection
+        if collection is None or reader in self._readers:
+            telemetry = self._telemetry
+            with telemetry.lock:
+                live = list(telemetry.live)
+                series = telemetry.all_series.values() if live or telemetry.users else ()
+                rows = {each: Row(each) for each in series}
+            now = time.perf_counter()
+            stall = telemetry.config.stall_seconds
+            collection = Collection(rows, live, now, stall, telemetry.type_names)
+            self._collection = collection
+            self._readers = set()
+            self._hand(collection)
+        self._readers.add(reader)
+        return collection
+
+    def _hand(self, collection: Collection) -> None:
+        """Has the event loops tell what the collection found due."""
+        stalled, due = collection.stalled, collection.due
+        collection.stalled, collection.due = [], []
+        spoken, quiet = stalled[: semconv.MAX_STALL_EVENTS], stalled[semconv.MAX_STALL_EVENTS :]
+        jobs: list[Job] = [(each.loop, each.tend) for each in (*stalled, *due)]
+        if quiet:
+            jobs.append((quiet[0].loop, partial(self._telemetry.stalled_too, len(quiet))))
+        for mark, connections in ((ASKED, spoken), (QUIET, quiet)):
+            for connection in connections:
+                connection.stall = mark
+        if not self._pacer.hand(jobs):
+            for connection in stalled:
+                connection.stall = LIVELY

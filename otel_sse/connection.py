@@ -20,10 +20,11 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, set_span_in_context
 
 from otel_sse import semconv
+from otel_sse.collection import ASKED, LIVELY, QUIET, TOLD
 from otel_sse.opening import Call, Opening
 from otel_sse.scanner import Scanner
 from otel_sse.segment import Segment, Told
-from otel_sse.telemetry import ASKED, LIVELY, QUIET, TOLD, Telemetry
+from otel_sse.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from otel_sse.current import Request

@@ -23,14 +23,12 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import _logs, metrics, trace
 from opentelemetry._logs import SeverityNumber
 from opentelemetry.context import Context
-from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, Status, StatusCode
 
 from otel_sse import semconv
-from otel_sse.collection import OBSERVED, Collection, Read, Row
+from otel_sse.collection import Collector
 from otel_sse.config import Config
 from otel_sse.outbox import Outbox
-from otel_sse.pacer import Job, Pacer
 from otel_sse.semconv import SERVER, Capped, Metric, Side
 from otel_sse.series import Series
 from otel_sse.version import __version__
@@ -42,12 +40,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("otel_sse")
 
 FLUSH_MILLIS: Final = 10_000
-# How far the telling of a connection's stall has got: not stalled, a collection has asked for an
-# event or, beyond so many, for none, and the event has been told.
-LIVELY: Final = 0
-ASKED: Final = 1
-QUIET: Final = 2
-TOLD: Final = 3
 _RECORDED: Final = (
     semconv.DURATION,
     semconv.FIRST_MESSAGE,
@@ -79,7 +71,7 @@ class Telemetry:
         self.lock = threading.Lock()
         self.live: set[Connection] = set()
         self.users: set[object] = set()
-        self._series: dict[tuple[Any, ...], Series] = {}
+        self.all_series: dict[tuple[Any, ...], Series] = {}
         # Routes, or hosts.
         self.place = Capped(semconv.MAX_PLACES)
         self.drop_reason = Capped(semconv.MAX_DROP_REASONS)
@@ -88,18 +80,13 @@ class Telemetry:
         self._adopt(config)
         # The process is about to end: streams that do not end by themselves are cut.
         self.stopping = False
-        self._pacer = Pacer(self.flush)
         self._outbox = Outbox(self.flush)
-        # The collection under way, and the instruments that have read it.
-        self._collection: Collection | None = None
-        self._readers: set[str] = set()
-        self._failures: set[str] = set()
+        # What has failed, and is logged and not tried again.
+        self.failures: set[str] = set()
         self._tracer = trace.get_tracer(semconv.SCOPE, __version__, providers.tracer)
         self._logger = _logs.get_logger(semconv.SCOPE, __version__, providers.logger)
         meter = metrics.get_meter(semconv.SCOPE, __version__, providers.meter)
-        for meaning, kind, read in OBSERVED:
-            if meaning in side.metrics:
-                self._observe(meter, side.metrics[meaning], kind, read)
+        self._collector = Collector(self, meter)
         self._histograms: dict[Metric, Callable[..., None]] = {}
         for meaning in _RECORDED:
             metric = side.metrics.get(meaning)
@@ -144,22 +131,20 @@ class Telemetry:
         self.lock = threading.Lock()
         self.stopping = False
         self.live = set()
-        self._series = {}
-        self._pacer = Pacer(self.flush)
+        self.all_series = {}
         self._outbox = Outbox(self.flush)
-        self._collection = None
-        self._readers = set()
+        self._collector.reset()
 
     # --- values ----------------------------------------------------------------------------
 
     def series(self, base: tuple[Any, ...], span_name: str) -> Series:
         """The series of a connection; ``base`` are the values of its side's base attributes."""
         with self.lock:
-            found = self._series.get(base)
+            found = self.all_series.get(base)
             if found is None:
                 pairs = zip(self.side.base, base, strict=True)
                 attributes = {name: value for name, value in pairs if value is not None}
-                found = self._series[base] = Series(attributes, span_name)
+                found = self.all_series[base] = Series(attributes, span_name)
         return found
 
     def event_type(self, raw: str) -> int:
@@ -212,6 +197,12 @@ class Telemetry:
     def stalled(self, connection: Connection, idle: float) -> None:
         if self.config.lifecycle_events == "all":
             self._emit(semconv.STALL, connection, SeverityNumber.WARN, {semconv.IDLE: idle})
+
+    def stalled_too(self, count: int) -> None:
+        """Tells, as one event, of the stalls beyond those that are told one by one."""
+        if self.config.lifecycle_events == "all":
+            extra = {semconv.STALLED_COUNT: count}
+            self._emit(semconv.STALL, None, SeverityNumber.WARN, extra)
 
     def recovered(self, connection: Connection, idle: float) -> None:
         if self.config.lifecycle_events == "all":
@@ -344,8 +335,8 @@ class Telemetry:
 
     def failed(self, what: str) -> None:
         """Logs the exception being handled, the first time that ``what`` fails."""
-        if what not in self._failures:
-            self._failures.add(what)
+        if what not in self.failures:
+            self.failures.add(what)
             _log.warning("otel_sse: %s failed; this is logged once", what, exc_info=True)
 
     def _record(
@@ -394,56 +385,3 @@ class Telemetry:
             )
         except Exception:
             self.failed("log event")
-
-    def _observe(self, meter: Any, metric: Metric, kind: str, read: Read) -> None:
-        def callback(_: CallbackOptions) -> list[Observation]:
-            if metric.name in self._failures:
-                return []
-            try:
-                return list(read(self._collect(metric.name)))
-            except Exception:
-                self.failed(metric.name)
-                return []
-
-        try:
-            create = getattr(meter, f"create_observable_{kind}")
-            create(metric.name, [callback], metric.unit, metric.description)
-        except Exception:
-            self.failed(metric.name)
-
-    def _collect(self, reader: str) -> Collection:
-        """The collection under way. An instrument that asks again begins the next one."""
-        collection = self._collection
-        if collection is None or reader in self._readers:
-            with self.lock:
-                live = list(self.live)
-                told = bool(live or self.users)
-                rows = {series: Row(series) for series in self._series.values()} if told else {}
-            now = time.perf_counter()
-            collection = Collection(rows, live, now, self.config.stall_seconds, self.type_names)
-            self._collection = collection
-            self._readers = set()
-            self._hand(collection)
-        self._readers.add(reader)
-        return collection
-
-    def _hand(self, collection: Collection) -> None:
-        """Has the event loops tell what the collection found due."""
-        stalled, due = collection.stalled, collection.due
-        collection.stalled, collection.due = [], []
-        spoken, quiet = stalled[: semconv.MAX_STALL_EVENTS], stalled[semconv.MAX_STALL_EVENTS :]
-        jobs: list[Job] = [(each.loop, each.tend) for each in (*stalled, *due)]
-        if quiet:
-            jobs.append((quiet[0].loop, partial(self._sum_up, len(quiet))))
-        for mark, connections in ((ASKED, spoken), (QUIET, quiet)):
-            for connection in connections:
-                connection.stall = mark
-        if not self._pacer.hand(jobs):
-            for connection in stalled:
-                connection.stall = LIVELY
-
-    def _sum_up(self, count: int) -> None:
-        """Tells, as one event, of the stalls beyond those that are told one by one."""
-        if self.config.lifecycle_events == "all":
-            extra = {semconv.STALLED_COUNT: count}
-            self._emit(semconv.STALL, None, SeverityNumber.WARN, extra)
