@@ -8,7 +8,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 SOURCES := $(shell find otel_sse -not -path '*/__pycache__*') README.md LICENSE pyproject.toml
 
-.PHONY: help demo test bench fuzz lint format clean
+.PHONY: help demo test bench fuzz soak lint format clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -26,6 +26,9 @@ bench: .venv/.done-test .venv/.done-wheel ## measure what telling costs
 
 fuzz: .venv/.done-test .venv/.done-wheel ## feed the scanner what nobody would write
 	@$(BIN)/python tests/fuzz.py
+
+soak: .venv/.done-test .venv/.done-wheel ## serve a million streams, and look for what is left of them
+	@$(BIN)/python tests/soak.py
 
 lint: .venv/.done-test ## check style and types
 	@$(BIN)/ruff check

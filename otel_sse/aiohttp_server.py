@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web, web_app
 from aiohttp.web_protocol import RequestHandler
-from opentelemetry import context as otel_context
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import get_current_span
 
@@ -25,6 +24,7 @@ from otel_sse.current import Request, serving
 from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.mark import Marker
 from otel_sse.opening import Opening, is_stream
+from otel_sse.scanner import as_bytes
 from otel_sse.telemetry import Telemetry
 
 Handler = Callable[[Any], Awaitable[Any]]
@@ -60,6 +60,9 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
             attached, served = request.attach(), serving.set(request)
             try:
                 return await original(protocol, raw, start_time, watched)
+            except GeneratorExit as error:
+                raised = error
+                raise
             finally:
                 connection = request.connection
                 if connection is not None:
@@ -69,8 +72,7 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
                     cut = not lost and getattr(protocol, "_force_close", False)
                     connection.end(raised, cut=cut)
                 raised = None
-                serving.reset(served)
-                otel_context.detach(attached)
+                request.detach(attached, served)
 
         return call
 
@@ -132,7 +134,7 @@ def _opening(response: Any, raw: Any, telemetry: Telemetry) -> Opening | None:
         method=raw.method,
         route=getattr(resource, "canonical", None),
         scheme=raw.scheme,
-        path=raw.path,
+        known_path=None if resource is None else raw.path,
         client=raw.remote,
         user_agent=raw.headers.get(hdrs.USER_AGENT),
         protocol=f"{raw.version.major}.{raw.version.minor}",
@@ -167,7 +169,7 @@ def _watch(connection: Connection, response: Any, writer: Any) -> None:
 
     async def write(chunk: Any, *args: Any, **kwargs: Any) -> Any:
         # Beyond the declared length aiohttp drops what is written.
-        body = chunk if writer.length is None else chunk[: writer.length]
+        body = chunk if writer.length is None else as_bytes(chunk)[: writer.length]
         began = perf_counter()
         try:
             result = await original_write(chunk, *args, **kwargs)

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from time import perf_counter
 from typing import Any, Final
 
-from opentelemetry import context as otel_context
 from opentelemetry.propagators.textmap import Getter
 
 from otel_sse import lifecycle
@@ -36,15 +35,16 @@ _KEY: Final = "otel_sse"
 def telling(
     run: Callable[..., Awaitable[None]],
     telemetry_of: Callable[[Any], Telemetry | None],
-    route_of: Callable[..., str | None] | None = None,
+    route_of: Callable[..., tuple[str | None, bool]] | None = None,
 ) -> Callable[[Any, Scope, Receive, Send], Awaitable[None]]:
     """An ASGI ``__call__`` that runs ``run`` with the same arguments, and tells its stream.
 
     Args:
         run: takes the owner of the call, scope, receive and send.
         telemetry_of: gives where the owner tells, or None where it does not.
-        route_of: gives the route when a stream starts; it takes the owner, the path and the
-            path parameters that came before it, and the scope.
+        route_of: gives the route when a stream starts, and whether it is of the whole path; it
+            takes the owner, the path and the path parameters that came before it, and the
+            scope.
 
     """
 
@@ -79,8 +79,7 @@ def telling(
                 request.connection.end(cut=stopping(send))
         finally:
             scope.pop(_KEY, None)
-            serving.reset(served)
-            otel_context.detach(attached)
+            request.detach(attached, served)
 
     return call
 
@@ -89,7 +88,8 @@ def _flushing(send: Send) -> Send:
     """``send`` of a lifespan. What comes after its end may be the process's own, unannounced."""
 
     async def flushing(message: Message) -> None:
-        if message["type"].startswith("lifespan.shutdown"):
+        kind = message.get("type") if isinstance(message, MutableMapping) else None
+        if kind in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
             await lifecycle.exit_.flush()
         await send(message)
 
@@ -185,14 +185,19 @@ class Responder:
         return message
 
     async def send(self, message: Message) -> None:
+        try:
+            # Middleware outside may code the body in place.
+            kind, body = message["type"], message.get("body", b"")
+        except Exception:
+            # Whatever that is, it is the server's to judge.
+            await self._send(message)
+            return
         connection = self._connection
         if connection is None:
             await self._send(message)
-            if message["type"] == "http.response.start":
+            if kind == "http.response.start":
                 self._start(message)
             return
-        # Middleware outside may code the body in place.
-        body = message.get("body", b"")
         # A peer that leaves while this is sent has not left before it.
         gone = connection.gone
         began = perf_counter()
@@ -201,7 +206,6 @@ class Responder:
         except BaseException as error:
             connection.interrupted(None if gone else body, began, error)
             raise
-        kind = message["type"]
         if kind == "http.response.body":
             if not gone:
                 connection.sent(body, began, perf_counter())
@@ -235,12 +239,14 @@ class Responder:
             return None
         client = scope.get("client")
         route_of, *before = route
+        # A framework without a hook of its own may say it in the scope, as Litestar does.
+        template = scope.get("path_template")
+        known, whole = route_of(*before, scope) if route_of else (template, template is not None)
         return Opening(
             method=scope["method"],
-            # A framework without a hook of its own may say it in the scope, as Litestar does.
-            route=route_of(*before, scope) if route_of else scope.get("path_template"),
+            route=known,
             scheme=scheme,
-            path=path,
+            known_path=path if whole else None,
             client=str(client[0]) if client else None,
             user_agent=_first(headers, b"user-agent"),
             protocol=scope.get("http_version", "1.1"),

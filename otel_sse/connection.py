@@ -12,6 +12,7 @@ import concurrent.futures
 import random
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +20,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, set_span_in_context
 
-from otel_sse import semconv
+from otel_sse import garbage, semconv
 from otel_sse.collection import ASKED, LIVELY, QUIET, TOLD
 from otel_sse.opening import Call, Opening
 from otel_sse.scanner import Scanner
@@ -58,7 +59,7 @@ class Connection:
         self.started = self.last = request.started
         self.first: float | None = None
         self.series: Series = opening.series(telemetry)
-        self.client = opening.client
+        self.client = semconv.text(opening.client)
         self.status = opening.status
         self.resumed = opening.resumed
         self.transport = opening.transport
@@ -84,8 +85,8 @@ class Connection:
         self._reason: str | None = None
         # Random, 16 hexadecimal digits.
         self.id = secrets.token_hex(8)
-        self._path = opening.known_path
-        self._agent = opening.user_agent
+        self._path = semconv.text(opening.known_path)
+        self._agent = semconv.text(opening.user_agent)
         self._protocol = opening.protocol
         # The context above segment 0, where there is one; segment 0; the first of this trace.
         self._parent = self._begin(opening, request)
@@ -207,7 +208,7 @@ class Connection:
     def say_dropped(self, n: int, reason: str) -> None:
         if not self.gone:
             self.dropped = dropped = self.dropped if self.dropped is not None else {}
-            reason = self._telemetry.drop_reason(reason)
+            reason = self._telemetry.drop_reason(semconv.text(reason))
             dropped[reason] = dropped.get(reason, 0) + n
 
     # --- segments and stalls ---------------------------------------------------------------
@@ -241,7 +242,13 @@ class Connection:
 
     def _begin(self, opening: Opening | Call, request: Request) -> Context | None:
         """Starts segment 0; returns the context above it, if any."""
-        parent, kind = opening.parent(request)
+        try:
+            parent, kind = opening.parent(request)
+        except Exception as error:
+            # It must not hide the stream. No stranger's header is worth a log.
+            if not isinstance(error, UnicodeError):
+                self._telemetry.failed("a remote parent")
+            parent, kind = request.ambient, SpanKind.SERVER
         self._start(0, parent, kind, self._started_unix)
         enclosing = request.enclosing
         if enclosing.is_recording() and getattr(enclosing, "kind", None) is SpanKind.SERVER:
@@ -314,6 +321,10 @@ class Connection:
 
         """
         telemetry = self._telemetry
+        if garbage.is_collected():
+            # It is its frame that is freed.
+            garbage.later(partial(self.end, error, completed=completed, cut=cut))
+            return
         try:
             if not telemetry.leave(self):
                 return

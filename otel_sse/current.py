@@ -92,6 +92,15 @@ class Request(Span):
         dict.__setitem__(context, _SPAN_KEY, self)
         return otel_context.attach(context)
 
+    def detach(self, attached: Token[Context], served: Token[Request | None]) -> None:
+        """Takes back ``attach`` and the setting of ``serving``, at the end of the same frame."""
+        try:
+            serving.reset(served)
+        except ValueError:
+            # The frame is freed, not run to its end, and its context has gone before.
+            return
+        otel_context.detach(attached)
+
     @contextmanager
     def below(self) -> Iterator[None]:
         """Attaches below what is current now, for the length of a block.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry import metrics
 
-from otel_sse import backlog
+from otel_sse import backlog, garbage
 from otel_sse.config import agree, load
 from otel_sse.connection import Connection
 from otel_sse.opening import Opening
@@ -48,6 +48,7 @@ def obtain(
             telemetry = _telemetries[key, side] = Telemetry(config, providers, side)
         telemetry.serve(user, config)
         exit_.watch()
+        garbage.watch()
     return telemetry
 
 
@@ -84,9 +85,9 @@ def connections() -> list[ConnectionInfo]:
     """The live connections that this process serves, oldest first: a snapshot, safe from any
     thread.
     """
-    now = time.perf_counter()
     served = [each for each in _all() if each.side is SERVER]
     live = [each for telemetry in served for each in telemetry.snapshot()]
+    now = time.perf_counter()
     return [
         ConnectionInfo(
             id=each.id,

@@ -32,14 +32,15 @@ def is_stream(method: str, status: int, content_type: str) -> bool:
 class Opening(NamedTuple):
     """What is known of a connection when its response starts.
 
-    ``carrier`` and ``getter`` are what a remote parent is extracted from; ``transport`` is the
-    asyncio transport, where it is known.
+    ``known_path`` is None where no route matches the whole path: it may be anything that a
+    stranger typed, a secret too. ``carrier`` and ``getter`` are what a remote parent is extracted
+    from; ``transport`` is the asyncio transport, where it is known.
     """
 
     method: str
     route: str | None
     scheme: str
-    path: str
+    known_path: str | None
     client: str | None
     user_agent: str | None
     protocol: str
@@ -48,11 +49,6 @@ class Opening(NamedTuple):
     carrier: Any
     getter: Getter[Any]
     transport: Any
-
-    @property
-    def known_path(self) -> str | None:
-        """The path, where it is not just anything that a stranger has typed, maybe a secret."""
-        return None if self.route is None else self.path
 
     def series(self, telemetry: Telemetry) -> Series:
         method = semconv.known_method(self.method)

@@ -28,7 +28,9 @@ class Outbox:
     def __init__(self, flush: Callable[[], None]) -> None:
         self._flush = flush
         self._waiting: deque[Tell] = deque()
+        # Held for a portion and its flush.
         self._busy = threading.Lock()
+        self._running = False
         self._since = 0.0
         self._told = 0
 
@@ -42,29 +44,34 @@ class Outbox:
             tell()
             return
         self._waiting.append(tell)
-        if not self._busy.locked():
+        if not self._running:
+            self._running = True
             try:
                 threading.Thread(target=self._run, name="otel-sse-outbox", daemon=True).start()
             except RuntimeError:  # the interpreter is going down: the exit hook empties it
-                pass
+                self._running = False
 
     def flushed(self) -> None:
         """The queues are empty again."""
         self._told = 0
 
-    def _run(self) -> None:
-        # Again, for what was put when the lock was held but nothing more was looked for.
-        while self._waiting:
-            self.empty()
-
     def empty(self) -> None:
         """Tells all that waits; returns when that is done."""
-        with self._busy:
-            slow = False
-            while self._waiting:
+        slow = False
+        while self._waiting:
+            with self._busy:
                 for _ in range(min(PORTION, len(self._waiting))):
                     self._waiting.popleft()()
                 if not slow:
                     began = time.monotonic()
                     self._flush()
                     slow = time.monotonic() - began > _PATIENCE
+
+    def _run(self) -> None:
+        while True:
+            self.empty()
+            self._running = False
+            if not self._waiting or self._running:
+                return
+            # Put since, by somebody who took this thread for running.
+            self._running = True

@@ -100,7 +100,7 @@ class Scanner:
         if type(chunk) is bytes:
             self._scan(chunk, messages)
         else:
-            view = memoryview(chunk).cast("B")
+            view = as_bytes(chunk)
             at, end = 0, len(view)
             while at < end:
                 stop = at + _PIECE
@@ -207,6 +207,12 @@ class Scanner:
         if self._data:
             messages.append((self._type, self._block + terminator, self._id))
         self._block, self._type, self._data = 0, DEFAULT_EVENT_TYPE, False
+
+
+def as_bytes(chunk: bytes | bytearray | memoryview) -> memoryview:
+    """A view of single bytes; only of one with gaps they are copied."""
+    view = memoryview(chunk)
+    return view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
 
 
 def _event_type(line: bytes, value: bytes) -> str:

@@ -7,7 +7,7 @@ project's own, built on the stable ``http.*``, ``url.*``, ``server.*``, ``networ
 """
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, overload
 
 SCOPE: Final = "otel_sse"
 MEDIA_TYPE: Final = "text/event-stream"
@@ -203,6 +203,8 @@ MAX_EVENT_TYPES: Final = 16
 MAX_DROP_REASONS: Final = 16
 MAX_ERROR_TYPES: Final = 100
 MAX_EVENT_TYPE_BYTES: Final = 64
+# Bytes of a text that a stranger or the application chose: a path, a user agent, a drop reason.
+MAX_TEXT_BYTES: Final = 512
 
 # What a span holds of ours: a batch of 512 such spans stays below the 4 MiB a gRPC receiver takes.
 MAX_SPAN_EVENTS: Final = 40
@@ -213,6 +215,17 @@ MAX_SENDERS: Final = 32
 # Histogram records a second and series; stall events a collection.
 MAX_RECORDS: Final = 100
 MAX_STALL_EVENTS: Final = 100
+
+
+@overload
+def text(value: str) -> str: ...
+@overload
+def text(value: None) -> None: ...
+def text(value: str | None) -> str | None:
+    """``value`` as it may be exported: cut, and without what UTF-8 cannot hold."""
+    if value is None:
+        return None
+    return value.encode("utf-8", "replace")[:MAX_TEXT_BYTES].decode("utf-8", "ignore")
 
 
 class Capped:

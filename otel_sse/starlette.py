@@ -32,12 +32,15 @@ class SSEStarletteInstrumentor(SSEInstrumentor):
         )
 
 
-def _route(router: Router, root_path: str, path_params: Any, scope: Scope) -> str | None:
+def _route(
+    router: Router, root_path: str, path_params: Any, scope: Scope
+) -> tuple[str | None, bool]:
     return template(router.routes, {**scope, "root_path": root_path, "path_params": path_params})
 
 
-def template(routes: Iterable[Any], scope: dict[str, Any]) -> str | None:
-    """The path template that ``scope`` matches in ``routes``, through mounts; None for none.
+def template(routes: Iterable[Any], scope: dict[str, Any]) -> tuple[str | None, bool]:
+    """The path template that ``scope`` matches in ``routes``, through mounts; None for none. And
+    whether it is of the whole path, not only of a mount.
 
     Matching again costs nothing until a stream starts, and holds for every version: what the
     router leaves in the scope names only the innermost route.
@@ -49,7 +52,7 @@ def template(routes: Iterable[Any], scope: dict[str, Any]) -> str | None:
             if match is Match.FULL:
                 break
         else:
-            return prefix
+            return prefix, False
         included = getattr(route, "effective_route_contexts", None)
         if included is not None:
             # A router that FastAPI includes: its routes are known with their whole path.
@@ -58,5 +61,5 @@ def template(routes: Iterable[Any], scope: dict[str, Any]) -> str | None:
         scope.update(child_scope)
         prefix = (prefix or "") + getattr(route, "path", "") or None
         if not isinstance(route, Mount) and not hasattr(route, "host"):
-            return prefix
+            return prefix, True
         routes = route.routes

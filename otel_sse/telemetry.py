@@ -16,6 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -134,6 +135,8 @@ class Telemetry:
         self.all_series = {}
         self._outbox = Outbox(self.flush)
         self._collector.reset()
+        with suppress(Exception):
+            _forget(self.providers.meter or metrics.get_meter_provider())
 
     # --- values ----------------------------------------------------------------------------
 
@@ -337,7 +340,9 @@ class Telemetry:
         """Logs the exception being handled, the first time that ``what`` fails."""
         if what not in self.failures:
             self.failures.add(what)
-            _log.warning("otel_sse: %s failed; this is logged once", what, exc_info=True)
+            # A log may be exported by what is broken, and then raise as that does.
+            with suppress(Exception):
+                _log.warning("otel_sse: %s failed; this is logged once", what, exc_info=True)
 
     def _record(
         self, metric: Metric, value: float, attributes: dict[str, Any], connection: Connection
@@ -385,3 +390,22 @@ class Telemetry:
             )
         except Exception:
             self.failed("log event")
+
+
+def _forget(provider: Any) -> None:
+    """Has a forked child's SDK forget what the parent has told it of our instruments.
+
+    It keeps that, and its locks as the fork found them: the child would tell the parent's
+    histograms as its own, and wait for ever where a collection was under way. Private parts of the
+    SDK, until https://github.com/open-telemetry/opentelemetry-python/issues/4345 is done.
+    """
+    consumer = getattr(provider, "_measurement_consumer", None)
+    if consumer is None:
+        return
+    consumer._lock = threading.Lock()
+    for storage in consumer._reader_storages.values():
+        storage._lock = threading.RLock()
+        matches = storage._instrument_view_instrument_matches
+        for instrument in list(matches):
+            if instrument.instrumentation_scope.name == semconv.SCOPE:
+                del matches[instrument]
