@@ -33,7 +33,7 @@ _log = logging.getLogger("otel_sse")
 # what `docker stop` allows, the least of the usual ones.
 _KILLED_AFTER: Final = 10.0
 # The part of that time in which the streams that are still live are told, and at most how long.
-_TELLING: Final = (0.3, 5.0)
+_TELLING: Final = (0.5, 5.0)
 # Seconds that an event loop is given to end a portion of its streams.
 _PATIENCE: Final = 1.0
 _POLL: Final = 0.05

@@ -13,7 +13,7 @@ import pytest
 from e2e.processes import opened, serve
 from otlp import Receiver
 
-GRACE = 3
+GRACE = 4
 UVICORN = "uvicorn stop_asgi:app --port {port} --log-level error"
 GUNICORN = f"gunicorn -b 127.0.0.1:{{port}} -w 2 --graceful-timeout {GRACE}"
 SERVERS = {
