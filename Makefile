@@ -19,7 +19,7 @@ demo: .venv/.done-demo .venv/.done-wheel ## serve and read real streams for a mi
 
 test: lint .venv/.done-wheel ## check and test everything, against the built wheel
 	@$(BIN)/python -I -c 'import otel_sse as o; print("Testing otel_sse", o.__version__, o.__path__[0])'
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses 4 --dist loadfile
 
 bench: .venv/.done-test .venv/.done-wheel ## measure what telling costs
 	@$(BIN)/python tests/benchmarks/bench.py
@@ -35,6 +35,7 @@ lint: .venv/.done-test ## check style and types
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy --strict otel_sse
 	@$(BIN)/mypy --strict examples/demo
+	@$(BIN)/mypy --strict collector
 
 format: .venv/.done-test ## put the sources into the project's style
 	@$(BIN)/ruff check --fix

@@ -1,0 +1,117 @@
+"""Renders the thresholds of thresholds.yaml for the collector and for Prometheus.
+
+    python render.py
+
+writes thresholds.collector.yaml, in which each number is still a variable of the environment
+that the collector runs in, and the rule files in prometheus/, in which the numbers are
+those of the environment now.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+HERE: Final = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import rules  # noqa: E402
+
+# A metric; whether it is of a mean message; times or over what, to be in the threshold's unit.
+_MEASURED: Final = re.compile(
+    r"(?P<metric>\S+)(?P<per> / sse[.]server[.]messages)?(?: (?P<scale>[*/] \d+))?"
+)
+
+# Of the inputs, those that become a rate; `sse.server.connections` stays a number.
+_RATES: Final = {"sse.server.io", "sse.server.messages", "sse.server.send.time"}
+
+_HEAD: Final = "# Made by render.py: change thresholds.yaml and render it anew.\n#\n"
+
+_RULE: Final = """\
+      - name: {alert}
+        type: scale
+        metric1: {metric}
+        operation: multiply
+        scale_by: 1
+"""
+
+_STAMP: Final = """\
+      - context: datapoint
+        conditions:
+          - metric.name == "{alert}"
+        statements:
+{scaled}\
+          - set(datapoint.attributes["alert"], metric.name)
+          - set(datapoint.attributes["severity"], "{severity}")
+          - set(datapoint.attributes["threshold"], "{number}")
+          - set(datapoint.flags, 1) where not ({breached})
+"""
+
+
+def collector(thresholds: list[dict[str, Any]]) -> str:
+    """The collector's part."""
+    generated, stamped = [], []
+    inputs = {"sse.server.connections"}
+    for each in thresholds:
+        if "collector" not in each:
+            continue
+        measured = _MEASURED.fullmatch(each["collector"])
+        if not measured:
+            raise SystemExit(f"{each['alert']}: not understood: {each['collector']}")
+        metric, per, scale = measured.group("metric", "per", "scale")
+        inputs.add(metric)
+        generated.append(_RULE.format(alert=each["alert"], metric=metric))
+        stamped.append(
+            _STAMP.format(
+                alert=each["alert"],
+                severity=each["severity"],
+                number=_number(each),
+                scaled=_scaled(per, scale),
+                breached=_breached(each),
+            )
+        )
+    content = (HERE / "thresholds.collector.template").read_text()
+    for name, value in {
+        "inputs": "|".join(sorted(inputs)).replace(".", "[.]"),
+        "rates": ", ".join(sorted(inputs & _RATES)),
+        "generated": "".join(generated).rstrip("\n"),
+        "stamped": "".join(stamped).rstrip("\n"),
+    }.items():
+        content = content.replace(f"@{name}@", value)
+    return _HEAD + content
+
+
+def _number(threshold: dict[str, Any]) -> str:
+    return f"${{env:{threshold['variable']}:-{threshold['default']}}}"
+
+
+def _scaled(per: str | None, scale: str | None) -> str:
+    value = "datapoint.value_double"
+    statements = []
+    if per:
+        rate = 'resource.attributes["sse.rate"]'
+        statements.append(f"set({value}, {value} / {rate}) where {rate} > 0")
+        statements.append(f"set({value}, 0.0) where {rate} == 0")
+    if scale:
+        statements.append(f"set({value}, {value} {scale}.0)")
+    return "".join(f"          - {statement}\n" for statement in statements)
+
+
+def _breached(threshold: dict[str, Any]) -> str:
+    value, number = "datapoint.value_double", _number(threshold)
+    if threshold["variable"].startswith("SSE_MIN_"):
+        return f'{value} < {number} and resource.attributes["sse.held"] > 0'
+    return f"{value} > {number}"
+
+
+def render() -> None:
+    """Writes all of it."""
+    thresholds = yaml.safe_load((HERE / "thresholds.yaml").read_text())
+    (HERE / "thresholds.collector.yaml").write_text(collector(thresholds))
+    rules.render()
+
+
+if __name__ == "__main__":
+    render()

@@ -1,0 +1,184 @@
+"""Servers misbehave, people are told of it, and it is over: played once, asked by many tests."""
+
+import itertools
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from alerting.sinks import Mail
+from alerting.stack import COLLECTOR, Client, Stack, get, post, started, until
+
+# The thresholds of this run, and which service crosses them.
+THRESHOLDS: Final = {
+    "SSE_MAX_CONNECTIONS": "5",
+    "SSE_MAX_MEMORY_MB": "150",
+    "SSE_MIN_MESSAGE_RATE": "1",
+    "SSE_MAX_PROCESSING_MS": "60",
+    "SSE_MAX_MEMORY_GROWTH_MB": "0.5",
+    "SSE_MAX_PER_CLIENT": "5",
+    "SSE_MAX_IDLE_SECONDS": "3",
+    "SSE_MAX_STALLED": "5",
+    "SSE_INFO_PROCESSING_MS": "30",
+}
+CROSSED: Final = {
+    "SSEConnectionsHigh": ("crowd", "critical"),
+    "SSEMessageRateLow": ("crowd", "warning"),
+    "SSEProcessingSlow": ("slow", "warning"),
+    "SSEMemoryHigh": ("leaky", "warning"),
+    "SSEMemoryLeak": ("leaky", "warning"),
+}
+_ENTRIES: Final = yaml.safe_load((COLLECTOR / "thresholds.yaml").read_text())
+VARIABLES: Final = {entry["alert"]: entry["variable"] for entry in _ENTRIES if "variable" in entry}
+# The alerts that the collector makes too.
+BOTH: Final = {entry["alert"] for entry in _ENTRIES if "collector" in entry}
+# Alert and service, to the value.
+Breaches = dict[tuple[str, str], float]
+
+
+@dataclass
+class Episode:
+    """What arrived from the beginning of the misbehaviour until all of it was over.
+
+    ``inside`` is what the collector said was breached at its height, ``outside`` what Prometheus
+    said. ``after`` is what both said in the end.
+    """
+
+    began: float
+    stack: Stack
+    height: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    inside: Breaches = field(default_factory=dict)
+    outside: Breaches = field(default_factory=dict)
+    after: tuple[Breaches, Breaches] | None = None
+
+    def agrees(self) -> bool:
+        """Whether both say the same of the same, rates being taken over other spans of time."""
+        return self.inside.keys() == self.outside.keys() and all(
+            math.isclose(value, self.outside[breach], rel_tol=0.3, abs_tol=0.5)
+            for breach, value in self.inside.items()
+        )
+
+    def mails(self, alert: str, status: str) -> list[Mail]:
+        prefix = "[RESOLVED]" if status == "resolved" else f"[{CROSSED[alert][1].upper()}]"
+        subject = f"{prefix} {alert} of {CROSSED[alert][0]}"
+        return [each for each in self.stack.mailbox.mails if each.message["Subject"] == subject]
+
+    def webhooks(self, alert: str, status: str) -> list[Any]:
+        return [
+            post
+            for post in self.stack.posts.to(f"/{CROSSED[alert][1]}")
+            if post.content["groupLabels"] == {"alertname": alert, "job": CROSSED[alert][0]}
+            and post.content["status"] == status
+        ]
+
+    def slacks(self, alert: str, status: str) -> list[Any]:
+        prefix = "[RESOLVED]" if status == "resolved" else f"[{CROSSED[alert][1].upper()}]"
+        return [
+            post
+            for post in self.stack.posts.to("/slack")
+            if post.content["attachments"][0]["title"] == f"{prefix} {alert} of {CROSSED[alert][0]}"
+        ]
+
+    def logged(self, alert: str, status: str) -> list[dict[str, Any]]:
+        wanted = (alert, CROSSED[alert][0], status)
+        return [
+            each for each in self.history if (each["alert"], each["job"], each["status"]) == wanted
+        ]
+
+
+def _read(port: int, path: str, pause: float, stopped: threading.Event) -> None:
+    client = Client(port, path)
+    while not stopped.wait(pause):
+        client.read(200_000 if path == "/large" else 1)
+    client.close()
+
+
+def _come_and_go(port: int, stopped: threading.Event) -> None:
+    for path in itertools.cycle(["/ticker?count=3", "/ticker?count=9", "/broken"]):
+        client = Client(port, path, "Connection: close", "Last-Event-ID: 1")
+        client.read(100_000)
+        client.close()
+        if stopped.wait(0.5):
+            return
+
+
+def _inside(stack: Stack) -> Breaches:
+    """What the collector says is breached now."""
+    told = stack.query("sse_alert")
+    return {
+        (each["metric"]["alert"], each["metric"]["job"]): float(each["value"][1]) for each in told
+    }
+
+
+def _outside(stack: Stack) -> Breaches:
+    """What Prometheus says is firing now, of that which the collector measures too."""
+    told = get(f"http://127.0.0.1:{stack.prometheus}/api/v1/alerts")["data"]["alerts"]
+    return {
+        (each["labels"]["alertname"], each["labels"]["job"]): float(each["value"])
+        for each in told
+        if each["labels"]["alertname"] in BOTH and each["state"] == "firing"
+    }
+
+
+@contextmanager
+def played(folder: Path) -> Iterator[Episode]:
+    """Four servers misbehave, each in its way, until all alerts have come, and then stop."""
+    with started(folder, **THRESHOLDS) as stack, ExitStack() as ends:
+        services = ("crowd", "slow", "leaky", "busy")
+        ports = {service: stack.start_application(service) for service in services}
+        asked = 'sse_server_connections_per_client_max{job="%s"}'
+        for service in ports:
+            until(lambda told=asked % service: stack.query(told), 60, f"metrics of {service}")
+        episode = Episode(time.time(), stack)
+        stopped = threading.Event()
+        clients = [Client(ports["crowd"], "/silent") for _ in range(6)]
+        post(ports["leaky"], "/leak")
+        readers = [threading.Thread(target=_read, args=(ports["slow"], "/large", 0.15, stopped))]
+        for _ in range(3):
+            read = (ports["busy"], "/ticker?pause=0.01", 0.01, stopped)
+            readers.append(threading.Thread(target=_read, args=read))
+        readers.append(threading.Thread(target=_come_and_go, args=(ports["busy"], stopped)))
+        for reader in readers:
+            reader.start()
+            ends.callback(reader.join)
+        ends.callback(stopped.set)
+
+        def all_told(status: str) -> bool:
+            return all(episode.mails(alert, status) for alert in CROSSED)
+
+        def agreed() -> bool:
+            episode.inside, episode.outside = _inside(stack), _outside(stack)
+            return {alert for alert, _ in episode.inside} == BOTH and episode.agrees()
+
+        until(lambda: all_told("firing"), 120, "mails of all alerts")
+        with suppress(AssertionError):
+            until(agreed, 60, "collector and Prometheus to say the same")
+        episode.height = time.time()
+        stopped.set()
+        for client in clients:
+            client.close()
+        post(ports["leaky"], "/stop")
+        until(lambda: all_told("resolved"), 120, "mails that all is over")
+        until(
+            lambda: all(
+                told(alert, "resolved")
+                for alert in CROSSED
+                for told in (episode.webhooks, episode.slacks)
+            ),
+            30,
+            "the same by webhook and Slack",
+        )
+
+        def logged() -> bool:
+            episode.history = stack.last_alerts()
+            return all(episode.logged(alert, "resolved") for alert in CROSSED)
+
+        until(logged, 30, "the same in the history")
+        episode.after = _inside(stack), _outside(stack)
+        yield episode

@@ -1,0 +1,260 @@
+"""The whole path as real processes: application, collector, Prometheus, Alertmanager, sinks."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from alerting.sinks import Mailbox, Posts, free_port
+from tools import tool
+
+HERE: Final = Path(__file__).resolve().parent
+COLLECTOR: Final = HERE.parents[1] / "collector"
+# The cooldown, five minutes in the shipped configuration.
+COOLDOWN: Final = 20
+
+
+def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """Waits for it, and gives what it gave."""
+    deadline = time.time() + seconds
+    while not (result := condition()):
+        if time.time() > deadline:
+            raise AssertionError(f"not within {seconds:.0f} s: {what}")
+        time.sleep(0.1)
+    return result
+
+
+def get(address: str) -> Any:
+    with urllib.request.urlopen(address, timeout=20) as response:
+        body = response.read()
+    return json.loads(body) if body[:1] in (b"{", b"[") else body.decode()
+
+
+def answers(address: str) -> bool:
+    with contextlib.suppress(OSError):
+        get(address)
+        return True
+    return False
+
+
+class Client:
+    """One reader of a stream, on a bare socket, that reads as slowly as it is told to."""
+
+    def __init__(self, port: int, path: str, *headers: str) -> None:
+        self._socket = socket.socket()
+        # Small, so that a slow reader is soon felt.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        self._socket.settimeout(20)
+        self._socket.connect(("127.0.0.1", port))
+        lines = [f"GET {path} HTTP/1.1", "Host: localhost", *headers, "", ""]
+        self._socket.sendall("\r\n".join(lines).encode())
+        self.read(1)
+
+    def read(self, size: int) -> None:
+        while size > 0:
+            got = self._socket.recv(min(size, 65_536))
+            if not got:
+                return
+            size -= len(got)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Stack:
+    """What is running, by where it listens."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.mailbox, self.posts = Mailbox(), Posts()
+        self.otlp, self.metrics, self.health = free_port(), free_port(), free_port()
+        self.prometheus, self.alertmanager, self.history = free_port(), free_port(), free_port()
+        self.mail = self.sink = 0
+        self._exits = contextlib.ExitStack()
+
+    def __enter__(self) -> "Stack":
+        self.mail = self._exits.enter_context(self.mailbox.listening())
+        self.sink = self._exits.enter_context(self.posts.listening())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    def run(self, name: str, *command: str, cwd: Path | None = None, **environment: str) -> Any:
+        """Starts a process that ends with the stack, its log in a file of its name."""
+        log = (self.folder / f"{name}.log").open("w")
+        said = {key: value for key, value in os.environ.items() if key[:4] not in ("SSE_", "OTEL")}
+        process = subprocess.Popen(
+            command,
+            cwd=cwd or self.folder,
+            env={**said, **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        self._exits.callback(_end, process, log)
+        return process
+
+    def start_collector(self, **thresholds: str) -> None:
+        """The shipped configurations, on ports of its own."""
+        otlp = {
+            "grpc": {"endpoint": "127.0.0.1:0"},
+            "http": {"endpoint": f"127.0.0.1:{self.otlp}"},
+        }
+        ports = {
+            "extensions": {"health_check": {"endpoint": f"127.0.0.1:{self.health}"}},
+            "receivers": {"otlp": {"protocols": otlp}},
+            "exporters": {"prometheus": {"endpoint": f"127.0.0.1:{self.metrics}"}},
+            "service": {"telemetry": {"metrics": {"level": "none"}}},
+        }
+        file = self.folder / "ports.yaml"
+        file.write_text(yaml.safe_dump(ports))
+        shipped = ("base.yaml", "thresholds.collector.yaml", "scrape.yaml")
+        configs = [*(COLLECTOR / name for name in shipped), file]
+        options = [f"--config={config}" for config in configs]
+        self.run("collector", tool("otelcol"), *options, **thresholds)
+        until(lambda: answers(f"http://127.0.0.1:{self.health}"), 60, "collector")
+
+    def start_prometheus(self, **thresholds: str) -> None:
+        """The shipped configuration and rules, every second, with these thresholds."""
+        folder = self.folder / "prometheus"
+        folder.mkdir()
+        config = yaml.safe_load((COLLECTOR / "prometheus/prometheus.yaml").read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{self.metrics}"]
+        manager = config["alerting"]["alertmanagers"][0]
+        manager["static_configs"][0]["targets"] = [f"127.0.0.1:{self.alertmanager}"]
+        (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
+        environment = {"OTEL_METRIC_EXPORT_INTERVAL": "1000", "SSE_LEAK_WINDOW": "10"}
+        subprocess.run(
+            [sys.executable, str(COLLECTOR / "rules.py"), str(folder)],
+            env={**os.environ, **environment, **thresholds},
+            check=True,
+        )
+        self.run(
+            "prometheus",
+            tool("prometheus"),
+            f"--config.file={folder / 'prometheus.yaml'}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address=127.0.0.1:{self.prometheus}",
+            "--rules.alert.resend-delay=1s",
+        )
+        until(lambda: answers(f"http://127.0.0.1:{self.prometheus}/-/ready"), 60, "Prometheus")
+
+    def start_alertmanager(self) -> None:
+        """The shipped configuration with the sinks' addresses and a short cooldown."""
+        folder = self.folder / "alertmanager"
+        secrets = folder / "secrets"
+        secrets.mkdir(parents=True)
+        sink = f"http://127.0.0.1:{self.sink}"
+        for name, secret in (
+            ("smtp_password", Mailbox.password),
+            ("slack_url", f"{sink}/slack"),
+            ("webhook_token", "open"),
+        ):
+            (secrets / name).write_text(secret)
+        shutil.copy(COLLECTOR / "alertmanager/sse.tmpl", folder)
+        config = yaml.safe_load((COLLECTOR / "alertmanager/alertmanager.yaml").read_text())
+        config["global"] |= {"smtp_smarthost": f"127.0.0.1:{self.mail}", "smtp_require_tls": False}
+        config["route"] |= {"group_wait": "1s", "group_interval": f"{COOLDOWN}s"}
+        for route in config["route"]["routes"]:
+            route.pop("group_wait", None)
+        for receiver in config["receivers"]:
+            for hook in receiver.get("webhook_configs", ()):
+                hook["url"] = (
+                    f"http://127.0.0.1:{self.history}/alerts"
+                    if receiver["name"] == "log"
+                    else f"{sink}/{receiver['name']}"
+                )
+        (folder / "alertmanager.yaml").write_text(yaml.safe_dump(config))
+        self.run(
+            "alertmanager",
+            tool("alertmanager"),
+            "--config.file=alertmanager.yaml",
+            "--storage.path=data",
+            "--cluster.listen-address=",
+            f"--web.listen-address=127.0.0.1:{self.alertmanager}",
+            cwd=folder,
+        )
+        until(lambda: answers(f"http://127.0.0.1:{self.alertmanager}/-/ready"), 60, "Alertmanager")
+
+    def start_history(self) -> None:
+        script = str(COLLECTOR / "alertmanager/history.py")
+        port = str(self.history)
+        self.run("history", sys.executable, script, "--port", port, "--file", "alerts.jsonl")
+        until(lambda: answers(f"http://127.0.0.1:{self.history}/alerts"), 60, "history")
+
+    def start_application(self, service: str) -> int:
+        """An instrumented server that exports every second; gives its port."""
+        port = free_port()
+        script = Path(sys.executable).parent / "opentelemetry-instrument"
+        self.run(
+            service,
+            str(script),
+            sys.executable,
+            *("-m", "uvicorn", "--port", str(port), "--timeout-graceful-shutdown", "1"),
+            *("--log-level", "warning", "misbehaving:app"),
+            cwd=HERE / "apps",
+            OTEL_SERVICE_NAME=service,
+            OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
+            OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{self.otlp}",
+            OTEL_METRIC_EXPORT_INTERVAL="1000",
+            OTEL_TRACES_EXPORTER="none",
+            OTEL_LOGS_EXPORTER="none",
+            OTEL_PYTHON_SSE_STALL_SECONDS="2",
+        )
+        until(lambda: _listens(port), 60, service)
+        return port
+
+    def query(self, expression: str, **said: object) -> list[dict[str, Any]]:
+        """What Prometheus answers, for now unless a time is said."""
+        asked = urllib.parse.urlencode({"query": expression, **said})
+        answer = get(f"http://127.0.0.1:{self.prometheus}/api/v1/query?{asked}")
+        assert answer["status"] == "success", answer
+        result: list[dict[str, Any]] = answer["data"]["result"]
+        return result
+
+    def last_alerts(self, limit: int = 50) -> list[dict[str, Any]]:
+        told: list[dict[str, Any]] = get(f"http://127.0.0.1:{self.history}/alerts?limit={limit}")
+        return told
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def _end(process: subprocess.Popen[bytes], log: Any) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    log.close()
+
+
+def post(port: int, path: str) -> None:
+    urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", data=b"", timeout=20).close()
+
+
+@contextlib.contextmanager
+def started(folder: Path, **thresholds: str) -> Iterator[Stack]:
+    """Everything but applications."""
+    with Stack(folder) as stack:
+        stack.start_collector(**thresholds)
+        stack.start_history()
+        stack.start_alertmanager()
+        stack.start_prometheus(**thresholds)
+        yield stack

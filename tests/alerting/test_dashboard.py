@@ -1,0 +1,146 @@
+"""The Grafana dashboard: made by code, and each of its queries answered by a real Prometheus."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+from xml.etree import ElementTree
+
+import pytest
+from alerting.episode import Episode
+from alerting.stack import COLLECTOR
+
+pytestmark = pytest.mark.timeout(400)
+DASHBOARDS: Final = COLLECTOR / "dashboards"
+
+
+def dashboard() -> Any:
+    return json.loads((DASHBOARDS / "dashboard.json").read_text())
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    for panel in dashboard()["panels"]:
+        for target in panel.get("targets", ()):
+            yield f"{panel['title']} {target['refId']}", target["expr"]
+
+
+QUERIES: Final = dict(queries())
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_each_query_returns_data(query: str, episode: Episode) -> None:
+    """With the variables filled in as Grafana does, each query has an answer that is a number."""
+    expression = QUERIES[query].replace("$span", "30s")
+    expression = re.sub(r"\$(job|instance)", ".*", expression)
+    assert "$" not in expression
+    answer = episode.stack.query(expression, time=episode.height)
+    assert answer, expression
+    values = [float(each["value"][1]) for each in answer]
+    assert any(value == value for value in values), (expression, values)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="grafana-foundation-sdk needs Python 3.11")
+def test_it_is_what_the_code_makes(tmp_path: Path) -> None:
+    """The checked-in dashboard is up to date."""
+    made = tmp_path / "dashboard.json"
+    code = (
+        "import pathlib, sys, dashboard\npathlib.Path(sys.argv[1]).write_text(dashboard.text())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(DASHBOARDS)}
+    subprocess.run([sys.executable, "-c", code, str(made)], env=environment, check=True)
+    assert made.read_text() == (DASHBOARDS / "dashboard.json").read_text()
+
+
+def test_it_shows_what_it_has_to() -> None:
+    """Live, churn, endings, first message, gaps, waits, stalls, backlog, sizes, memory, alerts."""
+    asked = " ".join(QUERIES.values())
+    for what in (
+        "sse_server_active_connections",
+        "sse_server_connections_total",
+        "sse_server_connection_duration_seconds_count",
+        "sse_close_reason",
+        "sse_server_connection_time_to_first_message_seconds_bucket",
+        "sse_server_message_gap_seconds_bucket",
+        "sse_server_send_duration_seconds_bucket",
+        "sse_server_send_time_seconds_total",
+        "sse_server_send_stalls_total",
+        "sse_server_stalled_connections",
+        "sse_server_backlog_size_bytes",
+        "sse_server_message_size_bytes_bucket",
+        "process_memory_usage_bytes",
+        "deriv(",
+        "ALERTS",
+        "sse_alert",
+    ):
+        assert what in asked, what
+
+
+def test_a_maximum_is_never_added_up() -> None:
+    """What is told as a maximum is taken as one."""
+    for expression in QUERIES.values():
+        for match in re.finditer(r"(\w+)(?: by \([^)]*\))? \((\w+_max(?:_\w+)?)\{", expression):
+            assert match[1] == "max", expression
+
+
+def test_it_can_be_imported_as_it_is() -> None:
+    """Every panel has its own number and place, and takes the data source that one chooses."""
+    content = dashboard()
+    panels = content["panels"]
+    assert max(Counter(panel["id"] for panel in panels).values()) == 1
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {
+            (place["x"] + column, place["y"] + row)
+            for column in range(place["w"])
+            for row in range(place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+        if panel["type"] != "row":
+            assert panel["datasource"] == {"type": "prometheus", "uid": "${source}"}
+    variables = {each["name"]: each["type"] for each in content["templating"]["list"]}
+    assert variables == {
+        "source": "datasource",
+        "job": "query",
+        "instance": "query",
+        "span": "interval",
+    }
+    assert content["uid"]
+    assert "id" not in content
+
+
+def test_the_picture_is_drawn_from_real_data(episode: Episode, tmp_path: Path) -> None:
+    """The script for the picture draws each chart of the dashboard with lines of its own."""
+    picture = tmp_path / "dashboard.svg"
+    subprocess.run(
+        [
+            sys.executable,
+            str(DASHBOARDS / "picture.py"),
+            f"http://127.0.0.1:{episode.stack.prometheus}",
+            str(picture),
+            *("--minutes", "2", "--span", "30s", "--end", str(episode.height)),
+        ],
+        check=True,
+    )
+    root = ElementTree.parse(picture).getroot()
+    texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    charts = [panel for panel in dashboard()["panels"] if panel["type"] == "timeseries"]
+    assert {panel["title"] for panel in charts} <= texts
+    lines = list(root.iter("{http://www.w3.org/2000/svg}polyline"))
+    assert len(lines) >= len(charts)
+    assert picture.stat().st_size < 300_000
+
+
+def test_the_checked_in_picture_shows_the_dashboard() -> None:
+    """The picture in the documentation is of the charts that there are."""
+    root = ElementTree.parse(DASHBOARDS / "dashboard.svg").getroot()
+    texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    charts = {panel["title"] for panel in dashboard()["panels"] if panel["type"] == "timeseries"}
+    assert charts <= texts

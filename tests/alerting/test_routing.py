@@ -1,0 +1,88 @@
+"""Where Alertmanager sends what: its configuration, checked and asked by amtool."""
+
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+from tools import tool
+
+COLLECTOR: Final = Path(__file__).resolve().parents[2] / "collector"
+CONFIG: Final = COLLECTOR / "alertmanager/alertmanager.yaml"
+SEVERITIES: Final = {
+    entry["alert"]: entry["severity"]
+    for entry in yaml.safe_load((COLLECTOR / "thresholds.yaml").read_text())
+}
+RECEIVERS: Final = {"critical": "log,critical", "warning": "log,warning", "info": "log"}
+
+
+def amtool(*arguments: str) -> str:
+    ran = subprocess.run([tool("amtool"), *arguments], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def config() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
+    return content
+
+
+def test_amtool_finds_no_fault() -> None:
+    """The configuration and its templates pass amtool."""
+    told = amtool("check-config", str(CONFIG))
+    assert "1 templates" in told
+    assert "3 receivers" in told
+
+
+@pytest.mark.parametrize("alert", SEVERITIES)
+def test_severity_routes(alert: str) -> None:
+    """Every alert is logged; critical ones and warnings go to their receivers as well."""
+    severity = SEVERITIES[alert]
+    labels = (f"alertname={alert}", f"severity={severity}", "job=shop", "instance=a")
+    found = amtool("config", "routes", "test", f"--config.file={CONFIG}", *labels)
+    assert found.strip() == RECEIVERS[severity]
+
+
+def test_an_unknown_severity_is_logged() -> None:
+    """What bears no severity that is known here is not lost."""
+    found = amtool("config", "routes", "test", f"--config.file={CONFIG}", "alertname=Another")
+    assert found.strip() == "log"
+
+
+def test_the_cooldown_is_five_minutes() -> None:
+    """Nothing of one alert of a service is told twice in five minutes, by no receiver."""
+    route = config()["route"]
+    assert route["group_by"] == ["alertname", "job"]
+    assert route["group_interval"] == "5m"
+    for child in route["routes"]:
+        assert not {"group_by", "group_interval"} & child.keys()
+
+
+def test_inhibition_names_alerts_that_exist() -> None:
+    """Each rule of inhibition speaks of alerts that there are, explains no graver alert than its
+    source, and all but the collector's absence explain only what happens at the same place.
+    """
+    grave = ("critical", "warning", "info")
+    for rule in config()["inhibit_rules"]:
+        (source,) = _names(rule["source_matchers"])
+        for name in _names(rule["target_matchers"]):
+            assert grave.index(SEVERITIES[source]) <= grave.index(SEVERITIES[name])
+        assert ("equal" in rule) is (source != "SSECollectorAbsent")
+
+
+def _names(matchers: list[str]) -> list[str]:
+    (matcher,) = matchers
+    names = matcher.split('"')[1].split("|")
+    assert set(names) <= SEVERITIES.keys()
+    return names
+
+
+def test_no_secret_stands_in_the_configuration() -> None:
+    """Passwords and secret addresses are read from files."""
+    for receiver in config()["receivers"]:
+        for hook in receiver.get("webhook_configs", ()):
+            authorization = hook.get("http_config", {}).get("authorization", {})
+            assert "credentials" not in authorization
+    assert "slack_api_url" not in config()["global"]
+    assert "smtp_auth_password" not in config()["global"]
