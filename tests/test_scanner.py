@@ -1,11 +1,13 @@
 """The scanner reads what the WHATWG algorithm reads, in constant memory and linear work."""
 
 import os
+import random
 import sys
 import tracemalloc
 from collections.abc import Callable
 from itertools import product
 
+import fuzz
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -655,3 +657,10 @@ def test_work_is_linear(
         work.append(Counted.work)
         assert Counted.work >= length
     assert work[1] < 5 * work[0]
+
+
+def test_random_streams_make_no_difference() -> None:
+    """``make fuzz`` in small, with other streams each time."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    found = fuzz.run((str(seed), 4000))
+    assert found is None, (seed, found)
