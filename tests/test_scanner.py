@@ -662,5 +662,5 @@ def test_work_is_linear(
 def test_random_streams_make_no_difference() -> None:
     """``make fuzz`` in small, with other streams each time."""
     seed = random.SystemRandom().randrange(1 << 32)
-    found = fuzz.run((str(seed), 4000))
+    found = fuzz.run((str(seed), 40_000))
     assert found is None, (seed, found)
