@@ -30,6 +30,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 # In the scope of a request that is watched: its responder.
 _KEY: Final = "otel_sse"
+_BODIES: Final = ("http.response.body", "http.response.pathsend")
 
 
 def telling(
@@ -107,10 +108,14 @@ async def _run_within(
     if send == outer.send:
         await run(owner, scope, receive, send)
         return
-    scope[_KEY] = outer.inner = outer.within(send)
+    scope[_KEY] = outer.inner = inner = outer.within(send)
     try:
         with outer.request.below():
-            await run(owner, scope, receive, outer.inner.send)
+            await run(owner, scope, receive, inner.send)
+    except Exception as error:
+        # What is outside may still wait for a client that does not read.
+        inner.failed(error)
+        raise
     finally:
         scope[_KEY], outer.inner = outer, None
 
@@ -178,6 +183,11 @@ class Responder:
         inner.route = self.route
         return inner
 
+    def failed(self, error: Exception) -> None:
+        """The application raised; what it is inside of may not have ended yet."""
+        if self._connection is not None:
+            self._connection.end(error, cut=stopping(self._send))
+
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect":
@@ -198,20 +208,18 @@ class Responder:
             if kind == "http.response.start":
                 self._start(message)
             return
+        last = kind in _BODIES and not message.get("more_body", False)
         # A peer that leaves while this is sent has not left before it.
-        gone = connection.gone
+        gone = connection.left() if last else connection.gone
         began = perf_counter()
         try:
             await self._send(message)
         except BaseException as error:
             connection.interrupted(None if gone else body, began, error)
             raise
-        if kind == "http.response.body":
-            if not gone:
-                connection.sent(body, began, perf_counter())
-            if not message.get("more_body", False):
-                connection.end(completed=not gone)
-        elif kind == "http.response.pathsend":
+        if kind == "http.response.body" and not gone:
+            connection.sent(body, began, perf_counter())
+        if last:
             connection.end(completed=not gone)
 
     def _start(self, message: Message) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _NEVER: Final = float("inf")
 _AT_ONCE: Final = float("-inf")
+_DISCONNECT: Final = {"ClientDisconnect"}
+_BROKEN: Final = {"BrokenResourceError"}
 TIMEOUTS: Final = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
 
 
@@ -191,6 +193,15 @@ class Connection:
             self._failure = error
             self.gone = True
 
+    def left(self) -> bool:
+        """Whether the peer has left, as far as it is known or the server's transport shows it."""
+        if not self.gone and self.transport is not None:
+            try:
+                self.gone = self.transport.is_closing()
+            except Exception:
+                self._telemetry.failed("a transport")
+        return self.gone
+
     def _waited(self, wait: float) -> bool:
         """Notes a long wait; whether it is a slow send."""
         threshold = self._telemetry.config.slow_send_seconds
@@ -328,9 +339,14 @@ class Connection:
         try:
             if not telemetry.leave(self):
                 return
+            if error is None and not (completed or cut or telemetry.stopping):
+                self.left()
             if self._follows(error):
                 self.gone = True
                 error = None
+            elif error is not None and _kinds(error) == _BROKEN:
+                around = error.__context__
+                error = around if isinstance(around, asyncio.CancelledError) else error
             reason = self._verdict(error, completed, cut or telemetry.stopping)
             self.gone = True
             now = perf_counter()
@@ -366,9 +382,10 @@ class Connection:
     def _follows(self, error: BaseException | None) -> bool:
         """Whether ``error`` says no more than that the peer has left.
 
-        Starlette makes a ClientDisconnect of any OSError in a stream, the application's too.
+        Starlette makes a ClientDisconnect of any OSError in a stream, the application's too. The
+        pipe inside of FastAPI's own streams breaks when the response is given up.
         """
-        if self.gone and type(error).__name__ == "ClientDisconnect":
+        if self.gone and _kinds(error) in (_DISCONNECT, _BROKEN):
             return True
         while error is not None and error is not self._failure:
             error = error.__cause__ or error.__context__
@@ -389,9 +406,8 @@ class Connection:
             return semconv.SERVER_SHUTDOWN
         if self.gone:
             return semconv.CLIENT_DISCONNECT
-        # Returned in the middle of the body: frameworks do that when the peer has left. A
-        # cancellation that nothing explains stays unexplained.
-        return semconv.CLIENT_DISCONNECT if error is None else semconv.UNKNOWN
+        # Cancelled, or returned in the middle of the body, and nothing explains it.
+        return semconv.UNKNOWN
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -399,6 +415,12 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def _kinds(error: BaseException | None) -> set[str]:
+    """The names of the classes of ``error``, or of what a task group has wrapped."""
+    inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return {kind for each in inner for kind in _kinds(each)} or {type(error).__name__}
 
 
 def _innermost(error: BaseException) -> BaseException:

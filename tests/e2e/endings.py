@@ -1,0 +1,239 @@
+"""Every ending of a stream, every server, and what has to be told of it.
+
+``test_endings.py`` runs it. ``python tests/e2e/endings.py`` prints it as the Markdown that
+``docs/endings.md`` holds.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class Ending(NamedTuple):
+    """How a stream ends, and what is told of it where ``EXCEPTIONS`` says nothing else.
+
+    ``path`` is its place in the applications. ``client`` is what the client does once it has read
+    the first message. ``reason`` is None where there is no stream to tell of.
+    """
+
+    path: str
+    says: str
+    reason: str | None
+    error_type: str | None = None
+    client: str = "stays"
+    status: int = 200
+    method: str = "GET"
+
+
+ENDINGS = (
+    Ending("ends", "the generator ends", "completed"),
+    Ending("returns", "the handler returns early, without the end of the body", "unknown"),
+    Ending("raises-first", "it raises before the first message", "error", "LookupError"),
+    Ending("raises-midway", "it raises midway", "error", "json.decoder.JSONDecodeError"),
+    Ending("closes", "the client closes (FIN)", "client_disconnect", client="closes"),
+    Ending("resets", "the client resets (RST)", "client_disconnect", client="resets"),
+    Ending(
+        "silent",
+        "the client closes while the application is silent",
+        "client_disconnect",
+        client="closes",
+    ),
+    Ending(
+        "stops-reading",
+        "the client stops reading and the application gives up",
+        "timeout",
+        "TimeoutError",
+    ),
+    Ending(
+        "stalled-resets",
+        "the client stops reading, then resets",
+        "client_disconnect",
+        client="stalls",
+    ),
+    Ending("cancelled", "the application cancels the request's task", "unknown"),
+    Ending("stopped", "the server is told to stop (SIGTERM)", "server_shutdown"),
+    Ending(
+        "stalled-stopped",
+        "the server is told to stop while the client does not read",
+        "server_shutdown",
+    ),
+    Ending("500", "a 500 that is an event stream ends", "completed", "500", status=500),
+    Ending("raises-before", "it raises before the response", None, status=500),
+    Ending("204", "a 204 that claims the media type", None, status=204),
+    Ending("304", "a 304 that claims the media type", None, status=304),
+    Ending("head", "HEAD", None, method="HEAD"),
+)
+
+KINDS = {
+    "starlette": "Starlette's StreamingResponse",
+    "middleware": "the same, inside BaseHTTPMiddleware",
+    "mounted": "the same in a mounted application, inside BaseHTTPMiddleware of both applications",
+    "gzip": "the same, inside GZipMiddleware that compresses it",
+    "sse-starlette": "sse-starlette's EventSourceResponse",
+    "fastapi": "FastAPI's own event streams",
+    "raw": "`SSEMiddleware` around an ASGI application that never asks after its client",
+    "aiohttp": "aiohttp's StreamResponse",
+}
+ALL_ASGI = ("starlette", "middleware", "mounted", "gzip", "sse-starlette", "fastapi", "raw")
+SOME_ASGI = ("starlette", "sse-starlette", "fastapi", "raw")
+AIOHTTP = ("aiohttp",)
+
+
+class Server(NamedTuple):
+    """A server's command line, and the kinds of application that it runs."""
+
+    name: str
+    command: str
+    kinds: tuple[str, ...]
+    contrib: bool = False
+
+    @property
+    def family(self) -> str:
+        return self.name.partition(" (")[0]
+
+
+_UVICORN = "uvicorn endings_asgi:app --port {port} --timeout-graceful-shutdown 1"
+_GUNICORN = "gunicorn -w 2 -b 127.0.0.1:{port} --graceful-timeout 6 --timeout 120"
+_HYPERCORN = "hypercorn endings_asgi:app -b 127.0.0.1:{port} --graceful-timeout 1"
+_GRANIAN = "granian endings_asgi:app --interface asgi --port {port} --workers-kill-timeout 6"
+_AIOHTTP = "python endings_aiohttp.py {port}"
+
+# Those that take longest come first.
+SERVERS = (
+    Server(
+        "uvicorn, 2 workers", f"{_UVICORN} --workers 2 --timeout-worker-healthcheck 60", SOME_ASGI
+    ),
+    Server("hypercorn (asyncio)", f"{_HYPERCORN} -k asyncio", SOME_ASGI),
+    Server("hypercorn (uvloop)", f"{_HYPERCORN} -k uvloop", SOME_ASGI),
+    Server("uvicorn (asyncio)", f"{_UVICORN} --loop asyncio --http h11", ALL_ASGI),
+    Server("uvicorn (uvloop)", f"{_UVICORN} --loop uvloop --http httptools", SOME_ASGI),
+    Server("uvicorn (with contrib)", _UVICORN, ALL_ASGI, contrib=True),
+    Server(
+        "gunicorn, uvicorn.workers",
+        f"{_GUNICORN} -k uvicorn.workers.UvicornWorker endings_asgi:app",
+        SOME_ASGI,
+    ),
+    Server(
+        "gunicorn, uvicorn-worker",
+        f"{_GUNICORN} -k uvicorn_worker.UvicornWorker endings_asgi:app",
+        SOME_ASGI,
+    ),
+    Server("granian (asyncio)", f"{_GRANIAN} --loop asyncio", SOME_ASGI),
+    Server("granian (uvloop)", f"{_GRANIAN} --loop uvloop", SOME_ASGI),
+    Server(
+        "gunicorn, aiohttp (asyncio)",
+        f"{_GUNICORN} -k aiohttp.GunicornWebWorker endings_aiohttp:app",
+        AIOHTTP,
+    ),
+    Server(
+        "gunicorn, aiohttp (uvloop)",
+        f"{_GUNICORN} -k aiohttp.GunicornUVLoopWebWorker endings_aiohttp:app",
+        AIOHTTP,
+    ),
+    Server("aiohttp (asyncio)", f"{_AIOHTTP} asyncio", AIOHTTP),
+    Server("aiohttp (uvloop)", f"{_AIOHTTP} uvloop", AIOHTTP),
+    Server("aiohttp (with contrib)", f"{_AIOHTTP} asyncio", AIOHTTP, contrib=True),
+    Server("aiohttp, handler_cancellation", f"{_AIOHTTP} asyncio cancelled", AIOHTTP),
+)
+
+
+class Told(NamedTuple):
+    """What is told of an ending, and why where it is an exception. ``late`` is what nothing tells
+    of before the process stops.
+    """
+
+    reason: str | None
+    error_type: str | None = None
+    why: str = ""
+    late: bool = False
+
+
+_ENDS_THE_BODY = "the framework ends the body where the generator or handler returns"
+_NOT_ASKED = "the application neither asks nor sends, so nothing tells it; told at the stop"
+_NO_WITNESS = "granian takes what is sent to a client that has left, and shows no transport"
+_NOT_CANCELLED = "aiohttp cancels a handler only with `handler_cancellation`; told at the stop"
+
+# By server, its family or any (*), kind of application, and ending.
+EXCEPTIONS = {
+    ("*", "sse-starlette", "returns"): Told("completed", why=_ENDS_THE_BODY),
+    ("*", "fastapi", "returns"): Told("completed", why=_ENDS_THE_BODY),
+    ("*", "aiohttp", "returns"): Told("completed", why=_ENDS_THE_BODY),
+    ("*", "sse-starlette", "stops-reading"): Told(
+        "timeout", "sse_starlette.sse.SendTimeoutError", "its own `send_timeout`"
+    ),
+    ("*", "fastapi", "stops-reading"): Told(
+        "unknown",
+        why="it has no time-out of its own; one around the application cancels it, unexplained",
+    ),
+    ("*", "raw", "silent"): Told("server_shutdown", why=_NOT_ASKED, late=True),
+    ("granian", "raw", "closes"): Told("completed", why=_NO_WITNESS),
+    ("granian", "raw", "resets"): Told("completed", why=_NO_WITNESS),
+    ("granian", "raw", "stalled-resets"): Told("completed", why=_NO_WITNESS),
+    ("aiohttp", "aiohttp", "silent"): Told("client_disconnect", why=_NOT_CANCELLED, late=True),
+    ("gunicorn, aiohttp", "aiohttp", "silent"): Told(
+        "server_shutdown", why=_NOT_CANCELLED, late=True
+    ),
+}
+
+
+def told(server: Server, kind: str, ending: Ending) -> Told:
+    """What has to be told of the ending there."""
+    for name in (server.name, server.family, "*"):
+        if exception := EXCEPTIONS.get((name, kind, ending.path)):
+            return exception
+    return Told(ending.reason, ending.error_type)
+
+
+def markdown() -> str:
+    """All of it as tables."""
+    by_path = {ending.path: ending for ending in ENDINGS}
+    parts = [
+        _table(
+            ("how it ends", "`sse.close.reason`", "`error.type`"),
+            (
+                (
+                    ending.says,
+                    f"`{ending.reason}`" if ending.reason else "no stream: nothing is told",
+                    f"`{ending.error_type}`" if ending.error_type else "",
+                )
+                for ending in ENDINGS
+            ),
+        ),
+        "Where it is told differently:",
+        _table(
+            ("server", "application", "how it ends", "`sse.close.reason`", "because"),
+            (
+                (
+                    "all" if server == "*" else server,
+                    kind,
+                    by_path[path].says,
+                    f"`{told.reason}`" + (f", `{told.error_type}`" if told.error_type else ""),
+                    told.why,
+                )
+                for (server, kind, path), told in EXCEPTIONS.items()
+            ),
+        ),
+        "Run with:",
+        _table(
+            ("server", "applications", "command"),
+            (
+                (
+                    server.name,
+                    "all of ASGI" if server.kinds == ALL_ASGI else ", ".join(server.kinds),
+                    f"`{server.command.format(port='8000')}`",
+                )
+                for server in sorted(SERVERS)
+            ),
+        ),
+        "The applications:",
+        _table(("name", "what it is"), KINDS.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
