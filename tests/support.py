@@ -123,7 +123,7 @@ def _no_signals(server: uvicorn.Server) -> Iterator[None]:
 @contextlib.asynccontextmanager
 async def serve_aiohttp(app: web.Application, **options: Any) -> AsyncIterator[int]:
     """Runs an aiohttp application in this loop; yields its port."""
-    runner = web.AppRunner(app, shutdown_timeout=1, **options)
+    runner = web.AppRunner(app, shutdown_timeout=1, access_log=None, **options)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
