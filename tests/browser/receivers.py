@@ -1,0 +1,68 @@
+"""What pages send, and what the collector makes of it."""
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_DELTA
+from otlp import Receiver
+
+# A metric that no page tells: it comes behind what the collector had taken before.
+MARK: Final = "sse.client.mark"
+
+
+@dataclass
+class Sent:
+    unit: str
+    delta: bool
+    resource: dict[str, Any]
+    buckets: tuple[float, ...] = ()
+    attributes: list[dict[str, Any]] = field(default_factory=list)
+
+
+class RawReceiver(Receiver):
+    """Keeps what came last of each metric, in any temporality."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: dict[str, Sent] = {}
+
+    def _take_points(self, request: Any) -> None:
+        for group in request.resource_metrics:
+            resource = _plain(group.resource.attributes)
+            for metric in (each for scope in group.scope_metrics for each in scope.metrics):
+                data = getattr(metric, metric.WhichOneof("data"))
+                delta = data.aggregation_temporality == AGGREGATION_TEMPORALITY_DELTA
+                if metric.name == MARK:
+                    continue
+                sent = self.sent[metric.name] = Sent(metric.unit, delta, resource)
+                for point in data.data_points:
+                    sent.attributes.append(_plain(point.attributes))
+                    sent.buckets = tuple(getattr(point, "explicit_bounds", ()))
+
+
+class AddedReceiver(Receiver):
+    """Keeps the latest point of every series, as a backend does: what is silent is not sent.
+
+    ``marks`` is the value of the metric of that name, which is no page's.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.marks = 0.0
+
+    def _take_points(self, request: Any) -> None:
+        before = self._points
+        self._points = {}
+        super()._take_points(request)
+        for resource, latest in self._points.items():
+            if mark := latest.pop(MARK, None):
+                self.marks = mark[0].value
+            for name, points in before.get(resource, {}).items():
+                told = [point.attributes for point in latest.get(name, ())]
+                silent = [point for point in points if point.attributes not in told]
+                latest[name] = [*latest.get(name, ()), *silent]
+        self._points = {**before, **self._points}
+
+
+def _plain(pairs: Any) -> dict[str, Any]:
+    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in pairs}
