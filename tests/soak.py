@@ -35,7 +35,7 @@ PATIENCE = 60
 OURS = (Connection, Segment, Scanner, Responder, Request)
 MESSAGE = {"type": "http.response.body", "body": b"event: tick\ndata: x\n\n", "more_body": True}
 END = {"type": "http.response.body", "body": b"", "more_body": False}
-REASONS = ("completed", "client_disconnect", "client_disconnect", "error", "unknown")
+REASONS = ("completed", "client_disconnect", "unknown", "error", "unknown")
 
 
 def ours() -> int:

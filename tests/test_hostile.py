@@ -485,7 +485,9 @@ async def test_what_a_server_makes_of_strange_messages_stays_the_same(server: st
             ended = ended and seen[SENDINGS[name].index(END)] == "taken"
             failed = seen[-1] != "taken" and not ended
             reason = "error" if failed else "completed" if ended else "unknown"
-            assert span.attributes["sse.close.reason"] == reason, name
+            told = span.attributes["sse.close.reason"]
+            # The server may have closed the connection for it before the application returned.
+            assert told == reason or (reason, told) == ("unknown", "client_disconnect"), name
             error = span.attributes.get("error.type", "").rpartition(".")[2]
             assert error == (seen[-1].partition("(")[0] if failed else ""), name
 

@@ -13,13 +13,15 @@ import pytest
 from e2e.processes import opened, serve
 from otlp import Receiver
 
-GRACE = 4
+GRACE = 6
 UVICORN = "uvicorn stop_asgi:app --port {port} --log-level error"
 GUNICORN = f"gunicorn -b 127.0.0.1:{{port}} -w 2 --graceful-timeout {GRACE}"
 SERVERS = {
     "uvicorn": f"{UVICORN} --timeout-graceful-shutdown {GRACE} --loop asyncio",
     "uvicorn-uvloop": f"{UVICORN} --timeout-graceful-shutdown {GRACE} --loop uvloop",
-    "uvicorn-workers": f"{UVICORN} --timeout-graceful-shutdown {GRACE} --workers 2",
+    "uvicorn-workers": f"{UVICORN} --timeout-graceful-shutdown {GRACE} --workers 2"
+    # By default a worker that is slow to start is killed after five seconds.
+    " --timeout-worker-healthcheck 60",
     "gunicorn-uvicorn": f"{GUNICORN} -k uvicorn.workers.UvicornWorker stop_asgi:app",
     "hypercorn": f"hypercorn stop_asgi:app -b 127.0.0.1:{{port}} --graceful-timeout {GRACE}",
     "granian": "granian stop_asgi:app --interface asgi --port {port} --log-level critical"
