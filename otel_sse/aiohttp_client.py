@@ -1,37 +1,28 @@
 """aiohttp's client, and what reads by it.
 
-The session notes when a request starts. Where a response's headers say that it is an event stream,
-its reader becomes one that tells what is taken out of it: every way of reading comes by there,
-after chunking and content coding. Readers have no room for attributes; their timer holds ours.
+Where a session gives a response that is an event stream, the response's reader becomes one that
+tells what is taken out of it: every way of reading comes by there, after chunking and content
+coding. Readers have no room for attributes; their timer holds ours.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
-from contextvars import ContextVar
+import weakref
+from collections.abc import Callable, Collection
 from functools import wraps
 from time import perf_counter
-from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
-from aiohttp import (
-    ClientError,
-    ClientResponse,
-    ClientSession,
-    StreamReader,
-    client_reqrep,
-    hdrs,
-)
+from aiohttp import ClientError, ClientSession, StreamReader, client_reqrep, hdrs
+from aiohttp.http_exceptions import ContentEncodingError
 from opentelemetry import context as otel_context
 
 from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.opening import Call, is_stream
-from otel_sse.reading import Reading
+from otel_sse.reading import Reading, in_hand
 from otel_sse.semconv import CLIENT
 from otel_sse.telemetry import Telemetry
-
-_started: ContextVar[float] = ContextVar("otel_sse_request_started")
 
 
 class SSEAiohttpClientInstrumentor(SSEInstrumentor):
@@ -44,41 +35,28 @@ class SSEAiohttpClientInstrumentor(SSEInstrumentor):
 
     def _install(self) -> None:
         self._patch(ClientSession, "_request", self._request)
-        self._patch(ClientResponse, "start", self._start)
 
     def _request(self, original: Any) -> Any:
         @wraps(original)
         async def request(*args: Any, **kwargs: Any) -> Any:
-            token = _started.set(perf_counter())
-            try:
-                return await original(*args, **kwargs)
-            finally:
-                _started.reset(token)
-
-        return request
-
-    def _start(self, original: Any) -> Any:
-        @wraps(original)
-        async def start(response: Any, connection: Any) -> Any:
-            result = await original(response, connection)
+            started = perf_counter()
+            response = await original(*args, **kwargs)
             telemetry = self.telemetry
-            if telemetry is not None:
+            if telemetry is not None and not in_hand.get():
                 try:
                     content_type = response.headers.get(hdrs.CONTENT_TYPE, "")
                     if is_stream(response.method, response.status, content_type):
-                        _watch(response, telemetry)
+                        _watch(response, telemetry, started)
                 except Exception:
                     telemetry.failed("a connection's start")
-            return result
+            return response
 
-        return start
+        return request
 
 
-def _watch(response: Any, telemetry: Telemetry) -> None:
+def _watch(response: Any, telemetry: Telemetry, started: float) -> None:
     url: Any = response.url
     content: Any = response.content
-    if type(content) is not StreamReader:
-        return  # an empty body
     if telemetry.config.excludes(f"{url.scheme}://{url.host}{url.path}"):
         return
     version = response.version
@@ -92,11 +70,27 @@ def _watch(response: Any, telemetry: Telemetry) -> None:
         resumed="Last-Event-ID" in response.request_info.headers,
         context=otel_context.get_current(),
     )
-    started = _started.get(perf_counter())
     reading = Reading(telemetry, call, started, (ClientError,), (asyncio.TimeoutError,))
-    timer: Any = _Timer(content._timer, reading)
-    content._timer = timer
-    content.__class__ = _Reader
+    # Whoever forgets the response has closed it.
+    weakref.finalize(response, reading.end).atexit = False
+    if type(content) is StreamReader:
+        timer: Any = _Timer(content._timer, reading)
+        content._timer = timer
+        content.__class__ = _Reader
+    # By now it may all be over.
+    if content.exception() is not None:
+        _fail(reading, content.exception())
+    elif content.at_eof():
+        reading.end(completed=True)
+
+
+def _fail(reading: Reading, error: BaseException) -> None:
+    if error is getattr(client_reqrep, "_CONNECTION_CLOSED_EXCEPTION", None):
+        reading.end()  # the reader's own close
+    elif isinstance(error.__cause__, ContentEncodingError):
+        reading.end(error.__cause__)
+    else:
+        reading.end(error)
 
 
 class _Timer:
@@ -110,34 +104,37 @@ class _Timer:
 
     def __enter__(self) -> Any:
         self.reading.asked()
-        return self._timer.__enter__()
+        return self._ask(self._timer.__enter__)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> Any:
+    def __exit__(self, *error: Any) -> Any:
         self.reading.waited()
+        return self._ask(self._timer.__exit__, *error)
+
+    def assert_timeout(self) -> None:
+        self._ask(self._timer.assert_timeout)
+
+    def _ask(self, timer: Callable[..., Any], *args: Any) -> Any:
         try:
-            return self._timer.__exit__(kind, error, traceback)
+            return timer(*args)
         except asyncio.TimeoutError as late:
             self.reading.end(late)
             raise
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._timer, name)
+
+# Found once: a message may be taken in many lines.
+_take: Final = StreamReader._read_nowait_chunk
 
 
 class _Reader(StreamReader):
     __slots__ = ()
 
     def _read_nowait_chunk(self, n: int) -> bytes:
-        chunk = super()._read_nowait_chunk(n)
-        reading = self._timer.reading  # type: ignore[attr-defined]
-        reading.received(chunk)
+        # A piece as it came, though it may be taken a line at a time.
+        if not self._buffer_offset:
+            self._timer.reading.received(self._buffer[0])  # type: ignore[attr-defined]
+        chunk = _take(self, n)
         if self._eof and not self._buffer:
-            reading.end(completed=True)
+            self._timer.reading.end(completed=True)  # type: ignore[attr-defined]
         return chunk
 
     def feed_eof(self) -> None:
@@ -147,8 +144,4 @@ class _Reader(StreamReader):
 
     def set_exception(self, exc: BaseException, *args: Any, **kwargs: Any) -> None:
         super().set_exception(exc, *args, **kwargs)
-        left = exc is getattr(client_reqrep, "_CONNECTION_CLOSED_EXCEPTION", None)
-        self._timer.reading.end(None if left else exc)  # type: ignore[attr-defined]
-
-    def __del__(self) -> None:
-        self._timer.reading.end()  # type: ignore[attr-defined]
+        _fail(self._timer.reading, exc)  # type: ignore[attr-defined]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import AsyncGenerator, Collection, Generator, Iterable, Iterator
-from functools import wraps
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator
+from contextlib import suppress
+from functools import partial, wraps
 from importlib import import_module
 from importlib.util import find_spec
 from time import perf_counter
@@ -20,12 +21,12 @@ from opentelemetry import context as otel_context
 
 from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.opening import Call, is_stream
-from otel_sse.reading import Reading
+from otel_sse.reading import Reading, in_hand
 from otel_sse.semconv import CLIENT
 
 # In a stream that is watched: its reading, and whether another tells it the bytes.
 _KEY: Final = "_otel_sse"
-_PACKAGES: Final = {"httpx": "httpx >= 0.25", "httpx2": "httpx2 >= 2.0"}
+_PACKAGES: Final = {"httpx": "httpx >= 0.25, < 1", "httpx2": "httpx2 >= 2.0"}
 
 
 class SSEHttpxInstrumentor(SSEInstrumentor):
@@ -40,36 +41,50 @@ class SSEHttpxInstrumentor(SSEInstrumentor):
     def _install(self) -> None:
         for name in _present():
             client = import_module(name + "._client")
-            self._patch(client.Client, "_send_single_request", self._send)
-            self._patch(client.AsyncClient, "_send_single_request", self._send_async)
+            package = import_module(name)
+            self._patch(client.Client, "_send_single_request", partial(self._send, package))
+            self._patch(
+                client.AsyncClient, "_send_single_request", partial(self._send_async, package)
+            )
             self._patch(client.BoundSyncStream, "__iter__", _iterate)
             self._patch(client.BoundSyncStream, "close", _close)
             self._patch(client.BoundAsyncStream, "__aiter__", _iterate_async)
             self._patch(client.BoundAsyncStream, "aclose", _close_async)
 
-    def _send(self, original: Any) -> Any:
+    def _send(self, package: Any, original: Any) -> Any:
         @wraps(original)
         def send(client: Any, request: Any) -> Any:
             started = perf_counter()
-            response = original(client, request)
-            self._watch(request, response, started)
+            token = in_hand.set(True)
+            try:
+                response = original(client, request)
+            finally:
+                in_hand.reset(token)
+            self._watch(package, request, response, started)
             return response
 
         return send
 
-    def _send_async(self, original: Any) -> Any:
+    def _send_async(self, package: Any, original: Any) -> Any:
         @wraps(original)
         async def send(client: Any, request: Any) -> Any:
             started = perf_counter()
-            response = await original(client, request)
-            self._watch(request, response, started)
+            token = in_hand.set(True)
+            try:
+                response = await original(client, request)
+            finally:
+                # A coroutine that is garbage is closed in another context.
+                with suppress(ValueError):
+                    in_hand.reset(token)
+            self._watch(package, request, response, started)
             return response
 
         return send
 
-    def _watch(self, request: Any, response: Any, started: float) -> None:
+    def _watch(self, package: Any, request: Any, response: Any, started: float) -> None:
         telemetry = self.telemetry
-        if telemetry is None:
+        # What a transport gives may have been read before.
+        if telemetry is None or in_hand.get() or response.is_closed:
             return
         try:
             content_type = response.headers.get("content-type", "")
@@ -78,7 +93,6 @@ class SSEHttpxInstrumentor(SSEInstrumentor):
             url = request.url
             if telemetry.config.excludes(f"{url.scheme}://{url.host}{url.path}"):
                 return
-            package = import_module(type(response).__module__.partition(".")[0])
             reading = Reading(
                 telemetry,
                 _call(request, response),
@@ -128,9 +142,10 @@ def _read(chunks: Any, reading: Reading, coded: bool) -> Generator[bytes, None, 
     try:
         reading.asked()
         for chunk in chunks:
-            reading.waited()
-            if not coded:
-                reading.received(chunk)
+            if coded:
+                reading.waited()
+            else:
+                reading.received(chunk, True)
             yield chunk
             reading.asked()
     except BaseException as error:
@@ -156,9 +171,10 @@ async def _read_async(chunks: Any, reading: Reading, coded: bool) -> AsyncGenera
     try:
         reading.asked()
         async for chunk in chunks:
-            reading.waited()
-            if not coded:
-                reading.received(chunk)
+            if coded:
+                reading.waited()
+            else:
+                reading.received(chunk, True)
             yield chunk
             reading.asked()
     except BaseException as error:
@@ -202,18 +218,27 @@ class _Decoder:
         self._reading = reading
 
     def decode(self, data: bytes) -> Any:
-        return self._seen(self._decoder.decode(data))
+        return self._seen(partial(self._decoder.decode, data))
 
     def flush(self) -> Any:
-        return self._seen(self._decoder.flush())
+        return self._seen(self._decoder.flush)
 
-    def _seen(self, decoded: Any) -> Any:
+    def _seen(self, decode: Callable[[], Any]) -> Any:
+        try:
+            decoded = decode()
+        except Exception as error:
+            self._reading.end(error)
+            raise
         if not isinstance(decoded, bytes):
             return self._each(decoded)
         self._reading.received(decoded)
         return decoded
 
     def _each(self, decoded: Iterable[bytes]) -> Iterator[bytes]:
-        for piece in decoded:
-            self._reading.received(piece)
-            yield piece
+        try:
+            for piece in decoded:
+                self._reading.received(piece)
+                yield piece
+        except Exception as error:
+            self._reading.end(error)
+            raise

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import partial
+from threading import Lock
 from time import perf_counter, time_ns
-from typing import Final
+from typing import Any, Final
 
-from otel_sse import lifecycle, semconv
+from otel_sse import garbage, lifecycle, semconv
+from otel_sse.collection import LIVELY, TOLD
 from otel_sse.connection import TIMEOUTS, Connection
 from otel_sse.current import Request
 from otel_sse.mark import Mark, Marks
@@ -17,9 +22,15 @@ from otel_sse.telemetry import Telemetry
 Errors = tuple[type[BaseException], ...]
 _NEVER: Final = float("inf")
 
+# A client that tells its streams itself has this call in hand: those that it calls by are silent.
+in_hand: Final[ContextVar[bool]] = ContextVar("otel_sse_in_hand", default=False)
+
 
 class Reading(Connection):
     """Told of every read, and of the one end.
+
+    A reader may have no event loop that could tell of its silence: then whichever thread asks does
+    that while the reader's thread waits, and holds it up if the wait is over meanwhile.
 
     Args:
         telemetry: where it tells.
@@ -34,16 +45,21 @@ class Reading(Connection):
         "_breaks",
         "_left",
         "_linked",
+        "_lock",
         "_mark_of_next",
         "_marks",
         "_senders",
+        "_tended",
         "_timeouts",
+        "_waits",
         "skewed",
     )
 
     def __init__(
         self, telemetry: Telemetry, call: Call, started: float, breaks: Errors, timeouts: Errors
     ) -> None:
+        self._lock = Lock()
+        self._tended = self._waits = False
         self._breaks = breaks
         self._timeouts = timeouts + TIMEOUTS
         self.skewed = 0
@@ -56,7 +72,10 @@ class Reading(Connection):
         request = Request()
         request.started = started
         lifecycle.exit_.chain()
+        garbage.watch()
         super().__init__(telemetry, call, request)
+        if self.loop is None:
+            self.loop = _anywhere
         # No send waits here.
         self._mark = _NEVER
         # Up to when the time is accounted for: as waiting, or as the reader's own.
@@ -66,37 +85,47 @@ class Reading(Connection):
     def asked(self) -> None:
         """The reader begins to wait. What it did before is not the stream's silence."""
         self.last += perf_counter() - self._left
+        self._waits = True
 
     def waited(self) -> None:
         """The wait is over."""
         self._left = perf_counter()
+        self._waits = False
+        if self._tended:
+            with self._lock:
+                pass
 
-    def received(self, chunk: bytes) -> None:
-        """The reader is given ``chunk``."""
+    def received(self, chunk: bytes, waited: bool = False) -> None:
+        """The reader is given ``chunk``, at the end of a wait or without one."""
         now = perf_counter()
-        self.last += now - self._left
+        if not waited:
+            self.last += now - self._left
         self._left = now
+        self._waits = False
+        if self._tended:
+            with self._lock:
+                pass
         if self._marks is None:
             self.sent(chunk, now, now)
-            return
-        try:
+        else:
             self._take(self._marks, chunk, now)
-        except Exception:
-            self._telemetry.failed("a mark")
 
     def _take(self, marks: Marks, chunk: bytes, now: float) -> None:
         """Tells ``chunk`` without its marks, and what they say of the messages behind them."""
-        for piece in marks.feed(chunk):
-            if isinstance(piece, Mark):
-                self._mark_of_next = piece
-                continue
-            before = self.sequence
-            self.sent(piece, now, now)
-            if self.sequence > before and self._mark_of_next is not None:
-                self._delivered(self._mark_of_next)
-                self._mark_of_next = None
-        if self.sequence and not marks.found:
-            self._marks = None
+        try:
+            for piece in marks.feed(chunk):
+                if isinstance(piece, Mark):
+                    self._mark_of_next = piece
+                    continue
+                before = self.sequence
+                self.sent(piece, now, now)
+                if self.sequence > before and self._mark_of_next is not None:
+                    self._delivered(self._mark_of_next)
+                    self._mark_of_next = None
+            if self.sequence and not marks.found:
+                self._marks = None
+        except Exception:
+            self._telemetry.failed("a mark")
 
     def _delivered(self, mark: Mark) -> None:
         took = time_ns() - mark.sent
@@ -111,13 +140,30 @@ class Reading(Connection):
             self._senders.add(mark.sender.span_id)
             self._segment.span.add_link(mark.sender)
 
+    def tend(self) -> None:
+        with self._lock:
+            # First this, then a look at the other: the reader does it the other way round.
+            self._tended = True
+            try:
+                if self._waits or self.loop is not _anywhere:
+                    super().tend()
+                elif self.stall != TOLD:
+                    # A later collection finds it again.
+                    self.stall = LIVELY
+            finally:
+                self._tended = False
+
     def end(
         self, error: BaseException | None = None, *, completed: bool = False, cut: bool = False
     ) -> None:
-        if self._marks is not None and (rest := self._marks.rest()):
-            now = perf_counter()
-            self.sent(rest, now, now)
-        super().end(error, completed=completed, cut=cut)
+        if garbage.is_collected():
+            garbage.later(partial(self.end, error, completed=completed, cut=cut))
+            return
+        with self._lock:
+            if self._marks is not None and (rest := self._marks.rest()):
+                now = perf_counter()
+                self.sent(rest, now, now)
+            super().end(error, completed=completed, cut=cut)
 
     def _verdict(self, error: BaseException | None, completed: bool, cut: bool) -> str:
         if completed:
@@ -130,3 +176,16 @@ class Reading(Connection):
             return semconv.ERROR
         # Left, closed, cancelled or forgotten by the reader.
         return semconv.CLIENT_CLOSE
+
+
+class _Anywhere:
+    """In place of the event loop of a reader that has none."""
+
+    def is_running(self) -> bool:
+        return True
+
+    def call_soon_threadsafe(self, work: Callable[[], None]) -> None:
+        work()
+
+
+_anywhere: Final[Any] = _Anywhere()

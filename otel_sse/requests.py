@@ -15,12 +15,15 @@ from urllib.parse import urlsplit
 
 import requests
 from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
 from requests.adapters import HTTPAdapter
+from requests.utils import stream_decode_response_unicode
 from urllib3.exceptions import TimeoutError
 
 from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.opening import Call, is_stream
-from otel_sse.reading import Reading
+from otel_sse.reading import Reading, in_hand
 from otel_sse.semconv import CLIENT
 from otel_sse.telemetry import Telemetry
 
@@ -48,7 +51,7 @@ class SSERequestsInstrumentor(SSEInstrumentor):
             started = perf_counter()
             response = original(adapter, request, *args, **kwargs)
             telemetry = self.telemetry
-            if telemetry is not None:
+            if telemetry is not None and not in_hand.get():
                 try:
                     content_type = response.headers.get("content-type", "")
                     if is_stream(request.method, response.status_code, content_type):
@@ -72,7 +75,7 @@ def _watch(request: Any, response: Any, telemetry: Telemetry, started: float) ->
         protocol={10: "1.0", 11: "1.1", 20: "2"}.get(response.raw.version),
         status=response.status_code,
         resumed="Last-Event-ID" in request.headers,
-        context=otel_context.get_current(),
+        context=_context(),
     )
     reading = Reading(telemetry, call, started, _BREAKS, (requests.Timeout, TimeoutError))
     # Whoever forgets the response has closed it.
@@ -80,24 +83,45 @@ def _watch(request: Any, response: Any, telemetry: Telemetry, started: float) ->
     vars(response)[_KEY] = reading
 
 
+def _context() -> Context:
+    """The call's: contrib's instrumentation is within it by then, and its span is beside ours."""
+    context = otel_context.get_current()
+    span: Any = trace.get_current_span(context)
+    scope = getattr(span, "instrumentation_scope", None)
+    if scope is None or scope.name != "opentelemetry.instrumentation.requests":
+        return context
+    above = trace.INVALID_SPAN if span.parent is None else trace.NonRecordingSpan(span.parent)
+    return trace.set_span_in_context(above, context)
+
+
 def _iter_content(original: Any) -> Any:
     @wraps(original)
-    def iter_content(response: Any, *args: Any, **kwargs: Any) -> Any:
+    def iter_content(
+        response: Any, chunk_size: int | None = 1, decode_unicode: bool = False
+    ) -> Any:
         reading = vars(response).get(_KEY)
-        chunks = original(response, *args, **kwargs)
-        return chunks if reading is None else _read(chunks, reading)
+        if reading is None:
+            return original(response, chunk_size, decode_unicode)
+        # Counted as they come, then decoded.
+        chunks = _read(original(response, chunk_size), response, reading)
+        return stream_decode_response_unicode(chunks, response) if decode_unicode else chunks
 
     return iter_content
 
 
-def _read(chunks: Any, reading: Reading) -> Generator[Any, None, None]:
+def _read(chunks: Any, response: Any, reading: Reading) -> Generator[bytes, None, None]:
     try:
         reading.asked()
         for chunk in chunks:
-            reading.waited()
-            reading.received(chunk.encode() if isinstance(chunk, str) else chunk)
+            reading.received(chunk, True)
             yield chunk
             reading.asked()
+    except GeneratorExit:
+        chunks.close()
+        # Where that has left the connection open, another call may read the rest.
+        if getattr(response.raw, "closed", True):
+            reading.end()
+        raise
     except BaseException as error:
         # A time-out in the body comes as a ConnectionError that holds it.
         inner = error.args[0] if error.args else None

@@ -24,6 +24,7 @@ from importlib.metadata import version
 from statistics import median
 from typing import Any
 
+import clients as readers
 import inprocess
 import sockets
 from variants import ALL, CONTRIB, CONTRIB_QUIET, OURS, PLAIN, UNSAMPLED
@@ -49,6 +50,10 @@ _WORKERS: dict[str, Callable[..., dict[str, float]]] = {
         inprocess.json_requests,
         inprocess.memory,
         inprocess.crowd,
+        readers.httpx_stream,
+        readers.aiohttp_client_stream,
+        readers.httpx_json,
+        readers.aiohttp_client_json,
     )
 }
 
@@ -139,6 +144,24 @@ def requests(quick: bool, tcp: bool) -> None:
         Comparison(worker, {PLAIN: n, OURS: n}, rounds, **kwargs).show({OURS: REQUEST_US})
 
 
+def clients(quick: bool, tcp: bool) -> None:
+    """Added CPU for each message that is read, and for a response that is no stream."""
+    rounds, messages, responses = (2, 50_000, 2_000) if quick else (8, 200_000, 10_000)
+    for library, streams, answers in (
+        ("httpx, blocking", readers.httpx_stream, readers.httpx_json),
+        ("aiohttp's client", readers.aiohttp_client_stream, readers.aiohttp_client_json),
+    ):
+        for what, worker, n, budget in (
+            ("a message of 200 bytes, read by lines", streams, messages, MESSAGE_US),
+            ("a request, answered with JSON", answers, responses, REQUEST_US),
+        ):
+            print(f"us of CPU {what}: {library}")
+            found = Comparison(worker, dict.fromkeys((PLAIN, OURS, CONTRIB), n), rounds)
+            found.show({OURS: budget})
+            ratio = median(a / b for a, b in zip(found.us[OURS], found.us[PLAIN], strict=True))
+            print(f"  ours / plain, median of the rounds: {ratio:.3f}")
+
+
 def memory(quick: bool, tcp: bool) -> None:
     """Bytes of a live connection, beside its SDK span."""
     connections, few, many = 500 if quick else 5_000, 3, 500
@@ -197,7 +220,7 @@ def crowd(quick: bool, tcp: bool) -> None:
 
 
 SECTIONS: dict[str, Callable[[bool, bool], None]] = {
-    section.__name__: section for section in (starlette, aiohttp, requests, memory, crowd)
+    section.__name__: section for section in (starlette, aiohttp, requests, clients, memory, crowd)
 }
 
 

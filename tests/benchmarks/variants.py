@@ -98,7 +98,12 @@ def set_up(variant: str, framework: str) -> PeriodicExportingMetricReader | None
     return reader
 
 
-def check(reader: PeriodicExportingMetricReader | None, variant: str, messages: int) -> None:
+def check(
+    reader: PeriodicExportingMetricReader | None,
+    variant: str,
+    messages: int,
+    name: str = "sse.server.messages",
+) -> None:
     """Raises where ours has not told that many messages: then nothing worth knowing was measured.
 
     Raises:
@@ -113,7 +118,7 @@ def check(reader: PeriodicExportingMetricReader | None, variant: str, messages: 
         for resource in _NoMetrics.last.resource_metrics
         for scope in resource.scope_metrics
         for metric in scope.metrics
-        if metric.name == "sse.server.messages"
+        if metric.name == name
         for point in metric.data.data_points
     )
     if told != messages:
