@@ -19,7 +19,7 @@ demo: .venv/.done-demo .venv/.done-wheel ## serve and read real streams for a mi
 
 test: lint .venv/.done-wheel ## check and test everything, against the built wheel
 	@$(BIN)/python -I -c 'import otel_sse as o; print("Testing otel_sse", o.__version__, o.__path__[0])'
-	@$(BIN)/pytest --numprocesses 4 --dist loadfile
+	@$(BIN)/pytest --numprocesses 3 --dist loadfile
 
 bench: .venv/.done-test .venv/.done-wheel ## measure what telling costs
 	@$(BIN)/python tests/benchmarks/bench.py
