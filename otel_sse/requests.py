@@ -18,7 +18,6 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from requests.adapters import HTTPAdapter
-from requests.utils import stream_decode_response_unicode
 from urllib3.exceptions import TimeoutError
 
 from otel_sse.instrumentor import SSEInstrumentor
@@ -29,6 +28,7 @@ from otel_sse.telemetry import Telemetry
 
 # In a response that is watched: its reading.
 _KEY: Final = "_otel_sse"
+_decoded: Final[Any] = requests.utils.stream_decode_response_unicode
 _BREAKS: Final = (requests.exceptions.ChunkedEncodingError, requests.exceptions.ConnectionError)
 
 
@@ -104,7 +104,7 @@ def _iter_content(original: Any) -> Any:
             return original(response, chunk_size, decode_unicode)
         # Counted as they come, then decoded.
         chunks = _read(original(response, chunk_size), response, reading)
-        return stream_decode_response_unicode(chunks, response) if decode_unicode else chunks
+        return _decoded(chunks, response) if decode_unicode else chunks
 
     return iter_content
 
