@@ -13,6 +13,9 @@ from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
 from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.starlette import SSEStarletteInstrumentor
 
+# Their assertions tell what they compared; before anything imports them.
+pytest.register_assert_rewrite("e2e.streams", "e2e.clients")
+
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
 

@@ -1,5 +1,0 @@
-"""The helpers' assertions tell what they compared."""
-
-import pytest
-
-pytest.register_assert_rewrite("e2e.streams")
