@@ -728,7 +728,8 @@ async def test_nothing_of_ours_stays(name: str, server: Server, told: Backend) -
 
     def left() -> list[Reading]:
         gc.collect()
-        readings = [each for each in gc.get_objects() if isinstance(each, Reading)]
+        # Not isinstance, which asks lazy proxies of others for their class.
+        readings = [each for each in gc.get_objects() if type(each) is Reading]
         return [each for each in readings if each._telemetry.providers.meter is told.meter_provider]
 
     await until(lambda: not left())
@@ -746,24 +747,24 @@ async def test_the_readers_own_work_is_not_in_the_gap(
     def work(response: Any) -> None:
         for line in response.iter_lines():
             if not line:
-                time.sleep(0.05)
+                time.sleep(0.1)
 
     async def awork(response: Any) -> None:
         async for line in response.aiter_lines():
             if not line:
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.1)
 
     async def work_of_aiohttp(response: Any) -> None:
         async for line in response.content:
             if line == b"\n":
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.1)
 
     ways = {"aiohttp": work_of_aiohttp, "httpx-async": awork, "httpx2-async": awork}
     began = time.perf_counter()
     await CLIENTS[name](ways.get(name, work), server.url + "/all")
-    assert time.perf_counter() - began > 0.3
+    assert time.perf_counter() - began > 1
     ((_, point),) = told.points("sse.client.message.gap")
-    assert point.sum < 0.1
+    assert point.sum < 0.4
 
 
 @client

@@ -56,7 +56,7 @@ class Server:
             "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
             "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip" if contrib else "none",
-            "OTEL_METRIC_EXPORT_INTERVAL": "200",
+            "OTEL_METRIC_EXPORT_INTERVAL": "1000",
             "OTEL_BSP_SCHEDULE_DELAY": "50",
             "OTEL_BLRP_SCHEDULE_DELAY": "50",
         }
