@@ -1,4 +1,4 @@
-"""One event stream that is served: its counters, its segments, and its one ending.
+"""One event stream: its counters, its segments, and its one ending.
 
 A connection is written by its own event loop alone, so its counters need no lock. A collection
 reads them from another thread. Everything a message costs is in ``sent``; whatever happens more
@@ -77,7 +77,7 @@ class Connection:
         self._max_wait = 0.0
         # A wait below it is neither slow nor the longest so far.
         self._mark = 0.0
-        # How far the telling of a stall has got; see telemetry.
+        # How far the telling of a stall has got; see collection.
         self.stall = LIVELY
         # The peer has left, or the connection has ended: nothing counts any more.
         self.gone = request.gone

@@ -10,9 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from otel_sse.pacer import PORTION
-
-Tell = Callable[[], None]
+from otel_sse.pacer import PORTION, Work
 
 # At most so many in a second are told at once.
 _ROOM: Final = 1024
@@ -27,14 +25,14 @@ class Outbox:
 
     def __init__(self, flush: Callable[[], None]) -> None:
         self._flush = flush
-        self._waiting: deque[Tell] = deque()
+        self._waiting: deque[Work] = deque()
         # Held for a portion and its flush.
         self._busy = threading.Lock()
         self._running = False
         self._since = 0.0
         self._told = 0
 
-    def put(self, tell: Tell) -> None:
+    def put(self, tell: Work) -> None:
         """Calls ``tell`` now, or soon in another thread."""
         now = time.monotonic()
         if now - self._since >= 1:

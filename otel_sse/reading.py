@@ -72,7 +72,6 @@ class Reading(Connection):
         request = Request()
         request.started = started
         lifecycle.exit_.chain()
-        garbage.watch()
         super().__init__(telemetry, call, request)
         if self.loop is None:
             self.loop = _anywhere

@@ -160,6 +160,20 @@ class Receiver:
         with self._changed:
             return {name for points in self._points.values() for name in points}
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of a process that tells this receiver, and by itself not within a minute."""
+        return {
+            "OTEL_TRACES_EXPORTER": "otlp",
+            "OTEL_METRICS_EXPORTER": "otlp",
+            "OTEL_LOGS_EXPORTER": "otlp",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": self.endpoint,
+            "OTEL_METRIC_EXPORT_INTERVAL": "60000",
+            "OTEL_BSP_SCHEDULE_DELAY": "60000",
+            "OTEL_BLRP_SCHEDULE_DELAY": "60000",
+        }
+
     def points(self, name: str, **attributes: Any) -> list[Point]:
         """A metric's latest points that bear these attributes, in which a dot is written as two
         underscores.

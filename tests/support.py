@@ -10,13 +10,21 @@ from typing import Any
 import pytest
 import uvicorn
 from aiohttp import web
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk._logs import LoggerProvider
-from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.sdk._logs.export import (
+    BatchLogRecordProcessor,
+    InMemoryLogRecordExporter,
+    SimpleLogRecordProcessor,
+)
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from otlp import Receiver
 
 Attributes = dict[str, Any]
 
@@ -250,3 +258,28 @@ class Fed:
     def end(self, *last: Any) -> None:
         for chunk in last or (None,):
             self.queue.put_nowait(chunk)
+
+
+@contextlib.contextmanager
+def exporting(receiver: Receiver) -> Iterator[dict[str, Any]]:
+    """Three SDK providers that export to ``receiver``, with their own batch processors as they are
+    by default; what they hold is exported at the end.
+    """
+    end = receiver.endpoint
+    tracer = TracerProvider(shutdown_on_exit=False)
+    tracer.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{end}/v1/traces")))
+    reader = PeriodicExportingMetricReader(OTLPMetricExporter(f"{end}/v1/metrics"))
+    meter = MeterProvider([reader], shutdown_on_exit=False)
+    logger = LoggerProvider(shutdown_on_exit=False)
+    logger.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(f"{end}/v1/logs")))
+    try:
+        yield {"tracer_provider": tracer, "meter_provider": meter, "logger_provider": logger}
+    finally:
+        for provider in (tracer, meter, logger):
+            provider.shutdown()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

@@ -6,27 +6,18 @@ import os
 import resource
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import otlp
 import pytest
 import soak
 from aiohttp import web
-from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
-from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk._logs import LoggerProvider
-from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
-from support import RawClient, serve_aiohttp, serve_asgi, until
+from support import RawClient, exporting, serve_aiohttp, serve_asgi, until
 
 import otel_sse
 from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
@@ -182,23 +173,6 @@ def many_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@contextmanager
-def exporting(receiver: otlp.Receiver) -> Iterator[dict[str, Any]]:
-    """Three SDK providers with their own batch processors as they are by default."""
-    end = receiver.endpoint
-    tracer = TracerProvider(shutdown_on_exit=False)
-    tracer.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{end}/v1/traces")))
-    reader = PeriodicExportingMetricReader(OTLPMetricExporter(f"{end}/v1/metrics"))
-    meter = MeterProvider([reader], shutdown_on_exit=False)
-    logger = LoggerProvider(shutdown_on_exit=False)
-    logger.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(f"{end}/v1/logs")))
-    try:
-        yield {"tracer_provider": tracer, "meter_provider": meter, "logger_provider": logger}
-    finally:
-        for provider in (tracer, meter, logger):
-            provider.shutdown()
 
 
 @pytest.mark.timeout(600)

@@ -3,26 +3,16 @@
 import asyncio
 import gzip
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from aiohttp import web
-from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
-from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk._logs import LoggerProvider
-from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from otlp import Receiver
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Mount, Route
-from support import SSE, serve_aiohttp, serve_asgi
+from support import SSE, exporting, serve_aiohttp, serve_asgi
 
 from otel_sse import SSEMiddleware
 from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
@@ -164,23 +154,6 @@ class Tap(Receiver):
         encoded = headers.get("Content-Encoding") == "gzip"
         self.raw[path] = self.raw.get(path, b"") + (gzip.decompress(body) if encoded else body)
         return super().take(path, headers, body)
-
-
-@contextmanager
-def exporting(receiver: Receiver) -> Iterator[dict[str, Any]]:
-    """Three SDK providers that export to ``receiver``; what they hold is exported at the end."""
-    end = receiver.endpoint
-    tracer = TracerProvider(shutdown_on_exit=False)
-    tracer.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{end}/v1/traces")))
-    reader = PeriodicExportingMetricReader(OTLPMetricExporter(f"{end}/v1/metrics"))
-    meter = MeterProvider([reader], shutdown_on_exit=False)
-    logger = LoggerProvider(shutdown_on_exit=False)
-    logger.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(f"{end}/v1/logs")))
-    try:
-        yield {"tracer_provider": tracer, "meter_provider": meter, "logger_provider": logger}
-    finally:
-        for provider in (tracer, meter, logger):
-            provider.shutdown()
 
 
 async def ask(port: int, path: str) -> bytes:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from alerting.sinks import Mailbox, Posts, free_port
+from alerting.sinks import Mailbox, Posts
+from support import free_port
 from tools import tool
 
 HERE: Final = Path(__file__).resolve().parent

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alerting.sinks import free_port
 from alerting.stack import COLLECTOR, answers, get, until
+from support import free_port
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from support import free_port
 from tools import tool
 
 T = TypeVar("T")
@@ -23,12 +24,6 @@ APPS = Path(__file__).parent / "apps"
 INSTRUMENT = Path(sys.executable).parent / "opentelemetry-instrument"
 _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)",?')
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(condition: Callable[[], T], seconds: float = 60.0) -> T:

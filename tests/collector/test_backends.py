@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
-from collector.processes import App, Collector, Process, free_port, get, until
+from collector.processes import App, Collector, Process, get, until
 from collector.told import MEMORY, Told
+from support import free_port
 from tools import tool
 
 from otel_sse import semconv

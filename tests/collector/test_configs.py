@@ -12,12 +12,13 @@ from typing import Any, Final
 
 import pytest
 import yaml
-from collector.processes import CONFIGS, App, Collector, Process, configs, free_port, to, until
+from collector.processes import CONFIGS, App, Collector, Process, configs, to, until
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from otlp import Receiver
+from support import free_port
 from tools import tool
 
 THRESHOLDS: Final = "thresholds.collector"

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,16 +11,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from otlp import Receiver
-from support import RawClient
+from support import RawClient, free_port
 
 APPS = Path(__file__).parent / "apps"
 BIN = Path(sys.executable).parent
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+_ALONE = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asgi,aiohttp-server,fastapi,starlette"}
 
 
 class Served:
@@ -33,7 +27,7 @@ class Served:
         around = [str(BIN / "opentelemetry-instrument")] if receiver is not None else []
         self.process = subprocess.Popen(
             [*around, str(BIN / program), *arguments],
-            env={**os.environ, **(_telling(receiver) if receiver else {}), **env},
+            env={**os.environ, **(receiver.environment if receiver else {}), **_ALONE, **env},
             cwd=APPS,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -91,17 +85,3 @@ async def opened(served: Served, path: str, count: int) -> AsyncIterator[list[Ra
     finally:
         for client in clients:
             client.writer.transport.abort()
-
-
-def _telling(receiver: Receiver) -> dict[str, str]:
-    return {
-        "OTEL_TRACES_EXPORTER": "otlp",
-        "OTEL_METRICS_EXPORTER": "otlp",
-        "OTEL_LOGS_EXPORTER": "otlp",
-        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
-        "OTEL_METRIC_EXPORT_INTERVAL": "60000",
-        "OTEL_BSP_SCHEDULE_DELAY": "60000",
-        "OTEL_BLRP_SCHEDULE_DELAY": "60000",
-        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asgi,aiohttp-server,fastapi,starlette",
-    }
