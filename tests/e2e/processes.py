@@ -15,7 +15,7 @@ from support import RawClient, free_port
 
 APPS = Path(__file__).parent / "apps"
 BIN = Path(sys.executable).parent
-_ALONE = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asgi,aiohttp-server,fastapi,starlette"}
+ALONE = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asgi,aiohttp-server,fastapi,starlette"}
 
 
 class Served:
@@ -27,7 +27,7 @@ class Served:
         around = [str(BIN / "opentelemetry-instrument")] if receiver is not None else []
         self.process = subprocess.Popen(
             [*around, str(BIN / program), *arguments],
-            env={**os.environ, **(receiver.environment if receiver else {}), **_ALONE, **env},
+            env={**os.environ, **(receiver.environment if receiver else {}), **ALONE, **env},
             cwd=APPS,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -23,7 +23,7 @@ import oracle
 import pytest
 import requests
 from e2e.clients import INSTRUMENTORS, Server, assert_read, serving
-from e2e.processes import APPS, BIN, _telling
+from e2e.processes import ALONE, APPS, BIN
 from e2e.streams import STREAM
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
@@ -407,7 +407,7 @@ async def _end(client: str, way: str, server: Server, receiver: Receiver | None)
         client,
         way,
         server.url + "/endless",
-        env={**environment, **(_telling(receiver) if receiver else {})},
+        env={**environment, **({**receiver.environment, **ALONE} if receiver else {})},
         cwd=APPS,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
