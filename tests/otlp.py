@@ -106,6 +106,20 @@ class Record:
     resource: Attributes = field(repr=False)
 
 
+def telling(endpoint: str) -> dict[str, str]:
+    """Variables of a process that tells ``endpoint``, and by itself not within a minute."""
+    return {
+        "OTEL_TRACES_EXPORTER": "otlp",
+        "OTEL_METRICS_EXPORTER": "otlp",
+        "OTEL_LOGS_EXPORTER": "otlp",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+        "OTEL_METRIC_EXPORT_INTERVAL": "60000",
+        "OTEL_BSP_SCHEDULE_DELAY": "60000",
+        "OTEL_BLRP_SCHEDULE_DELAY": "60000",
+    }
+
+
 class Receiver:
     """Listens on a port of its own while its block lasts: ``with Receiver() as receiver``.
 
@@ -162,17 +176,7 @@ class Receiver:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables of a process that tells this receiver, and by itself not within a minute."""
-        return {
-            "OTEL_TRACES_EXPORTER": "otlp",
-            "OTEL_METRICS_EXPORTER": "otlp",
-            "OTEL_LOGS_EXPORTER": "otlp",
-            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-            "OTEL_EXPORTER_OTLP_ENDPOINT": self.endpoint,
-            "OTEL_METRIC_EXPORT_INTERVAL": "60000",
-            "OTEL_BSP_SCHEDULE_DELAY": "60000",
-            "OTEL_BLRP_SCHEDULE_DELAY": "60000",
-        }
+        return telling(self.endpoint)
 
     def points(self, name: str, **attributes: Any) -> list[Point]:
         """A metric's latest points that bear these attributes, in which a dot is written as two

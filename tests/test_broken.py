@@ -30,7 +30,7 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import Sampler
-from otlp import Receiver
+from otlp import Receiver, telling
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
@@ -548,7 +548,8 @@ async def test_a_collector_that_accepts_and_never_answers() -> None:
     """The server serves as it does without us, and its end takes no longer than an export may."""
     plain, status, _ = await served("plain")
     with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
-        collector: Any = SimpleNamespace(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        collector: Any = SimpleNamespace(environment=telling(endpoint))
         with serve(SERVED.format(how="plain"), collector) as process:
             await process.started()
             assert [await fetch(process.port, "/events") for _ in plain] == plain
