@@ -1,0 +1,51 @@
+"""``opentelemetry-instrument python -m server``, with settings in the environment."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+
+from aiohttp import web
+
+from server.app import SETTINGS, STREAMS, build
+from server.settings import SettingError, load
+
+
+async def serve(app: web.Application) -> None:
+    """Serves until SIGTERM or SIGINT, and then as long as it takes to end in order."""
+    settings = app[SETTINGS]
+    # A client that leaves ends its handler at once, not at the next heartbeat.
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, settings.host, settings.port, backlog=1024).start()
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        host, port = runner.addresses[0][:2]
+        logging.getLogger("server").info("Listening on http://%s:%d", host, port)
+        await stop.wait()
+        await app[STREAMS].drain()
+    finally:
+        await runner.cleanup()
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        settings = load()
+    except SettingError as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        asyncio.run(serve(build(settings)))
+    except OSError as error:
+        print(f"Cannot listen on {settings.host}:{settings.port}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

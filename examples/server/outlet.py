@@ -1,0 +1,158 @@
+"""What waits for one client: a bounded queue, from which batches are taken.
+
+Whoever puts a message in never waits. Beyond the bounds the oldest messages are dropped, or the
+client is disconnected and comes back for them by its last id: the settings say which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import otel_sse
+from server.broker import Id, Message, gap
+from server.settings import DISCONNECT, Settings
+
+# Between messages, so that proxies and clients see that the connection is alive.
+HEARTBEAT: Final = b": heartbeat\n\n"
+# What a closing connection is given to take what waits for it.
+FLUSH_SECONDS: Final = 2.0
+
+
+class Outlet:
+    """A client's connection, as all others but its own handler see it.
+
+    Args:
+        topics: those that the client wants; none: all.
+        told: the stream's telemetry, taken in the handler.
+        abort: cuts the connection at once.
+        limited: is told the limit by which the server ends the connection.
+
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        topics: frozenset[str],
+        told: otel_sse.Current,
+        abort: Callable[[], None],
+        limited: Callable[[str], None],
+    ) -> None:
+        self.topics = topics
+        self.bytes = 0
+        self._settings = settings
+        self._told = told
+        self._abort = abort
+        self._limited = limited
+        self._queue: deque[Message] = deque()
+        # Since when the first of them waits; what is left of a batch has waited long enough.
+        self._since = 0.0
+        # What was dropped since the client was told.
+        self._dropped = 0
+        # All up to this one the client gets from the history.
+        self._skipped = Id(0, 0)
+        self.started = self.last = time.monotonic()
+        # Not all that began together end together.
+        self.lifetime = settings.age_seconds * random.uniform(0.9, 1.0)
+        # When it was told to end; the client then has FLUSH_SECONDS.
+        self.ended: float | None = None
+        # The one who takes, and how many messages are enough for it.
+        self._waiter: asyncio.Future[None] | None = None
+        self._enough = 1
+
+    def put(self, message: Message) -> None:
+        if message.id <= self._skipped or self.ended is not None:
+            return
+        if not self._queue:
+            self._since = time.monotonic()
+        self._queue.append(message)
+        self.bytes += len(message.frame)
+        settings = self._settings
+        while len(self._queue) > settings.queue_length or self.bytes > settings.queue_bytes:
+            if settings.slow_client == DISCONNECT:
+                self.shed("slow_client")
+            else:
+                self._drop(1, "slow_client")
+        if len(self._queue) >= self._enough:
+            self._wake()
+
+    def skip_to(self, last: Id) -> None:
+        self._skipped = last
+        while self._queue and self._queue[0].id <= last:
+            self.bytes -= len(self._queue.popleft().frame)
+
+    async def take(self) -> bytes | None:
+        """The next batch, as one chunk; a heartbeat where none came; None at the end."""
+        settings = self._settings
+        await self._wait(1, settings.heartbeat_seconds)
+        if not self._queue:
+            return None if self.ended is not None else HEARTBEAT
+        left = self._since + settings.batch_seconds - time.monotonic()
+        if left > 0:
+            await self._wait(settings.batch_size, left)
+        chunk = []
+        if self._dropped:
+            chunk.append(gap(reason="slow_client", dropped=self._dropped))
+            self._dropped = 0
+        while self._queue and len(chunk) < settings.batch_size:
+            chunk.append(self._queue.popleft().frame)
+            self.bytes -= len(chunk[-1])
+        self.last = time.monotonic()
+        return b"".join(chunk)
+
+    async def _wait(self, enough: int, seconds: float) -> None:
+        if len(self._queue) >= enough or self.ended is not None:
+            return
+        loop = asyncio.get_running_loop()
+        self._enough = enough
+        self._waiter = loop.create_future()
+        timer = loop.call_later(seconds, self._wake)
+        try:
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def end(self, reason: str = "completed") -> None:
+        """No more will come; what waits is yet sent. ``reason`` is of ``sse.close.reason``."""
+        if self.ended is None:
+            self.ended = time.monotonic()
+            self._told.close(reason)
+            self._wake()
+
+    def expire(self, limit: str) -> None:
+        """Ends it in order, because it has reached the limit."""
+        if self.ended is None:
+            self._limited(limit)
+            self.end("timeout")
+
+    def drop_all(self, reason: str) -> None:
+        """Throws away what waits; the client goes on with what comes."""
+        self._drop(len(self._queue), reason)
+
+    def shed(self, limit: str) -> None:
+        """Cuts the connection now; the client may come back for what it misses."""
+        self.drop_all(limit)
+        self.expire(limit)
+        self._abort()
+
+    def cut_if_late(self, now: float) -> None:
+        """Cuts what does not come to its end because its client does not read."""
+        if self.ended is not None and now - self.ended > FLUSH_SECONDS:
+            self.drop_all("slow_client")
+            self._abort()
+
+    def _drop(self, count: int, reason: str) -> None:
+        if count:
+            self._told.dropped(count, reason)
+            self._dropped += count
+            for _ in range(count):
+                self.bytes -= len(self._queue.popleft().frame)

@@ -1,0 +1,161 @@
+"""The broker of many processes and hosts: one Redis stream, read once by each process.
+
+A process that was cut off goes on from the last message that it has given out, so a restart of
+Redis costs its readers time and nothing else. Redis has to keep its data for that: without
+persistence (``appendonly yes``) what it held is gone, and nobody can tell its readers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
+
+from server.broker import Broker, Id, Message, Unavailable
+from server.errors import Errors, backoff
+from server.meters import Meters
+from server.settings import Settings
+
+KEY: Final = "sse:messages"
+# Connections to Redis, however many clients come back at once; waiting for one is bounded.
+CONNECTIONS: Final = 16
+BLOCK_SECONDS: Final = 2.0
+
+
+class RedisBroker(Broker):
+    """``errors`` guards what is asked of Redis."""
+
+    def __init__(self, settings: Settings, errors: Errors, meters: Meters) -> None:
+        super().__init__(settings, meters)
+        self._errors = errors
+        # No retry of its own: a message whose fate is unknown must not be published twice.
+        pool = BlockingConnectionPool.from_url(
+            settings.redis_url,
+            max_connections=CONNECTIONS,
+            timeout=10,
+            decode_responses=True,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._redis: Any = Redis(connection_pool=pool)
+        # The stream is being read.
+        self._up = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begins to read; does not wait for Redis."""
+        self._reading = asyncio.create_task(self._read_on())
+
+    async def publish(self, topic: str, type: str, data: str) -> Id:
+        fields = {"topic": topic, "type": type, "data": data}
+
+        async def add() -> Any:
+            return await self._redis.xadd(KEY, fields, maxlen=self._history, approximate=True)
+
+        return _id(await self._errors.attempt(add, "publish"))
+
+    async def ping(self) -> None:
+        if not self._up.is_set():
+            raise Unavailable("Redis cannot be reached")
+
+    async def close(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait({self._reading})
+        await super().close()
+        with contextlib.suppress(Exception):
+            await self._redis.aclose()
+
+    async def _read_on(self) -> None:
+        """Gives out what comes, for ever."""
+        failed = 0
+        while True:
+            try:
+                await self._follow()
+            except Exception as error:
+                self._up.clear()
+                self._errors.handle(error, "read")
+                # It goes on trying where the breaker does not: its success closes that.
+                await asyncio.sleep(backoff(failed))
+                failed += 1
+            else:
+                failed = 0
+
+    async def _follow(self) -> None:
+        wait = self._errors.time_out.seconds
+        if self._last is None:
+            last = await asyncio.wait_for(self._redis.xrevrange(KEY, count=1), wait)
+            self._last = _id(last[0][0]) if last else Id(0, 0)
+        if not self._up.is_set():
+            await asyncio.wait_for(self._redis.ping(), wait)
+            self._errors.succeeded()
+            self._up.set()
+        millis = int(BLOCK_SECONDS * 1000)
+        found = await asyncio.wait_for(
+            self._redis.xread({KEY: str(self._last)}, count=100, block=millis),
+            BLOCK_SECONDS + wait,
+        )
+        # A list of pairs in RESP2, a dictionary of lists of lists in RESP3.
+        for entries in dict(found).values() if found else ():
+            for id_, fields in entries[0] if isinstance(found, dict) else entries:
+                self._deliver(_message(id_, fields))
+                # Thousands of readers are given each message: let others run in between.
+                await asyncio.sleep(0)
+
+    async def _span(self) -> tuple[Id, Id]:
+        info = await self._patiently(self._info)
+        if info is None:
+            return Id(0, 0), Id(0, 0)
+        newest = _id(info["last-generated-id"])
+        first = info["first-entry"]
+        if info.get("entries-added", info["length"] + 1) == info["length"]:
+            return Id(0, 0), newest
+        if first is None:
+            return newest, newest
+        # What was trimmed last is not known: only that it was before the first that is left.
+        ms, seq = _id(first[0])
+        return (Id(ms, seq - 1) if seq else Id(ms - 1, 2**64 - 1)), newest
+
+    async def _info(self) -> Any:
+        try:
+            return await self._redis.xinfo_stream(KEY)
+        except ResponseError as error:
+            if "no such key" in str(error):
+                return None
+            raise
+
+    async def _read(self, after: Id, count: int) -> Sequence[Message]:
+        async def portion() -> Any:
+            return await self._redis.xrange(KEY, f"({after}", "+", count)
+
+        return [_message(*entry) for entry in await self._patiently(portion)]
+
+    async def _patiently(self, operation: Any) -> Any:
+        """A reader that came back while Redis is away waits; its connection has time-outs."""
+        failed = 0
+        while True:
+            await self._up.wait()
+            try:
+                return await asyncio.wait_for(operation(), 10 + self._errors.time_out.seconds)
+            except Exception as error:
+                self._errors.handle(error, "replay")
+                await asyncio.sleep(backoff(failed))
+                failed += 1
+
+
+def _id(text: str) -> Id:
+    found = Id.parse(text)
+    if found is None:
+        raise ValueError(f"{text!r} is no id of a Redis stream")
+    return found
+
+
+def _message(id_: str, fields: Any) -> Message:
+    """Whatever others have added to the stream is read as well as it can be."""
+    kind = "".join(fields.get("type", "").splitlines()) or "message"
+    return Message(_id(id_), fields.get("topic", ""), kind, fields.get("data", ""))

@@ -1,0 +1,216 @@
+"""The endpoints: ``/events`` to read, ``/publish`` to write, ``/healthz`` for the balancer."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import math
+import random
+import re
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any, Final, TypeVar
+
+from aiohttp import web
+
+import otel_sse
+from server import envelope
+from server.broker import GAP, Broker, Id, Unavailable
+from server.errors import Errors
+from server.limits import Limits, Refused
+from server.meters import Meters
+from server.outlet import FLUSH_SECONDS, HEARTBEAT, Outlet
+from server.settings import Settings
+
+T = TypeVar("T")
+
+_TOPIC: Final = re.compile(r"[\w.:/-]{1,100}")
+_TYPE: Final = re.compile(r"[^\r\n\0]{1,100}")
+MAX_TOPICS: Final = 20
+# Types that a client would take for something else.
+RESERVED: Final = (GAP, "open", "error")
+
+
+class Streams:
+    """The handlers, and what they share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        broker: Broker,
+        limits: Limits,
+        errors: Errors,
+        meters: Meters,
+    ) -> None:
+        self._settings = settings
+        self._broker = broker
+        self._limits = limits
+        self._errors = errors
+        self._meters = meters
+        self._draining = False
+        self._headers = {
+            "Content-Type": "text/event-stream",
+            "Cache-Control": "no-store",
+            # Nginx, and what took this over from it.
+            "X-Accel-Buffering": "no",
+        }
+        if settings.cors_origin:
+            self._headers["Access-Control-Allow-Origin"] = settings.cors_origin
+
+    # --- reading ---------------------------------------------------------------------------
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """The messages of ``?topic=``, which may be given again, or of all topics."""
+        topics = frozenset(request.query.getall("topic", ()))
+        if len(topics) > MAX_TOPICS or not all(map(_TOPIC.fullmatch, topics)):
+            raise Problem(400, f"topic is {_TOPIC.pattern}, at most {MAX_TOPICS} times")
+        if self._draining:
+            raise Problem(503, "the server is stopping", 1)
+        # A browser cannot send the header when it first connects.
+        resumed = request.headers.get("Last-Event-ID") or request.query.get("last_event_id")
+        transport = request.transport
+        abort = transport.abort if transport is not None else _nothing
+        told = otel_sse.current()
+        outlet = Outlet(self._settings, topics, told, abort, self._limits.limited)
+        response = web.StreamResponse(headers=self._headers)
+        try:
+            with self._limits.admitted(outlet, request.remote or ""):
+                await response.prepare(request)
+                await self._serve(response, outlet, Id.parse(resumed))
+        except Refused as refused:
+            wait = self._errors.retry_after.seconds
+            raise Problem(503, str(refused), wait) from None
+        except ConnectionError:
+            pass  # the client has left
+        return response
+
+    async def _serve(self, response: web.StreamResponse, outlet: Outlet, after: Id | None) -> None:
+        try:
+            await response.write(self._retry(1.0))
+            async with aclosing(self._broker.subscribe(outlet, after)) as history:
+                while outlet.ended is None:
+                    chunk = await self._patiently(_next(history), response)
+                    if chunk is None:
+                        break
+                    outlet.last = time.monotonic()
+                    await response.write(chunk)
+            while (batch := await outlet.take()) is not None:
+                await response.write(batch)
+            # Not all of them come back at once.
+            await response.write(self._retry(random.uniform(0.5, 1.5)))
+            await response.write_eof()
+        finally:
+            self._broker.unsubscribe(outlet)
+
+    async def _patiently(self, work: Coroutine[Any, Any, T], response: web.StreamResponse) -> T:
+        """What the work gives, with heartbeats meanwhile: the broker may be away."""
+        task = asyncio.create_task(work)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=self._settings.heartbeat_seconds)
+                if not task.done():
+                    await response.write(HEARTBEAT)
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+
+    def _retry(self, factor: float) -> bytes:
+        return f"retry: {self._settings.retry_seconds * factor * 1000:.0f}\n\n".encode()
+
+    # --- writing ---------------------------------------------------------------------------
+
+    async def publish(self, request: web.Request) -> web.Response:
+        """Takes ``{"topic": ..., "type": ..., "data": ...}``, gives ``{"id": ...}``."""
+        token = self._settings.publish_token
+        given = request.headers.get("Authorization", "")
+        if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            raise Problem(401, "Authorization is to be: Bearer, and the token")
+        topic, kind, data = self._message(await _json(request))
+        packed = await envelope.pack(data, self._settings.compress_from, self._meters)
+        try:
+            id_ = await self._broker.publish(topic, kind, packed)
+        except Unavailable as error:
+            raise Problem(503, str(error), error.retry_after) from None
+        return web.json_response({"id": str(id_)})
+
+    def _message(self, body: Any) -> tuple[str, str, str]:
+        if not isinstance(body, dict):
+            raise Problem(400, "the body is to be a JSON object")
+        topic, kind = body.get("topic"), body.get("type", "message")
+        data = body.get("data")
+        if not isinstance(topic, str) or not _TOPIC.fullmatch(topic):
+            raise Problem(400, f"topic is to be a text of {_TOPIC.pattern}")
+        if not isinstance(kind, str) or not _TYPE.fullmatch(kind) or kind in RESERVED:
+            raise Problem(400, f"type is to be a line of 1 to 100 characters, not of {RESERVED}")
+        if not isinstance(data, str):
+            raise Problem(400, "data is to be a text")
+        try:
+            size = len(f"{kind}{data}".encode())
+        except UnicodeEncodeError:
+            raise Problem(400, "type and data are to be Unicode texts") from None
+        if size > self._settings.max_message_bytes:
+            raise Problem(413, f"data has {size} of {self._settings.max_message_bytes} bytes")
+        return topic, kind, data
+
+    # --- the balancer ----------------------------------------------------------------------
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        """200 where a new client would be served well."""
+        if self._draining:
+            raise Problem(503, "the server is stopping")
+        try:
+            await self._broker.ping()
+        except Unavailable as error:
+            raise Problem(503, str(error), error.retry_after) from None
+        return web.json_response({"status": "ok"})
+
+    async def preflight(self, _: web.Request) -> web.Response:
+        """A page of another origin may send ``Last-Event-ID``, where it may read at all."""
+        headers = {"Access-Control-Allow-Headers": "Last-Event-ID"}
+        origin = self._settings.cors_origin
+        if origin:
+            headers["Access-Control-Allow-Origin"] = origin
+        return web.Response(status=204, headers=headers)
+
+    async def drain(self) -> None:
+        """Ends all streams in order: first the balancer is to know, then the clients."""
+        self._draining = True
+        await asyncio.sleep(self._settings.drain_seconds)
+        deadline = time.monotonic() + FLUSH_SECONDS + 0.5
+        for outlet in self._limits.outlets:
+            outlet.end("server_shutdown")
+        while self._limits.outlets and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+            for outlet in self._limits.outlets:
+                outlet.cut_if_late(time.monotonic())
+
+
+async def _next(source: AsyncGenerator[bytes, None]) -> bytes | None:
+    async for chunk in source:
+        return chunk
+    return None
+
+
+async def _json(request: web.Request) -> Any:
+    try:
+        return await request.json()
+    except (ValueError, RecursionError):
+        raise Problem(400, "the body is to be JSON in UTF-8") from None
+
+
+class Problem(web.HTTPException):
+    """An answer that says in JSON what is wrong, and where it may help when to come back."""
+
+    def __init__(self, status: int, why: str, retry_after: float | None = None) -> None:
+        self.status_code = status
+        wait = {} if retry_after is None else {"Retry-After": str(math.ceil(retry_after))}
+        text = json.dumps({"error": why})
+        super().__init__(text=text, content_type="application/json", headers=wait)
+
+
+def _nothing() -> None:
+    pass
