@@ -15,7 +15,7 @@ help: ## say what there is
 	@echo '  PYTHON=python3.12 chooses the Python of a new .venv, DEMO_SECONDS=20 how long the demo runs.'
 
 demo: .venv/.done-demo .venv/.done-wheel ## serve and read real streams for a minute, and show what is told of them
-	@DEMO_SECONDS=$(DEMO_SECONDS) $(BIN)/python examples/demo/run.py
+	@cd examples && DEMO_SECONDS=$(DEMO_SECONDS) ../$(BIN)/python -m demo
 
 test: lint .venv/.done-wheel ## check and test everything, against the built wheel
 	@$(BIN)/python -I -c 'import otel_sse as o; print("Testing otel_sse", o.__version__, o.__path__[0])'
@@ -34,7 +34,7 @@ lint: .venv/.done-test ## check style and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy --strict otel_sse
-	@$(BIN)/mypy --strict examples/demo
+	@cd examples && ../$(BIN)/mypy --strict -p demo -p server
 	@$(BIN)/mypy --strict examples/server
 	@$(BIN)/mypy --strict collector
 

@@ -4,10 +4,10 @@ from collections import Counter
 from datetime import datetime
 
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
-from receiver import Points, Service, attributes
 from rich.table import Table
 from rich.text import Text
 
+from demo.receiver import Points, Service, attributes
 from otel_sse import semconv
 
 COLOURS = {

@@ -5,10 +5,12 @@ import os
 import socket
 import sys
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 
 # Not resolved: this is the virtual environment's folder.
 BIN = Path(sys.executable).parent
+EXAMPLES = Path(__file__).parent.parent
 START_SECONDS = 30
 STOP_SECONDS = 10
 
@@ -18,16 +20,29 @@ class ServerError(Exception):
 
 
 class Server:
-    """One process, what it said last, and the ``url`` where it listens."""
+    """One process, what it said last, and the ``url`` where it listens.
 
-    def __init__(self, service: str, endpoint: str, *command: str) -> None:
+    Args:
+        service: what it is called.
+        endpoint: where it exports to, over OTLP/HTTP.
+        command: what is started; ``{port}`` stands for the port.
+        variables: of its environment; there, too.
+
+    """
+
+    def __init__(
+        self, service: str, endpoint: str, command: str, variables: Mapping[str, str]
+    ) -> None:
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self._port = sock.getsockname()[1]
         self.service = service
         self.url = f"http://127.0.0.1:{self._port}"
-        self._command = [str(BIN / "opentelemetry-instrument"), *command, str(self._port)]
+        program, *arguments = command.format(port=self._port).split()
+        self._command = [str(BIN / "opentelemetry-instrument"), str(BIN / program), *arguments]
         self._environment = environment(service, endpoint)
+        for name, value in variables.items():
+            self._environment[name] = value.format(port=self._port)
         self._said: deque[str] = deque(maxlen=20)
         self._process: asyncio.subprocess.Process | None = None
 
@@ -36,7 +51,7 @@ class Server:
         # In a session of its own: Ctrl-C is for this process, which then stops the server.
         self._process = await asyncio.create_subprocess_exec(
             *self._command,
-            cwd=Path(__file__).parent,
+            cwd=EXAMPLES,
             env=self._environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -85,7 +100,8 @@ def environment(service: str, endpoint: str) -> dict[str, str]:
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("OTEL_") or name.startswith("OTEL_PYTHON_SSE_")
+        # What configures a server of the user's is not for these.
+        if not name.startswith(("OTEL_", "SSE_")) or name.startswith("OTEL_PYTHON_SSE_")
     }
     return {
         # Thresholds by which a minute has something to show.

@@ -11,21 +11,94 @@ import sys
 from collections import Counter
 from time import monotonic
 
-from clients import attach
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.util.re import parse_env_headers
-from receiver import Forward, Receiver, attributes
 from rich.console import Console
 from rich.live import Live
-from server import BIN, Server, ServerError
-from table import COLOURS, closed_line, metrics_table
 
+from demo import alerts
+from demo.crowd import THRESHOLD, attach_to_reference, attach_to_starlette
+from demo.process import Server, ServerError
+from demo.receiver import Forward, Receiver, attributes
+from demo.table import COLOURS, closed_line, metrics_table
 from otel_sse import semconv
 
 REFRESH_SECONDS = 0.25
 SNAPSHOT_SECONDS = 5.0
 # How long before the end the servers are told to stop: they drain first.
 LAST_SECONDS = 3.0
+
+REFERENCE = {
+    "SSE_SERVER_PORT": "{port}",
+    # A minute shows what takes a slow client longer otherwise.
+    "SSE_SERVER_QUEUE_LENGTH": "50",
+    "SSE_MAX_CONNECTIONS": str(THRESHOLD),
+}
+
+
+class Demo:
+    """The servers, what came of them, and where a person sees it."""
+
+    def __init__(self, console: Console, here: str) -> None:
+        self.console = console
+        self.reference = Server("reference", here, "python -m server", REFERENCE)
+        uvicorn = "uvicorn demo.starlette_app:app --log-level warning"
+        uvicorn += " --timeout-graceful-shutdown 1 --port {port}"
+        self.starlette = Server("starlette", here, uvicorn, {})
+        self.servers = (self.reference, self.starlette)
+        self.alerts: list[str] = []
+
+    def say_addresses(self) -> None:
+        reference = self.reference.url
+        for what, how in (
+            ("The dashboard", f"{reference}/"),
+            ("Its figures", f"curl {reference}/status"),
+            ("A stream", f"curl -N {reference}/events?topic=prices"),
+            ("Another", f"curl -N {self.starlette.url}/ticker"),
+        ):
+            self.console.print(f"  {what:<14} {how}", soft_wrap=True)
+
+    async def play(self, seconds: float, stopped: asyncio.Event) -> None:
+        """Serves and reads streams, then stops the servers while their clients are still there.
+
+        Raises:
+            ServerError: a server did not start, or has ended by itself.
+
+        """
+        clients: list[asyncio.Task[None]] = []
+
+        async def act() -> None:
+            await asyncio.gather(*(server.start() for server in self.servers))
+            self.say_addresses()
+            end = monotonic() + seconds - LAST_SECONDS
+            url = self.reference.url
+            for work in (
+                attach_to_reference(url, seconds),
+                attach_to_starlette(self.starlette.url),
+                alerts.watch(url, self.console.print, self.alerts),
+            ):
+                clients.append(asyncio.create_task(work))
+            while monotonic() < end:
+                await asyncio.sleep(REFRESH_SECONDS)
+                for server in self.servers:
+                    await server.check()
+                for client in clients:
+                    if client.done():
+                        client.result()
+
+        acting, stopping = asyncio.create_task(act()), asyncio.create_task(stopped.wait())
+        try:
+            await asyncio.wait({acting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if acting.done():
+                acting.result()
+        finally:
+            acting.cancel()
+            stopping.cancel()
+            await asyncio.gather(acting, stopping, return_exceptions=True)
+            await asyncio.gather(*(server.stop() for server in self.servers))
+            for client in clients:
+                client.cancel()
+            await asyncio.gather(*clients, return_exceptions=True)
 
 
 async def main(seconds: float) -> int:
@@ -45,18 +118,11 @@ async def main(seconds: float) -> int:
         headers = parse_env_headers(os.environ.get("OTEL_EXPORTER_OTLP_HEADERS", ""))
         forward = Forward(endpoint, headers, lambda text: console.print(text, soft_wrap=True))
     receiver = Receiver(closed, forward)
-    here = await receiver.start()
-    uvicorn = [str(BIN / "uvicorn"), "starlette_app:app", "--log-level", "warning"]
-    servers = [
-        Server("starlette", here, *uvicorn, "--timeout-graceful-shutdown", "1", "--port"),
-        Server("aiohttp", here, sys.executable, "aiohttp_app.py"),
-    ]
+    demo = Demo(console, await receiver.start())
     console.print(f"Two servers and their clients, for {seconds:g} s; Ctrl-C ends it sooner.")
-    for server in servers:
-        console.print(f"{server.service}: try  curl -N {server.url}/ticker", soft_wrap=True)
     shown = asyncio.create_task(show(console, receiver))
     try:
-        await play(servers, seconds, stopped)
+        await demo.play(seconds, stopped)
     except ServerError as error:
         print(error, file=sys.stderr)
         return 1
@@ -66,41 +132,8 @@ async def main(seconds: float) -> int:
         await receiver.stop()
         if forward is not None:
             await forward.stop()
-    summarise(console, receiver, reasons, forward)
+    summarise(console, receiver, reasons, demo.alerts, forward)
     return 0
-
-
-async def play(servers: list[Server], seconds: float, stopped: asyncio.Event) -> None:
-    """Serves and reads streams, then stops the servers while their clients are still there.
-
-    Raises:
-        ServerError: a server did not start, or has ended by itself.
-
-    """
-    clients: list[asyncio.Task[None]] = []
-
-    async def act() -> None:
-        await asyncio.gather(*(server.start() for server in servers))
-        clients.extend(asyncio.create_task(attach(server.url)) for server in servers)
-        end = monotonic() + seconds - LAST_SECONDS
-        while monotonic() < end:
-            await asyncio.sleep(REFRESH_SECONDS)
-            for server in servers:
-                await server.check()
-
-    acting, stopping = asyncio.create_task(act()), asyncio.create_task(stopped.wait())
-    try:
-        await asyncio.wait({acting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if acting.done():
-            acting.result()
-    finally:
-        acting.cancel()
-        stopping.cancel()
-        await asyncio.gather(acting, stopping, return_exceptions=True)
-        await asyncio.gather(*(server.stop() for server in servers))
-        for client in clients:
-            client.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
 
 
 async def show(console: Console, receiver: Receiver) -> None:
@@ -116,7 +149,11 @@ async def show(console: Console, receiver: Receiver) -> None:
 
 
 def summarise(
-    console: Console, receiver: Receiver, reasons: Counter[str], forward: Forward | None
+    console: Console,
+    receiver: Receiver,
+    reasons: Counter[str],
+    alerted: list[str],
+    forward: Forward | None,
 ) -> None:
     """Says what has come in, and where it goes."""
     metrics = {name for service in receiver.services.values() for name in service.metrics}
@@ -124,6 +161,7 @@ def summarise(
     console.print("\nConnections that ended, by reason:")
     for reason, count in reasons.most_common():
         console.print(f"{count:>6}  {reason}", style=COLOURS[reason])
+    console.print("Alerts:", ", ".join(dict.fromkeys(alerted)) or "none")
     for what, names in (("Spans", receiver.spans), ("Log events", receiver.events)):
         console.print(f"{what} received:")
         for name, count in sorted(names.items()):

@@ -1,0 +1,1 @@
+"""``make demo``: the reference server, a small Starlette application, and their clients."""
