@@ -1,0 +1,168 @@
+"""The server's own eyes: /status as JSON, live as events on /status/events, the dashboard on /, and
+/alerts. ``add_status`` puts them into an application.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+import otel_sse
+from server import thresholds
+from server.alerts import Alerts, Webhook
+from server.figures import NoMetricsError
+from server.sampler import Sampler
+
+# Dashboards that are shown at once; seconds after which one that does not take an event is left.
+MAX_VIEWERS: Final = 50
+_PATIENCE: Final = 30.0
+_RETRY_MS: Final = 2000
+_PAGE: Final = Path(__file__).resolve().parent / "dashboard"
+_FILES: Final = ("dashboard.css", "dashboard.js", "icon.svg")
+_HEADERS: Final = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; object-src 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def add_status(app: web.Application) -> None:
+    """Adds the routes, and what reads the metrics while the application runs.
+
+    Raises:
+        ValueError: the list of thresholds, or a variable of it, is not as it has to be.
+
+    """
+    status = _Status()
+    webhook = Webhook(status.alerts)
+    app.router.add_get("/", status.page)
+    app.router.add_get("/dashboard/{name}", status.file)
+    app.router.add_get("/status", status.told)
+    app.router.add_get("/status/events", status.events)
+    app.router.add_get("/alerts", webhook.get)
+    app.router.add_post("/alerts", webhook.post)
+    app.cleanup_ctx.append(status.sampling)
+    app.on_shutdown.append(status.stop)
+
+
+class _Status:
+    def __init__(self) -> None:
+        self.alerts = Alerts(self._alerted)
+        self._thresholds = thresholds.load()
+        self._sampler: Sampler | None = None
+        self._why_not = ""
+        self._changed = asyncio.Event()
+        self._viewers = 0
+        self._stopping = False
+
+    async def sampling(self, _: web.Application) -> AsyncIterator[None]:
+        """The readings, from the application's start to its end."""
+        try:
+            self._sampler = Sampler(self.alerts, self._thresholds)
+        except NoMetricsError as error:
+            self._why_not = str(error)
+            yield
+            return
+        task = asyncio.create_task(self._sampler.run(self._wake))
+        yield
+        task.cancel()
+        await asyncio.wait({task})
+        self._sampler.close()
+
+    async def stop(self, _: web.Application) -> None:
+        """Lets the viewers go."""
+        self._stopping = True
+        self._wake()
+
+    async def page(self, _: web.Request) -> web.FileResponse:
+        return web.FileResponse(_PAGE / "index.html", headers=_HEADERS)
+
+    async def file(self, request: web.Request) -> web.FileResponse:
+        name = request.match_info["name"]
+        if name not in _FILES:
+            raise web.HTTPNotFound
+        return web.FileResponse(_PAGE / name, headers=_HEADERS)
+
+    async def told(self, _: web.Request) -> web.Response:
+        sampler = self._sampler
+        if sampler is None:
+            return _refusal(self._why_not)
+        while not (sampler.number or sampler.failed):
+            await self._changed.wait()
+        if sampler.failed:
+            return _refusal("The metrics cannot be read; the server's log says why.")
+        sampler.refresh()
+        return web.Response(body=sampler.json, content_type="application/json", headers=_HEADERS)
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """The status as events, for as long as somebody looks at it."""
+        if self._sampler is None:
+            return _refusal(self._why_not)
+        if self._viewers >= MAX_VIEWERS or self._stopping:
+            return _refusal(f"{self._viewers} dashboards are open: no more at once", retry="10")
+        response = web.StreamResponse(headers={**_HEADERS, "Content-Type": "text/event-stream"})
+        self._viewers += 1
+        try:
+            await response.prepare(request)
+            await self._show(response, self._sampler)
+        except asyncio.TimeoutError:
+            otel_sse.current().close("timeout")
+            if request.transport is not None:
+                request.transport.abort()
+        except ConnectionError:
+            pass  # The viewer has left.
+        finally:
+            self._viewers -= 1
+        return response
+
+    async def _show(self, response: web.StreamResponse, sampler: Sampler) -> None:
+        """Writes what is new, as soon as the viewer has taken what was before: the newest status
+        alone, so a slow viewer has less of it, and nothing piles up.
+        """
+        number, version = 0, -1
+        await _write(response, f"retry: {_RETRY_MS}\n\n")
+        history = json.dumps([moment.told for moment in sampler.moments])
+        last = sampler.moments[-1] if sampler.moments else None
+        await _write(response, _event("history", history))
+        while not self._stopping:
+            changed = self._changed
+            if version != self.alerts.version:
+                version = self.alerts.version
+                sampler.refresh()
+                number = 0
+                await _write(response, _event("alerts", json.dumps(self.alerts.last())))
+            if number != sampler.number:
+                number = sampler.number
+                await _write(response, _event("status", sampler.json.decode(), number))
+            if sampler.moments and sampler.moments[-1] is not last:
+                last = sampler.moments[-1]
+                await _write(response, _event("moment", json.dumps(last.told)))
+            await changed.wait()
+        otel_sse.current().close("server_shutdown")
+
+    def _alerted(self) -> None:
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+async def _write(response: web.StreamResponse, text: str) -> None:
+    await asyncio.wait_for(response.write(text.encode()), _PATIENCE)
+
+
+def _event(kind: str, data: str, number: int = 0) -> str:
+    return f"event: {kind}\n" + (f"id: {number}\n" if number else "") + f"data: {data}\n\n"
+
+
+def _refusal(why: str, retry: str = "") -> web.Response:
+    headers = _HEADERS | ({"Retry-After": retry} if retry else {})
+    return web.json_response({"error": why}, status=503, headers=headers)
