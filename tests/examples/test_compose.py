@@ -19,18 +19,22 @@ import pytest
 import yaml
 from collector.processes import CONFIGS, Collector, Process, get, until
 from examples.commands import EXAMPLES
+from examples.composed import (
+    COMPOSE,
+    DOCKERFILE,
+    FILE,
+    PROJECT,
+    SERVICES,
+    WORKERS,
+    binds,
+    mounted,
+)
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from support import free_port
 from tools import tool
 
-COMPOSE: Final = EXAMPLES / "compose"
-FILE: Final = COMPOSE / "compose.yaml"
-DOCKERFILE: Final = COMPOSE / "Dockerfile"
-PROJECT: Final = yaml.safe_load(FILE.read_text())
-SERVICES: Final[dict[str, Any]] = PROJECT["services"]
-WORKERS: Final = [name for name in SERVICES if name.startswith("worker-")]
 # A name, and a version to its last number.
 PINNED: Final = re.compile(r"[a-z0-9./-]+:v?\d+\.\d+\.\d+(-[a-z0-9.-]+)?")
 # What Prometheus 3 asks a target for.
@@ -85,24 +89,6 @@ def test_images_are_pinned() -> None:
         assert PINNED.fullmatch(image), image
     built = yaml.safe_load((CONFIGS / "builder.yaml").read_text())["dist"]["version"]
     assert SERVICES["otel-collector"]["image"].endswith(f"-contrib:{built}")
-
-
-def binds() -> Iterator[tuple[str, Path, str]]:
-    """Service, file or folder, and where it is seen; what is mounted is never written."""
-    for name, service in SERVICES.items():
-        for mount in service.get("volumes", ()):
-            source, target, *mode = mount.split(":")
-            if source.startswith("."):
-                assert mode == ["ro"], mount
-                yield name, (COMPOSE / source).resolve(), target
-
-
-def mounted(service: str, path: str) -> Path:
-    """The file of this repository that the service sees there."""
-    for name, source, target in binds():
-        if name == service and (path == target or path.startswith(target + "/")):
-            return source / path[len(target) :].lstrip("/")
-    raise AssertionError(f"{service} sees no {path}")
 
 
 def test_what_is_mounted_is_what_the_tests_run() -> None:

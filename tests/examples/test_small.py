@@ -15,7 +15,7 @@ from typing import Any, Final
 import httpx
 import pytest
 from e2e.processes import ALONE, BIN, Served, serve
-from examples.commands import SMALL, all_commands, commands, start
+from examples.commands import EXAMPLES, SMALL, all_commands, commands, start
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from otlp import Receiver, Span
@@ -258,7 +258,7 @@ def test_each_is_run_here() -> None:
 
 def test_every_command_names_what_there_is() -> None:
     """Of every docstring of examples/: files and modules that a command names exist where it is
-    run, and an application has that name in its module.
+    run, beside the file, in examples/ or in the checkout, and an application has that name.
     """
     found = [each for each in all_commands() if not each.text.startswith("pip")]
     assert len(found) >= len(SMALL_FILES)
@@ -266,7 +266,7 @@ def test_every_command_names_what_there_is() -> None:
         named = list(_named(command.text))
         assert named, command
         for file, name in named:
-            homes = [each / file for each in (command.file.parent, SMALL.parent)]
+            homes = [each / file for each in (command.file.parent, EXAMPLES, EXAMPLES.parent)]
             there = [each for each in homes if each.exists()]
             assert there, command
             assert name is None or f"\n{name} = " in there[0].read_text(), command
