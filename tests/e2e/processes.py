@@ -21,14 +21,16 @@ ALONE = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asgi,aiohttp-server,fastapi,s
 class Served:
     """A server process; its exporters would wait for a minute before they told anything."""
 
-    def __init__(self, command: str, receiver: Receiver | None, **env: str) -> None:
+    def __init__(
+        self, command: str, receiver: Receiver | None, folder: Path = APPS, **env: str
+    ) -> None:
         self.port = free_port()
         program, *arguments = command.format(port=self.port).split()
         around = [str(BIN / "opentelemetry-instrument")] if receiver is not None else []
         self.process = subprocess.Popen(
             [*around, str(BIN / program), *arguments],
             env={**os.environ, **(receiver.environment if receiver else {}), **ALONE, **env},
-            cwd=APPS,
+            cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -61,8 +63,10 @@ class Served:
 
 
 @contextlib.contextmanager
-def serve(command: str, receiver: Receiver | None, **env: str) -> Iterator[Served]:
-    served = Served(command, receiver, **env)
+def serve(
+    command: str, receiver: Receiver | None, folder: Path = APPS, **env: str
+) -> Iterator[Served]:
+    served = Served(command, receiver, folder, **env)
     try:
         yield served
     finally:

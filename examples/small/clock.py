@@ -1,0 +1,52 @@
+"""Why a stream ended, said by the application: Django, through the ASGI middleware.
+
+    pip install 'otel-sse[otlp]' django uvicorn
+    opentelemetry-instrument uvicorn clock:app --port 8000 --lifespan off
+
+Read it by ``curl -N 'http://127.0.0.1:8000/clock?seconds=3'``; without that it ends after a minute.
+
+From outside, a stream that has reached its limit and one that has said all look alike. The view
+says which it was: ``otel_sse.current().close("timeout")``, and ``sse.close.reason`` is that in
+span, metric and log event. There is no hook for Django, so ``SSEMiddleware`` is put around the
+application, and tells no ``http.route``.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import django
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.http import HttpRequest, StreamingHttpResponse
+from django.urls import path
+
+import otel_sse
+
+LIMIT = 60.0
+
+settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["127.0.0.1", "localhost"])
+django.setup()
+
+
+async def ticks(seconds: float) -> AsyncIterator[str]:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        yield f"event: tick\ndata: {time.strftime('%H:%M:%S')}\n\n"
+        await asyncio.sleep(min(1.0, seconds / 4))
+    otel_sse.current().close("timeout")
+    # The browser comes back after this many milliseconds.
+    yield "retry: 1000\n\n"
+
+
+async def clock(request: HttpRequest) -> StreamingHttpResponse:
+    seconds = min(float(request.GET.get("seconds", LIMIT)), LIMIT)
+    return StreamingHttpResponse(
+        ticks(seconds),
+        content_type="text/event-stream",
+        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+    )
+
+
+urlpatterns = [path("clock", clock)]
+app = otel_sse.SSEMiddleware(get_asgi_application())

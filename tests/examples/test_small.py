@@ -1,0 +1,285 @@
+"""The small examples, each started by the command of its docstring, read by a real client, and what
+they tell.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import shlex
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+from e2e.processes import ALONE, BIN, Served, serve
+from examples.commands import EXAMPLES, SMALL, all_commands, commands, start
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+from otlp import Receiver, Span
+
+INSTRUMENT: Final = "opentelemetry-instrument "
+SMALL_FILES: Final = sorted(SMALL.glob("*.py"))
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        yield receiver
+
+
+@contextlib.asynccontextmanager
+async def started(name: str, receiver: Receiver, **env: str) -> AsyncIterator[Served]:
+    """The example, as its docstring starts it; asked to end, at the end of the block."""
+    command = start(name)
+    assert command.startswith(INSTRUMENT)
+    with serve(command.removeprefix(INSTRUMENT), receiver, SMALL, **env) as served:
+        await served.started()
+        yield served
+        await asyncio.to_thread(served.ended, signal.SIGTERM)
+
+
+async def read(port: int, path: str, method: str = "GET", **request: Any) -> list[dict[str, str]]:
+    """The messages of a stream that ends, each as its fields."""
+    url = f"http://127.0.0.1:{port}{path}"
+    async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
+        response = await client.request(method, url, **request)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    blocks = response.text.replace("\r\n", "\n").split("\n\n")
+    found = [dict(line.split(": ", 1) for line in each.splitlines()) for each in blocks]
+    return [fields for fields in found if "data" in fields]
+
+
+def ended(receiver: Receiver, name: str, count: int = 1) -> list[Span]:
+    """The spans of that many streams, all of which were told to their end."""
+    spans = receiver.spans(name)
+    assert len(spans) == count, str(receiver)
+    assert all(span.attributes["sse.segment.final"] for span in spans)
+    closed = receiver.records("sse.connection.closed")
+    assert sorted(each.attributes["sse.close.reason"] for each in closed) == sorted(
+        span.attributes["sse.close.reason"] for span in receiver.spans("SSE")
+    )
+    return spans
+
+
+async def test_prices_tells_what_a_reader_missed(receiver: Receiver) -> None:
+    """``dropped`` of the metric is, exactly, the gaps in the numbers that the reader got."""
+    async with started("prices", receiver) as served:
+        messages = await read(served.port, "/prices/ACME?count=5")
+    numbers = [int(each["id"]) for each in messages]
+    missed = numbers[-1] - numbers[0] - 4
+    assert {each["event"] for each in messages} == {"price"}
+    assert len(numbers) == 5
+    assert missed > 0
+
+    (span,) = ended(receiver, "SSE /prices/{symbol}")
+    assert span.attributes["sse.close.reason"] == "completed"
+    told = {"http__route": "/prices/{symbol}", "http__request__method": "GET"}
+    assert receiver.value("sse.server.messages", sse__event__type="price", **told) == 5
+    dropped = receiver.points("sse.server.dropped_messages", **told)
+    assert [(each.attributes["sse.drop.reason"], each.value) for each in dropped] == [
+        ("conflated", missed)
+    ]
+
+
+async def test_tokens_tells_of_an_answer(receiver: Receiver) -> None:
+    """A POST: the tokens by their type, the time to the first, the gaps between them, and the work
+    in the generator as the stream's child; a reader who leaves is told as such.
+    """
+    async with started("tokens", receiver) as served:
+        messages = await read(served.port, "/chat", "POST", json={"question": "What?"})
+        url = f"http://127.0.0.1:{served.port}/chat"
+        async with (
+            httpx.AsyncClient(timeout=30, trust_env=False) as client,
+            client.stream("POST", url, json={"question": "And?"}) as response,
+        ):
+            async for line in response.aiter_lines():
+                if line == "event: token":
+                    break
+    kinds = [each["event"] for each in messages]
+    assert kinds == ["status", *["token"] * 17, "done"]
+
+    whole, left = ended(receiver, "SSE /chat", 2)
+    told = {"http__route": "/chat", "http__request__method": "POST"}
+    assert whole.attributes["sse.close.reason"] == "completed"
+    assert whole.attributes["sse.messages"] == 19
+    assert left.attributes["sse.close.reason"] == "client_disconnect"
+    assert 2 <= left.attributes["sse.messages"] < 19
+    assert receiver.value("sse.server.messages", sse__event__type="done", **told) == 1
+    assert receiver.value("sse.server.messages", sse__event__type="status", **told) == 2
+    tokens = receiver.value("sse.server.messages", sse__event__type="token", **told)
+    assert tokens == 17 + left.attributes["sse.messages"] - 1
+    assert receiver.value("sse.server.connection.time_to_first_message", **told) == 2
+    # One fewer gap than messages, for each of the two.
+    gaps = receiver.value("sse.server.message.gap", **told)
+    assert gaps == whole.attributes["sse.messages"] + left.attributes["sse.messages"] - 2
+    searches = receiver.spans("search")
+    assert {(each.trace_id, each.parent_id) for each in searches} == {
+        (whole.trace_id, whole.span_id),
+        (left.trace_id, left.span_id),
+    }
+
+
+async def test_progress_tells_of_an_mcp_servers_tools(receiver: Receiver) -> None:
+    """The package's own client: each report and the result are a message, and while the one tool is
+    at work the other names its stream.
+    """
+    reported: list[float] = []
+    under_way = asyncio.Event()
+
+    async def progressed(done: float, *_: object) -> None:
+        reported.append(done)
+        if done == 3:
+            under_way.set()
+
+    async with started("progress", receiver) as served:
+        transport = streamable_http_client(f"http://127.0.0.1:{served.port}/mcp")
+        async with Client(transport, mode="2026-07-28") as client:
+            call = client.call_tool("work", {"steps": 50}, progress_callback=progressed)
+            working = asyncio.create_task(call)
+            await asyncio.wait_for(under_way.wait(), 20)
+            streams = await client.call_tool("streams", {})
+            worked = await working
+    assert worked.content[0].text == "50 steps done"
+    assert reported == [*range(1, 51)]
+    assert len(streams.structured_content["result"]) == 1
+    assert re.match(r"/mcp: \d+ messages in ", streams.structured_content["result"][0])
+
+    # An answer without a report is plain JSON.
+    (span,) = ended(receiver, "SSE /mcp")
+    assert span.attributes["sse.messages"] == 51
+    # The client has the result, and may leave before the stream's end.
+    assert span.attributes["sse.close.reason"] in ("completed", "client_disconnect")
+    told = {"http__route": "/mcp", "http__request__method": "POST"}
+    assert receiver.value("sse.server.messages", **told) == 51
+    assert receiver.value("sse.server.message.gap", **told) == 50
+
+
+async def test_clock_says_why_it_ended(receiver: Receiver) -> None:
+    """Django, through the middleware: the reason is the application's word, everywhere."""
+    async with started("clock", receiver) as served:
+        messages = await read(served.port, "/clock?seconds=0.4")
+    assert len(messages) >= 4
+    assert {each["event"] for each in messages} == {"tick"}
+
+    (span,) = ended(receiver, "SSE")
+    assert span.attributes["sse.close.reason"] == "timeout"
+    assert span.attributes["sse.messages"] == len(messages)
+    assert receiver.value("sse.server.messages", sse__event__type="tick") == len(messages)
+    (lived,) = receiver.points("sse.server.connection.duration")
+    assert lived.value == 1
+    assert lived.attributes["sse.close.reason"] == "timeout"
+    assert "http.route" not in lived.attributes
+
+
+async def test_by_hand_tells_everything_before_it_ends(receiver: Receiver) -> None:
+    """No ``opentelemetry-instrument``: the stream that is live at SIGTERM is told to its end, event
+    types that are made up as ``_OTHER``, and the process ends well.
+    """
+    command = start("by_hand")
+    assert INSTRUMENT not in command
+    with serve(command, None, SMALL, **receiver.environment) as served:
+        await served.started()
+        seen = []
+        # Until the server cuts it.
+        with contextlib.suppress(httpx.RemoteProtocolError):
+            async with (
+                httpx.AsyncClient(timeout=30, trust_env=False) as client,
+                client.stream("GET", f"http://127.0.0.1:{served.port}/ticks") as response,
+            ):
+                async for line in response.aiter_lines():
+                    if line.startswith("event: "):
+                        seen.append(line)
+                        if len(seen) == 7:
+                            served.process.send_signal(signal.SIGTERM)
+        status, output = await asyncio.to_thread(served.ended)
+    assert status == 0, output
+
+    (span,) = ended(receiver, "SSE /ticks")
+    assert span.attributes["sse.close.reason"] == "server_shutdown"
+    assert span.resource["service.name"] == "by-hand"
+    told = {"http__route": "/ticks"}
+    ticks = receiver.value("sse.server.messages", sse__event__type="tick", **told)
+    others = receiver.value("sse.server.messages", sse__event__type="_OTHER", **told)
+    # Of every five the first has a name of its own.
+    assert (ticks, others) == (seen.count("event: tick"), len(seen) - seen.count("event: tick"))
+    assert ticks + others == span.attributes["sse.messages"] >= 7
+
+
+async def test_reader_tells_how_long_messages_were_on_their_way(receiver: Receiver) -> None:
+    """Against prices.py that marks its messages: each is timed, and both ends are linked."""
+    async with started("prices", receiver, OTEL_PYTHON_SSE_PROPAGATE="true") as served:
+        text = commands(SMALL / "reader.py")[-1].text.replace("8000", str(served.port))
+        wrapper, *command = shlex.split(text)
+        reading = await asyncio.create_subprocess_exec(
+            *(str(BIN / wrapper), str(BIN / command[0]), *command[1:]),
+            cwd=SMALL,
+            env={**os.environ, **ALONE, **receiver.environment, "OTEL_SERVICE_NAME": "reader"},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        printed, _ = await asyncio.wait_for(reading.communicate(), 60)
+        assert reading.returncode == 0
+    assert len([float(price) for price in printed.split()]) == 5
+
+    (read_span,) = receiver.spans("SSE GET")
+    (sent_span,) = receiver.spans("SSE /prices/{symbol}")
+    assert read_span.attributes["sse.messages"] == sent_span.attributes["sse.messages"] == 5
+    assert read_span.attributes["sse.close.reason"] == "completed"
+    assert (sent_span.trace_id, sent_span.span_id) in {
+        (link.trace_id, link.span_id) for link in read_span.links
+    }
+    assert receiver.value("sse.client.messages", sse__event__type="price") == 5
+    timed = receiver.value("sse.client.delivery.duration")
+    skewed = receiver.value("sse.client.delivery.skewed")
+    assert timed + skewed == 5
+    assert timed > 0
+    # The marks are in nobody's count.
+    assert receiver.value("sse.server.comments") == receiver.value("sse.client.comments") == 0
+
+
+@pytest.mark.parametrize("file", SMALL_FILES, ids=lambda file: file.stem)
+def test_each_is_a_page_with_two_commands(file: Path) -> None:
+    """At most 100 lines; its docstring says how to install and how to start it, and no more."""
+    assert len(file.read_text().splitlines()) <= 100
+    install, run = commands(file)
+    assert install.text.startswith("pip install 'otel-sse[otlp]'")
+    assert file.stem in run.text
+
+
+def test_each_is_run_here() -> None:
+    """An example that is added is among the tests above, or this fails."""
+    text = Path(__file__).read_text()
+    for file in SMALL_FILES:
+        assert f"test_{file.stem}_" in text
+
+
+def test_every_command_names_what_there_is() -> None:
+    """Of every docstring of examples/: files and modules that a command names exist where it is
+    run, beside the file, in examples/ or in the checkout, and an application has that name.
+    """
+    found = [each for each in all_commands() if not each.text.startswith("pip")]
+    assert len(found) >= len(SMALL_FILES)
+    for command in found:
+        named = list(_named(command.text))
+        assert named, command
+        for file, name in named:
+            homes = [each / file for each in (command.file.parent, EXAMPLES, EXAMPLES.parent)]
+            there = [each for each in homes if each.exists()]
+            assert there, command
+            assert name is None or f"\n{name} = " in there[0].read_text(), command
+
+
+def _named(command: str) -> Iterator[tuple[str, str | None]]:
+    """The files of a command, with the name of an application in them where it says one."""
+    words = shlex.split(command)
+    for before, word in zip(["", *words], words, strict=False):
+        module, colon, name = word.partition(":")
+        if before == "-m":
+            yield word.replace(".", "/"), None
+        elif word.endswith(".py"):
+            yield word, None
+        elif colon and name.isidentifier():
+            yield module.replace(".", "/") + ".py", name
