@@ -9,6 +9,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from server import coding
 from server.broker import Broker, MemoryBroker
 from server.errors import Errors
 from server.limits import Limits
@@ -29,6 +30,8 @@ def build(settings: Settings, meters: Meters | None = None) -> web.Application:
     streams = Streams(settings, broker, limits, errors, meters)
     # JSON may write six bytes for one.
     app = web.Application(client_max_size=6 * settings.max_message_bytes + 4096)
+    if settings.content_coding:
+        coding.install()
     if settings.proxy:
         app.middlewares.append(_behind(settings.proxy))
     app[SETTINGS], app[STREAMS], app[LIMITS] = settings, streams, limits

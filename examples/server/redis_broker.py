@@ -42,7 +42,7 @@ class RedisBroker(Broker):
             decode_responses=True,
             retry=Retry(NoBackoff(), 0),
         )
-        self._redis: Any = Redis(connection_pool=pool)
+        self._redis: Any = Redis.from_pool(pool)
         # The stream is being read.
         self._up = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None

@@ -31,6 +31,8 @@ class Settings:
     max_message_bytes: int = 65_536
     # Bytes from which data is compressed into an envelope; 0: never.
     compress_from: int = 1024
+    # "gzip": HTTP content coding of whole streams, for clients that accept it; see coding.py.
+    content_coding: str = ""
     batch_size: int = 10
     batch_seconds: float = 0.1
     heartbeat_seconds: float = 15.0
@@ -70,7 +72,7 @@ _MOST: Final[dict[str, float]] = {
     # Above, otel_sse tells the streams as cut before they have ended by themselves.
     "drain_seconds": 2.0,
 }
-_CHOICES: Final = {"slow_client": (DROP_OLDEST, DISCONNECT)}
+_CHOICES: Final = {"slow_client": (DROP_OLDEST, DISCONNECT), "content_coding": ("gzip",)}
 
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:

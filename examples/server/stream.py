@@ -56,6 +56,8 @@ class Streams:
             # Nginx, and what took this over from it.
             "X-Accel-Buffering": "no",
         }
+        if settings.content_coding:
+            self._headers["Vary"] = "Accept-Encoding"
         if settings.cors_origin:
             self._headers["Access-Control-Allow-Origin"] = settings.cors_origin
 
@@ -75,6 +77,8 @@ class Streams:
         told = otel_sse.current()
         outlet = Outlet(self._settings, topics, told, abort, self._limits.limited)
         response = web.StreamResponse(headers=self._headers)
+        if self._settings.content_coding and "gzip" in request.headers.get("Accept-Encoding", ""):
+            response.enable_compression(web.ContentCoding.gzip)
         try:
             with self._limits.admitted(outlet, request.remote or ""):
                 await response.prepare(request)

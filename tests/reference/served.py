@@ -1,0 +1,189 @@
+"""The reference server in this loop, or in processes of its own, and what the tests need beside."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+from aiohttp import web
+from server.app import build
+from server.broker import Id, Message
+from server.client import Event, events
+from server.meters import Meters
+from server.settings import Settings
+from support import Backend, free_port, serve_aiohttp
+from tools import tool
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+INSTRUMENT = Path(sys.executable).parent / "opentelemetry-instrument"
+# Quick to come back, and no batch waits longer than it has to.
+QUICK = Settings(retry_seconds=0.05, batch_seconds=0.01)
+
+
+class Told:
+    """What is said to a stream's telemetry."""
+
+    def __init__(self) -> None:
+        self.drops: list[tuple[int, str]] = []
+        self.reasons: list[str] = []
+
+    def dropped(self, n: int = 1, reason: str = "unknown") -> None:
+        self.drops.append((n, reason))
+
+    def close(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+def message(number: int, data: str = "x", topic: str = "a") -> Message:
+    return Message(Id(1, number), topic, "message", data)
+
+
+def count(backend: Backend, name: str, **attributes: str) -> float:
+    """The sum of a counter of the server's own that has these attributes."""
+    data = backend.reader.get_metrics_data()
+    return sum(
+        point.value  # type: ignore[union-attr]
+        for resource in (data.resource_metrics if data else ())
+        for scope in resource.scope_metrics
+        if scope.scope.name == "server"
+        for metric in scope.metrics
+        if metric.name == name
+        for point in metric.data.data_points
+        if attributes.items() <= dict(point.attributes or {}).items()
+    )
+
+
+class Site:
+    """A server and an HTTP client of it."""
+
+    def __init__(self, url: str, http: httpx.AsyncClient, app: web.Application | None) -> None:
+        self.url = url
+        self.http = http
+        # The application, where it runs in this process.
+        self.app: Any = app
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    async def publish(self, data: str, topic: str = "a", **more: Any) -> str:
+        answer = await self.http.post(
+            f"{self.url}/publish", json={"topic": topic, "data": data, **more}
+        )
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["id"])
+
+    def events(self, query: str = "", last_event_id: str = "") -> AsyncIterator[Event]:
+        return events(self.http, f"{self.url}/events{query}", last_event_id=last_event_id)
+
+    async def health(self) -> int:
+        with contextlib.suppress(httpx.TransportError):
+            return (await self.http.get(f"{self.url}/healthz")).status_code
+        return 0
+
+
+@contextlib.asynccontextmanager
+async def client(url: str) -> AsyncIterator[httpx.AsyncClient]:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+    async with httpx.AsyncClient(limits=limits, trust_env=False, timeout=20) as http:
+        yield http
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    settings: Settings = QUICK, backend: Backend | None = None
+) -> AsyncIterator[Site]:
+    """The application in this loop."""
+    app = build(settings, Meters((backend or Backend()).meter_provider))
+    async with serve_aiohttp(app, handler_cancellation=True) as port:
+        url = f"http://127.0.0.1:{port}"
+        async with client(url) as http:
+            yield Site(url, http, app)
+
+
+class Process:
+    """A program and its log; the end of the block kills it."""
+
+    def __init__(self, *command: str, cwd: Path | None = None, **env: str) -> None:
+        self._command = command
+        self._cwd = cwd
+        self._env = {**os.environ, **env}
+        self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115
+
+    def __enter__(self) -> "Process":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end(signal.SIGKILL)
+        self._log.close()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            self._command,
+            cwd=self._cwd,
+            env=self._env,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """The exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+    @property
+    def log(self) -> str:
+        return Path(self._log.name).read_text()
+
+
+class Worker(Process):
+    """``python -m server`` on a port of its own, with these settings."""
+
+    def __init__(self, *, otel: dict[str, str] | None = None, **settings: object) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        around = () if otel is None else (str(INSTRUMENT),)
+        given = {"port": self.port, **settings}
+        env = {f"SSE_SERVER_{name.upper()}": str(value) for name, value in given.items()}
+        super().__init__(
+            *around, sys.executable, "-m", "server", cwd=EXAMPLES, **env, **(otel or {})
+        )
+
+
+class RedisServer(Process):
+    """A Redis that keeps its data in a folder, and so over its own restart."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        super().__init__(
+            tool("redis-server"),
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)),
+            *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
+        )
+
+
+async def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+    """Waits for a condition that is asked by ``await``, and gives what it gave."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not (result := await condition()):
+        assert asyncio.get_running_loop().time() < deadline, f"not within {seconds} s"
+        await asyncio.sleep(0.05)
+    return result
+
+
+@contextlib.contextmanager
+def running(*processes: Process) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for each in processes:
+            stack.enter_context(each)
+        yield

@@ -1,0 +1,216 @@
+"""Errors: class, pattern, and the recovery that is carried out."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import redis.exceptions
+from reference.served import count
+from server.broker import Unavailable
+from server.errors import Breaker, Errors, Grown, Patterns, backoff, classify, refused
+from server.limits import MemoryExhausted, Refused
+from server.meters import Meters
+from support import Backend
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _errors(backend: Backend, clock: Clock) -> Errors:
+    return Errors(Meters(backend.meter_provider), clock)
+
+
+def _wrapped() -> Exception:
+    """As redis-py raises it."""
+    error = redis.exceptions.ConnectionError("Error connecting")
+    error.__context__ = OSError("Multiple exceptions: [Errno 111] Connect call failed ('::1', 1)")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ConnectionRefusedError(), "connection_refused"),
+        (ConnectionResetError(), "connection_refused"),
+        (_wrapped(), "connection_refused"),
+        (redis.exceptions.BusyLoadingError(), "connection_refused"),
+        (asyncio.TimeoutError(), "timeout"),
+        (TimeoutError(), "timeout"),
+        (redis.exceptions.TimeoutError(), "timeout"),
+        (Refused("connections"), "rate_limit"),
+        (redis.exceptions.ConnectionError("max number of clients reached"), "rate_limit"),
+        (MemoryError(), "memory_exhausted"),
+        (MemoryExhausted("9 of 8 MiB"), "memory_exhausted"),
+        (redis.exceptions.OutOfMemoryError("OOM command not allowed"), "memory_exhausted"),
+        (LookupError("?"), "unknown"),
+    ],
+)
+def test_class(error: Exception, kind: str) -> None:
+    """Python's errors and redis-py's of the same names are of one class, by their causes too."""
+    assert classify(error) == kind
+
+
+def test_only_what_nobody_took_is_refused() -> None:
+    """A lost connection may have done its work; a refused one has not."""
+    assert refused(_wrapped())
+    assert refused(ConnectionRefusedError())
+    assert not refused(ConnectionResetError())
+    assert not refused(asyncio.TimeoutError())
+
+
+def test_pattern() -> None:
+    """More than 5 within a minute are frequent, more than 10 repeated; the minute slides, and
+    classes are counted apart.
+    """
+    clock = Clock()
+    patterns = Patterns(clock)
+    found = []
+    for _ in range(11):
+        found.append(patterns.note("timeout"))
+        clock.now += 1
+    assert found == ["occasional"] * 5 + ["frequent"] * 5 + ["repeated"]
+    assert patterns.note("unknown") == "occasional"
+    # 1003 and later are within the minute of 1062.
+    clock.now = 1062
+    assert patterns.note("timeout") == "frequent"
+    clock.now = 1200
+    assert patterns.note("timeout") == "occasional"
+
+
+def test_breaker() -> None:
+    """Open it lets nobody through; half-open one, and the next only after another wait; closed
+    all.
+    """
+    clock = Clock()
+    breaker = Breaker(clock)
+    assert breaker.left() == 0
+    breaker.open()
+    assert breaker.left() == Breaker.SECONDS
+    clock.now += Breaker.SECONDS
+    assert breaker.left() == 0
+    assert breaker.left() == Breaker.SECONDS
+    assert breaker.close()
+    assert breaker.left() == breaker.left() == 0
+    assert not breaker.close()
+
+
+def test_what_grows_shrinks_again() -> None:
+    """It is multiplied at once, up to a limit, and comes back in steps."""
+    clock = Clock()
+    grown = Grown(1.0, 1.5, 3.0, clock)
+    grown.grow()
+    assert grown.seconds == 1.5
+    grown.grow()
+    grown.grow()
+    assert grown.seconds == 3.0
+    clock.now += Grown.CALM
+    assert grown.seconds == 2.0
+    clock.now += 100_000
+    assert grown.seconds == 1.0
+
+
+def test_backoff_grows_and_is_bounded() -> None:
+    """Each wait doubles up to the limit, and is by chance up to half less."""
+    for number, most in enumerate((0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0)):
+        waits = {backoff(number) for _ in range(20)}
+        assert len(waits) > 1
+        assert all(most / 2 <= wait <= most for wait in waits)
+    assert backoff(10_000) <= 2.0
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "action"),
+    [
+        (ConnectionRefusedError(), "connection_refused", "retry"),
+        (TimeoutError(), "timeout", "longer_timeout"),
+        (Refused("connections"), "rate_limit", "rate_cut"),
+        (MemoryError(), "memory_exhausted", "emergency_cleanup"),
+        (LookupError("?"), "unknown", "log_and_go_on"),
+    ],
+)
+def test_each_class_has_its_recovery(
+    backend: Backend, error: Exception, kind: str, action: str
+) -> None:
+    """The recovery is carried out, not only named; error and recovery are counted."""
+    cleaned: list[int] = []
+    errors = _errors(backend, Clock())
+    errors.cleanup = lambda: cleaned.append(1)
+    assert errors.handle(error, "test") == action
+    assert (errors.time_out.seconds == 1.5) == (kind == "timeout")
+    assert (errors.retry_after.seconds == 1.25) == (kind == "rate_limit")
+    assert bool(cleaned) == (kind == "memory_exhausted")
+    told = {"class": kind, "pattern": "occasional"}
+    assert count(backend, "server.errors", **told) == count(backend, "server.errors") == 1
+    assert count(backend, "server.recoveries", action=action) == 1
+
+
+def test_repeated_refusals_open_the_circuit(backend: Backend) -> None:
+    """The eleventh within a minute does, and a success closes it."""
+    errors = _errors(backend, Clock())
+    actions = [errors.handle(ConnectionRefusedError(), "test") for _ in range(11)]
+    assert actions == ["retry"] * 10 + ["circuit_open"]
+    assert errors.breaker.left() > 0
+    errors.succeeded()
+    assert errors.breaker.left() == 0
+    assert count(backend, "server.recoveries", action="circuit_closed") == 1
+
+
+async def _attempt(errors: Errors, *outcomes: Any) -> tuple[Any, int]:
+    """What an operation gives that has these outcomes in turn, and how many were used."""
+    left = list(outcomes)
+
+    async def operation() -> Any:
+        outcome = left.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    try:
+        result = await errors.attempt(operation, "test")
+    except Unavailable as error:
+        result = error
+    return result, len(outcomes) - len(left)
+
+
+async def test_a_refused_attempt_is_made_again(backend: Backend) -> None:
+    """What was refused is tried three times, and then it is unavailable, with the cause told."""
+    no = ConnectionRefusedError("no")
+    assert await _attempt(_errors(backend, Clock()), no, no, 7) == (7, 3)
+    failed, tries = await _attempt(_errors(backend, Clock()), no, no, no, 7)
+    assert (str(failed), tries) == ("test: no", 3)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), asyncio.TimeoutError(), LookupError()])
+async def test_what_may_have_been_done_is_not_done_again(
+    backend: Backend, error: Exception
+) -> None:
+    """A message whose fate is unknown is not published twice."""
+    failed, tries = await _attempt(_errors(backend, Clock()), error, 7)
+    assert isinstance(failed, Unavailable)
+    assert tries == 1
+
+
+async def test_an_open_circuit_is_not_tried(backend: Backend) -> None:
+    """While it is open nothing is tried, and the rest of the time is told; one try closes it."""
+    clock = Clock()
+    errors = _errors(backend, clock)
+    errors.breaker.open()
+    failed, tries = await _attempt(errors, 7)
+    assert (failed.retry_after, tries) == (Breaker.SECONDS, 0)
+    clock.now += Breaker.SECONDS
+    assert await _attempt(errors, 7) == (7, 1)
+    assert await _attempt(errors, 8) == (8, 1)
+
+
+async def test_an_attempt_that_hangs_is_given_up(backend: Backend) -> None:
+    """It ends after the time-out, which is longer the next time."""
+    errors = Errors(Meters(backend.meter_provider))
+    errors.time_out = Grown(0.01, 1.5, 10.0)
+    with pytest.raises(Unavailable):
+        await errors.attempt(asyncio.Event().wait, "test")
+    assert errors.time_out.seconds == pytest.approx(0.015)

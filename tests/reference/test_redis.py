@@ -1,0 +1,229 @@
+"""Redis Streams, by a real redis-server: many processes, and a server that goes and comes back."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import redis.asyncio
+from reference.served import QUICK, RedisServer, Site, count, eventually, message, serving
+from server.app import STREAMS
+from server.broker import Id
+from server.redis_broker import KEY
+from support import Backend, until
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[RedisServer]:
+    with RedisServer(tmp_path) as server:
+        await answers(server)
+        yield server
+
+
+async def answers(server: RedisServer) -> None:
+    """Waits until Redis takes commands."""
+    async with redis.asyncio.Redis.from_url(server.url) as client:
+
+        async def ping() -> bool:
+            with contextlib.suppress(redis.exceptions.RedisError, OSError):
+                return bool(await client.ping())
+            return False
+
+        await eventually(ping)
+
+
+async def _well(site: Site) -> None:
+    async def well() -> bool:
+        return await site.health() == 200
+
+    await eventually(well)
+
+
+async def _collect(site: Site, found: list[str], last: str, after: str = "") -> None:
+    async for event in site.events("?topic=a", after):
+        found.append(event.data)
+        if event.data == last:
+            return
+
+
+async def _joined(*sites: Site) -> None:
+    for site in sites:
+        await until(lambda site=site: site.app[STREAMS]._broker._readers)
+
+
+async def test_what_one_publishes_all_read(store: RedisServer) -> None:
+    """Every process gives out what any of them published, and who comes back to another one than
+    before goes on there.
+    """
+    settings = replace(QUICK, redis_url=store.url)
+    async with serving(settings) as one, serving(settings) as two:
+        await _well(one)
+        await _well(two)
+        found: tuple[list[str], list[str]] = ([], [])
+        reading = [
+            asyncio.create_task(_collect(site, each, "19"))
+            for site, each in zip((one, two), found, strict=True)
+        ]
+        await _joined(one, two)
+        ids = [await (one, two)[n % 2].publish(str(n)) for n in range(20)]
+        await asyncio.wait_for(asyncio.gather(*reading), 10)
+        assert found[0] == found[1] == [str(n) for n in range(20)]
+        assert ids == sorted(ids, key=lambda text: Id.parse(text) or Id(0, 0))
+        again: list[str] = []
+        await asyncio.wait_for(_collect(two, again, "19", ids[4]), 10)
+        assert again == [str(n) for n in range(5, 20)]
+
+
+async def test_a_restart_loses_and_doubles_nothing(store: RedisServer, backend: Backend) -> None:
+    """While Redis is away the health check says so, and a message that is published is refused
+    with the wish to come back; clients stay, those that come wait, and all get each message that
+    was taken exactly once.
+    """
+    settings = replace(QUICK, redis_url=store.url, heartbeat_seconds=0.2)
+    async with serving(settings, backend) as site:
+        await _well(site)
+        found: list[str] = []
+        late: list[str] = []
+        reading = asyncio.create_task(_collect(site, found, "last"))
+        await _joined(site)
+        ids = [await site.publish(str(n)) for n in range(10)]
+        store.end()
+
+        async def ill() -> bool:
+            return await site.health() == 503
+
+        await eventually(ill)
+        body = {"topic": "a", "data": "lost"}
+        answer = await site.http.post(f"{site.url}/publish", json=body)
+        assert answer.status_code == 503
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert "publish: " in answer.json()["error"]
+        coming = asyncio.create_task(_collect(site, late, "last", ids[6]))
+        await asyncio.sleep(0.3)
+        assert not coming.done()
+        store.start()
+        await _well(site)
+        for number in range(10, 20):
+            await site.publish(str(number))
+        await site.publish("last")
+        await asyncio.wait_for(asyncio.gather(reading, coming), 10)
+        assert found == [*(str(n) for n in range(20)), "last"]
+        assert late == [*(str(n) for n in range(7, 20)), "last"]
+        assert count(backend, "server.errors", **{"class": "connection_refused"}) > 0
+        assert count(backend, "server.recoveries", action="retry") > 0
+
+
+async def test_a_redis_that_stays_away_opens_the_circuit(
+    store: RedisServer, backend: Backend
+) -> None:
+    """Refused again and again, publishing is not even tried; when Redis is back, the reader closes
+    the circuit at once.
+    """
+    async with serving(replace(QUICK, redis_url=store.url), backend) as site:
+        await _well(site)
+        store.end(signal.SIGKILL)
+        body = {"topic": "a", "data": "x"}
+        opened = 0.0
+        while not opened:
+            answer = await site.http.post(f"{site.url}/publish", json=body)
+            assert answer.status_code == 503
+            opened = count(backend, "server.recoveries", action="circuit_open")
+        began = time.perf_counter()
+        for _ in range(5):
+            answer = await site.http.post(f"{site.url}/publish", json=body)
+            assert "the circuit is open" in answer.json()["error"]
+        assert time.perf_counter() - began < 0.5
+        repeated = {"class": "connection_refused", "pattern": "repeated"}
+        assert count(backend, "server.errors", **repeated) >= 1
+        store.start()
+        await _well(site)
+        await site.publish("x")
+        assert count(backend, "server.recoveries", action="circuit_closed") == 1
+
+
+async def test_a_redis_that_hangs_costs_a_time_out(store: RedisServer, backend: Backend) -> None:
+    """It takes the connection and says nothing: publishing fails in bounded time, is not tried
+    again, and the next time-out is longer.
+    """
+    async with serving(replace(QUICK, redis_url=store.url), backend) as site:
+        await _well(site)
+        await site.publish("0")
+        store.process.send_signal(signal.SIGSTOP)
+        try:
+            body = {"topic": "a", "data": "x"}
+            answer = await site.http.post(f"{site.url}/publish", json=body)
+            assert answer.status_code == 503
+            assert count(backend, "server.errors", **{"class": "timeout"}) == 1
+            assert count(backend, "server.recoveries", action="longer_timeout") == 1
+        finally:
+            store.process.send_signal(signal.SIGCONT)
+        await site.publish("1")
+
+
+async def test_the_stream_is_bounded_and_says_so(store: RedisServer, backend: Backend) -> None:
+    """It keeps about as many messages as is set. Who comes back for older ones is told, and gets
+    the rest; who comes back in time is told nothing.
+    """
+    settings = replace(QUICK, redis_url=store.url, history=100)
+    async with serving(settings, backend) as site:
+        await _well(site)
+        ids = [await site.publish(str(n)) for n in range(400)]
+        async with redis.asyncio.Redis.from_url(store.url) as client:
+            kept = int(await client.xlen(KEY))
+        assert 100 <= kept < 300
+        async with contextlib.aclosing(site.events(last_event_id=ids[0])) as stream:
+            gap, first = await anext(stream), await anext(stream)
+        assert (gap.type, first.data) == ("gap", str(400 - kept))
+        assert count(backend, "server.replay_gaps") == 1
+        async with contextlib.aclosing(site.events(last_event_id=ids[-kept])) as stream:
+            assert (await anext(stream)).data == str(401 - kept)
+        assert count(backend, "server.replay_gaps") == 1
+
+
+async def test_ids_that_redis_never_gave(store: RedisServer, backend: Backend) -> None:
+    """An id of an empty stream, of the future or of a stream that was deleted is told as a gap,
+    and does not keep the client from what comes.
+    """
+    async with serving(replace(QUICK, redis_url=store.url), backend) as site:
+        await _well(site)
+        for after in ("5-0", f"{2**60}-0"):
+            async with contextlib.aclosing(site.events(last_event_id=after)) as stream:
+                assert (await anext(stream)).type == "gap"
+                await site.publish("x")
+                while (event := await anext(stream)).data != "x":
+                    pass
+                assert event.type == "message"
+
+
+async def test_what_others_add_is_read_as_well_as_it_can_be(store: RedisServer) -> None:
+    """An entry without our fields, or with a type of two lines, stops nobody."""
+    async with serving(replace(QUICK, redis_url=store.url)) as site:
+        await _well(site)
+        found: list[str] = []
+        reading = asyncio.create_task(_collect(site, found, "end"))
+        await _joined(site)
+        async with redis.asyncio.Redis.from_url(store.url) as client:
+            await client.xadd(KEY, {"a": "b"})
+            await client.xadd(KEY, {"topic": "a", "type": "x\nid: 9", "data": "odd"})
+        await site.publish("end")
+        await asyncio.wait_for(reading, 10)
+        assert found == ["odd", "end"]
+
+
+async def test_a_server_starts_without_its_redis(tmp_path: Path) -> None:
+    """It says that it is not well, and is as soon as Redis is there."""
+    store = RedisServer(tmp_path)
+    async with serving(replace(QUICK, redis_url=store.url)) as site:
+        assert await site.health() == 503
+        with store:
+            await _well(site)
+            await site.publish("x")
+
+
+def test_messages_compare_by_their_id() -> None:
+    """As Redis orders them: by both numbers, not as texts."""
+    assert message(9).id < message(10).id < Id(2, 0)
