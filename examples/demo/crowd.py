@@ -10,7 +10,6 @@ import socket
 from collections.abc import Awaitable, Callable
 
 import httpx
-
 from server.client import events
 
 Client = Callable[[str], Awaitable[None]]

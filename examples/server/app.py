@@ -15,6 +15,7 @@ from server.errors import Errors
 from server.limits import Limits
 from server.meters import Meters
 from server.settings import Settings
+from server.status import add_status
 from server.stream import Streams
 
 SETTINGS: Final = web.AppKey("settings", Settings)
@@ -39,7 +40,7 @@ def build(settings: Settings, meters: Meters | None = None) -> web.Application:
     app.router.add_options("/events", streams.preflight)
     app.router.add_post("/publish", streams.publish)
     app.router.add_get("/healthz", streams.healthz)
-    # status.add_status(app) belongs here: /status, / and /alerts.
+    add_status(app)
 
     async def running(_: web.Application) -> AsyncIterator[None]:
         await broker.start()

@@ -53,6 +53,10 @@ class Settings:
     proxy: str = ""
     # Whoever publishes has to know it; empty: anybody may.
     publish_token: str = ""
+    # Alertmanager has to know it to post to /alerts; empty: anybody may.
+    alerts_token: str = ""
+    # The list of thresholds; empty: that of the checkout, collector/thresholds.yaml.
+    thresholds: str = ""
     # The origin whose pages may read the streams, besides the server's own; or *.
     cors_origin: str = ""
     # Seconds for which /healthz says 503 before a stopping server ends its streams.
