@@ -15,6 +15,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.util.re import parse_env_headers
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from demo import alerts
 from demo.crowd import THRESHOLD, attach_to_reference, attach_to_starlette
@@ -56,7 +57,10 @@ class Demo:
             ("A stream", f"curl -N {reference}/events?topic=prices"),
             ("Another", f"curl -N {self.starlette.url}/ticker"),
         ):
-            self.console.print(f"  {what:<14} {how}", soft_wrap=True)
+            self.say(f"  {what:<14} {how}")
+
+    def say(self, line: str | Text) -> None:
+        self.console.print(line, soft_wrap=True)
 
     async def play(self, seconds: float, stopped: asyncio.Event) -> None:
         """Serves and reads streams, then stops the servers while their clients are still there.
@@ -75,7 +79,7 @@ class Demo:
             for work in (
                 attach_to_reference(url, seconds),
                 attach_to_starlette(self.starlette.url),
-                alerts.watch(url, self.console.print, self.alerts),
+                alerts.watch(url, self.say, self.alerts),
             ):
                 clients.append(asyncio.create_task(work))
             while monotonic() < end:
