@@ -35,6 +35,7 @@ lint: .venv/.done-test ## check style and types
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy --strict otel_sse
 	@$(BIN)/mypy --strict examples/demo
+	@$(BIN)/mypy --strict examples/server
 	@$(BIN)/mypy --strict collector
 
 format: .venv/.done-test ## put the sources into the project's style

@@ -42,7 +42,8 @@ function size(bytes) {
 }
 
 const bytes = (value) => size(value).join(" ").trim();
-const ms = (value) => (value == null ? "–" : `${number(value)} ms`);
+const ms = (value) =>
+  value == null ? "–" : value < 1000 ? `${number(value)} ms` : `${number(value / 1000)} s`;
 
 function seconds(value) {
   if (value == null) return "–";
@@ -124,7 +125,7 @@ const CHARTS = [
     show: number,
     value: ({ connections }) => [number(connections.active), ""],
     beside: ({ connections }) =>
-      `${number(connections.rate_per_minute)} opened in the last minute, ${number(connections.total)} in all`,
+      `${number(Math.round(connections.rate_per_minute))} opened in the last minute, ${number(connections.total)} in all`,
   },
   {
     title: "Messages",
@@ -147,7 +148,7 @@ const CHARTS = [
     title: "Wait in a send",
     lines: ["send_ms"],
     show: ms,
-    value: ({ processing }) => [number(processing.mean_ms), processing.mean_ms == null ? "" : "ms"],
+    value: ({ processing }) => ms(processing.mean_ms).split(" "),
     beside: ({ processing }) =>
       processing.max_ms == null
         ? "no message yet"
@@ -175,10 +176,12 @@ const CHARTS = [
 const WIDTH = 300;
 const HEIGHT = 100;
 
-/** The next round number. */
-function above(value) {
-  const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 3, 4, 5, 6, 8, 10].find((step) => step * power >= value) * power;
+/** The next round number: of bytes, in the unit that they are shown in. */
+function above(value, binary) {
+  let scale = 1;
+  while (binary && value / scale >= 1024) scale *= 1024;
+  const power = scale * 10 ** Math.floor(Math.log10(value / scale));
+  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].find((step) => step * power >= value) * power;
 }
 
 class Chart {
@@ -214,10 +217,10 @@ class Chart {
 
   /** The large figure. */
   show(status) {
-    const [value, unit] = this.kind.value(status);
+    const [value, unit = ""] = this.kind.value(status);
     if (this.value.dataset.shown !== `${value} ${unit}`) {
       this.value.dataset.shown = `${value} ${unit}`;
-      this.value.replaceChildren(value, ...(unit ? [make("small", {}, unit)] : []));
+      this.value.replaceChildren(value, ...(unit ? [" ", make("small", {}, unit)] : []));
     }
     say(this.beside, this.kind.beside(status));
   }
@@ -226,7 +229,7 @@ class Chart {
     this.#moments = moments;
     const { lines, show, title } = this.kind;
     const values = moments.flatMap((moment) => lines.map((name) => moment[name])).filter((each) => each != null);
-    const most = above(Math.max(...values, 0) || 1);
+    const most = above(Math.max(...values, 0) || 1, lines[0].includes("bytes"));
     this.#y = (value) => HEIGHT - (value / most) * HEIGHT;
     const end = moments.at(-1)?.time ?? 0;
     this.#x = (time) => WIDTH - ((end - time) / SPAN) * WIDTH;

@@ -1,6 +1,6 @@
 """A small aiohttp application with streams and the status page, for ``opentelemetry-instrument``.
 
-    python watched.py PORT
+python watched.py PORT
 """
 
 import asyncio
