@@ -86,7 +86,6 @@ def with_(**changed: Any) -> dict[str, Any]:
         (with_(status="on"), "an alert's status is 'on': firing or resolved"),
         (without("startsAt"), "an alert has no time"),
     ],
-    ids=str,
 )
 async def test_refuses_what_is_no_notification(body: Any, said: str, served: Watched) -> None:
     """What is not from Alertmanager is refused with the reason, and leaves no trace."""

@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from zlib import crc32
 
 import pytest
 from aiohttp import ClientSession, web
@@ -106,7 +107,7 @@ def notification(status: str, *names: str, severity: str = "critical") -> dict[s
                 "startsAt": "2030-01-01T00:00:00Z",
                 "endsAt": "2030-01-01T00:05:00Z" if over else "0001-01-01T00:00:00Z",
                 "generatorURL": "http://prometheus:9090/graph",
-                "fingerprint": f"{abs(hash(name)):x}",
+                "fingerprint": f"{crc32(name.encode()):08x}",
             }
             for name in names
         ],

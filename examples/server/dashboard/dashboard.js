@@ -555,6 +555,7 @@ let heard = 0;
 let lost = null;
 let paused = false;
 let newest = null;
+let history = [];
 
 function connect() {
   source = new EventSource("/status/events");
@@ -566,7 +567,10 @@ function connect() {
     moments.push(JSON.parse(data));
     if (!paused) drawCharts();
   });
-  source.addEventListener("alerts", ({ data }) => showHistory(JSON.parse(data)));
+  source.addEventListener("alerts", ({ data }) => {
+    history = JSON.parse(data);
+    if (!paused) showHistory(history);
+  });
   source.addEventListener("status", ({ data }) => {
     heard = Date.now();
     lost = null;
@@ -614,6 +618,7 @@ $("pause").addEventListener("click", () => {
   $("pause").setAttribute("aria-pressed", paused);
   if (!paused && newest) {
     showStatus(newest);
+    showHistory(history);
     drawCharts();
   }
   showState();
