@@ -1,14 +1,20 @@
 """/alerts, as Alertmanager posts to it and people ask it, on a real socket."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from asyncio.subprocess import DEVNULL
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientError
 from reference.watching import Watched, notification, watched
 from server import alerts
 from server.alerts import LIMIT, MAX_BODY, Alerts
-from support import RawClient
+from support import RawClient, free_port
+from tools import tool
 
 
 @pytest.fixture
@@ -142,6 +148,69 @@ async def test_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await served.get("/alerts") == []
         assert (await served.post(body, Authorization="Bearer secret"))[0] == 200
         assert names(await served.get("/alerts")) == ["A"]
+
+
+@asynccontextmanager
+async def alertmanager(config: dict[str, Any], folder: Path) -> AsyncIterator[str]:
+    """Runs it; yields its address."""
+    file, port = folder / "alertmanager.yaml", free_port()
+    file.write_text(json.dumps(config))
+    process = await asyncio.create_subprocess_exec(
+        tool("alertmanager"),
+        f"--config.file={file}",
+        f"--storage.path={folder}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--cluster.listen-address=",
+        stdout=DEVNULL,
+        stderr=DEVNULL,
+    )
+    try:
+        yield f"http://127.0.0.1:{port}/api/v2/alerts"
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def test_the_real_alertmanager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What Alertmanager itself sends is taken, with the token, firing and resolved."""
+    monkeypatch.setenv(alerts.VARIABLE, "secret")
+    async with watched(monkeypatch, None) as served:
+        token = {"authorization": {"credentials": "secret"}}
+        webhook = {"url": f"http://127.0.0.1:{served.port}/alerts", "http_config": token}
+        route = {"receiver": "here", "group_wait": "0s", "group_interval": "1s"}
+        receiver = {"name": "here", "webhook_configs": [webhook]}
+        config = {"route": route, "receivers": [receiver]}
+        alert: dict[str, Any] = {
+            "labels": {"alertname": "SSEBacklogHigh", "severity": "warning", "job": "shop"},
+            "annotations": {"value": "2000000", "summary": "A client has fallen behind."},
+        }
+        async with alertmanager(config, tmp_path) as address:
+            for end in ("2100-01-01T00:00:00Z", "2020-01-01T00:00:00Z"):
+                body = [{**alert, "startsAt": "2019-01-01T00:00:00Z", "endsAt": end}]
+                await _post(served, address, body)
+                status = "firing" if end > "2100" else "resolved"
+                told = await _last(served, lambda told, status=status: told["status"] == status)
+                assert (told["alert"], told["job"]) == ("SSEBacklogHigh", "shop")
+                assert (told["value"], told["source"]) == ("2000000", "alertmanager")
+
+
+async def _post(served: Watched, address: str, body: Any) -> None:
+    for _ in range(200):
+        try:
+            async with served.client.post(address, json=body) as response:
+                assert response.status == 200, await response.text()
+            return
+        except ClientError:
+            await asyncio.sleep(0.1)
+    raise AssertionError("Alertmanager does not answer")
+
+
+async def _last(served: Watched, condition: Callable[[Any], bool]) -> Any:
+    for _ in range(300):
+        if (told := await served.get("/alerts?limit=1")) and condition(told[0]):
+            return told[0]
+        await asyncio.sleep(0.1)
+    raise AssertionError(told)
 
 
 def test_what_is_firing() -> None:

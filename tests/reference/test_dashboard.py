@@ -127,6 +127,7 @@ async def test_it_is_live(chromium: Browser, server: Server) -> None:
     """Figures, charts and lists follow the server without a reload; so do the process's alerts."""
     async with opened(chromium, server) as page:
         await shows(page, "service", "shop")
+        await shows(page, "memory", re.compile(r"Now\d+.* MB\d+.* MB"))
         await page.evaluate("window.same = true")
         connections = chart(page, "Open connections").locator(".value")
         await expect(connections).to_have_text("0")
