@@ -17,8 +17,8 @@ def main() -> None:
     parser.add_argument("url")
     parser.add_argument("file")
     parser.add_argument("--dark", action="store_true")
-    parser.add_argument("--width", type=int, default=1280)
-    parser.add_argument("--height", type=int, default=0)
+    parser.add_argument("--width", type=int, default=1120)
+    parser.add_argument("--height", type=int, default=1180)
     said = parser.parse_args()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(

@@ -220,7 +220,7 @@ class Chart {
     const [value, unit = ""] = this.kind.value(status);
     if (this.value.dataset.shown !== `${value} ${unit}`) {
       this.value.dataset.shown = `${value} ${unit}`;
-      this.value.replaceChildren(value, ...(unit ? [" ", make("small", {}, unit)] : []));
+      this.value.replaceChildren(value, ...(unit ? [make("small", {}, ` ${unit}`)] : []));
     }
     say(this.beside, this.kind.beside(status));
   }
@@ -308,7 +308,7 @@ let moments = [];
 
 function drawCharts() {
   const end = moments.at(-1)?.time ?? 0;
-  moments = moments.filter(({ time }) => time >= end - SPAN - 5);
+  moments = moments.filter(({ time }) => time >= end - SPAN);
   for (const chart of charts) chart.draw(moments);
   if ($("table").open) drawTable();
 }
