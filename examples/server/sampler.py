@@ -34,8 +34,10 @@ _UNTOLD: Final = (
     "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS."
 )
 _DEAR: Final = (
-    "A reading takes {:.0f} ms of CPU time, so they come every {:.1f} s. "
-    "OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS=system.* leaves out what is not shown here."
+    "A reading takes {:.0f} ms of CPU time, so they come every {:.1f} s, and the rates with them."
+)
+_SYSTEM: Final = (
+    " OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS=system.* leaves out what is not shown here."
 )
 
 _log = logging.getLogger("server.status")
@@ -99,7 +101,8 @@ class Sampler:
         sample, now = Sample.of(reading), time.time()
         self._window.add(sample)
         rss, used = (sample.figures.get(name) for name in ("process.memory.usage", heap.NAME))
-        if self._memory.add(Snapshot(reading.at, now, rss, used)):
+        active = sample.figures.get("sse.server.active_connections", 0.0)
+        if self._memory.add(Snapshot(reading.at, now, rss, used, active)):
             before = self.moments[-1] if self.moments else None
             self.moments.append(Moment.of(sample, now, before))
         self._watch.judge(self._window, self._memory.leak(), now)
@@ -140,5 +143,6 @@ def _notes(reading: Reading, pause: float) -> list[str]:
     if _DASHBOARD in reading.by("sse.server.active_connections", "http.route"):
         notes.append(_COUNTED)
     if pause > EVERY:
-        notes.append(_DEAR.format(reading.cost * 1000, pause))
+        system = any(name.startswith("system.") for name in reading.metrics)
+        notes.append(_DEAR.format(reading.cost * 1000, pause) + (_SYSTEM if system else ""))
     return notes

@@ -85,6 +85,18 @@ def test_a_leak_is_of_the_last() -> None:
     assert not memory([*growing(1, 30), *[140 * MB] * 10]).leak()["leaking"]
 
 
+@pytest.mark.parametrize(("connections", "verdict"), [(1.04, "leak"), (1.06, "more connections")])
+def test_growth_with_the_connections(connections: float, verdict: str) -> None:
+    """Memory that grows while connections are added is no leak; it is while they are the same."""
+    found = Memory(0.1)
+    for index, heap in enumerate(growing(1, 10)):
+        open_now = 1000 * (connections if index == 9 else 1)
+        found.add(Snapshot(index * STEP, 0, MB, heap, open_now))
+    leak = found.leak()
+    assert (leak["verdict"], leak["leaking"]) == (verdict, verdict == "leak")
+    assert leak["rate_mb_per_second"] == 1.0
+
+
 def test_without_heap() -> None:
     """Where no heap is told it says why, and the leak is judged by the resident memory."""
     found = Memory(0.1, "not here")

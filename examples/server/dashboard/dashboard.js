@@ -490,6 +490,7 @@ function showMessages({ messages, processing, connections }) {
 function showMemory({ rss, heap, leak }) {
   const verdict = {
     leak: `Growing by ${number(leak.rate_mb_per_second)} MB/s: ${leak.recommendation}`,
+    "more connections": `Growing by ${number(leak.rate_mb_per_second)} MB/s with the connections`,
     "no leak": `No leak: ${number(leak.rate_mb_per_second)} MB/s over the last half minute`,
     "insufficient data": "Leak: not enough data yet",
   };
