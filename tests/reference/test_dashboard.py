@@ -22,7 +22,9 @@ from tools import tool
 
 _APP = Path(__file__).resolve().parent / "apps" / "watched.py"
 _INSTRUMENT = Path(sys.executable).parent / "opentelemetry-instrument"
+# Milliseconds, for a busy machine.
 _SLOW = 60_000
+expect.set_options(timeout=_SLOW)
 
 
 class Server:
@@ -43,6 +45,17 @@ class Server:
             "OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS": "system.*",
             **environment,
         }
+
+    def __enter__(self) -> "Server":
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def start(self) -> None:
         self._process = subprocess.Popen(
@@ -77,10 +90,8 @@ def server() -> Iterator[Server]:
     """One for which a third connection is an alert; each test leaves it without connections, and
     without alerts.
     """
-    server = Server(SSE_MAX_CONNECTIONS="2")
-    server.start()
-    yield server
-    server.stop()
+    with Server(SSE_MAX_CONNECTIONS="2") as server:
+        yield server
 
 
 @pytest.fixture
@@ -115,7 +126,7 @@ async def opened(chromium: Browser, server: Server, **options: Any) -> AsyncIter
 
 
 async def shows(page: Page, name: str, text: str | re.Pattern[str]) -> None:
-    await expect(page.locator(f"#{name}")).to_contain_text(text, timeout=_SLOW)
+    await expect(page.locator(f"#{name}")).to_contain_text(text)
 
 
 def chart(page: Page, title: str) -> Any:
@@ -133,11 +144,11 @@ async def test_it_is_live(chromium: Browser, server: Server) -> None:
         await expect(connections).to_have_text("0")
         await expect(page.locator("#no-alerts")).to_be_visible()
         clients = [await RawClient.get(server.port, "/ticker?rate=50") for _ in range(3)]
-        await expect(connections).to_have_text("3", timeout=_SLOW)
+        await expect(connections).to_have_text("3")
         await expect(chart(page, "Messages").locator(".value")).to_contain_text(
             re.compile("[1-9].* a second"), timeout=_SLOW
         )
-        await expect(page.locator("#clients")).to_contain_text("127.0.0.13", timeout=_SLOW)
+        await expect(page.locator("#clients")).to_contain_text("127.0.0.13")
         await expect(page.locator("#routes")).to_contain_text("/ticker")
         alert = page.locator("#alerts li")
         await expect(alert).to_contain_text("SSEConnectionsHigh▲ Critical")
@@ -148,13 +159,13 @@ async def test_it_is_live(chromium: Browser, server: Server) -> None:
         drawn = await plot.locator(".line").first.get_attribute("d")
         for client in clients:
             await client.close()
-        await expect(connections).to_have_text("0", timeout=_SLOW)
-        await expect(alert).to_have_count(0, timeout=_SLOW)
+        await expect(connections).to_have_text("0")
+        await expect(alert).to_have_count(0)
         await expect(page.locator("#endings")).to_contain_text("Left by the client3")
         rows = page.locator("#history tbody tr")
         await expect(rows.nth(0)).to_contain_text(re.compile("resolved.*SSEConnectionsHigh"))
         await expect(rows.nth(1)).to_contain_text(re.compile("firing.*SSEConnectionsHigh"))
-        await expect(plot).to_have_attribute("aria-label", re.compile("now 0,"), timeout=_SLOW)
+        await expect(plot).to_have_attribute("aria-label", re.compile("now 0,"))
         assert await plot.locator(".line").first.get_attribute("d") != drawn
         assert await page.evaluate("window.same")
 
@@ -236,7 +247,7 @@ async def test_it_is_readable(scheme: Any, chromium: Browser, server: Server) ->
     async with opened(
         chromium, server, color_scheme=scheme, viewport=phone, reduced_motion="reduce"
     ) as page:
-        await expect(page.locator("#endings")).to_contain_text("Completed", timeout=_SLOW)
+        await expect(page.locator("#endings")).to_contain_text("Completed")
         for width in (320, 360, 768, 1280):
             await page.set_viewport_size({"width": width, "height": 700})
             assert await page.evaluate("document.documentElement.scrollWidth") <= width
@@ -288,13 +299,11 @@ async def test_a_server_that_goes_away(chromium: Browser, server: Server) -> Non
 
 async def test_a_server_without_metrics(chromium: Browser) -> None:
     """The page says what the server says: how to start it."""
-    server = Server(OTEL_SDK_DISABLED="true")
-    await asyncio.to_thread(server.start)
-    page = await chromium.new_page()
-    await page.goto(server.url)
-    await expect(page.get_by_role("alert")).to_contain_text(
-        "start it with `opentelemetry-instrument`", timeout=_SLOW
-    )
-    await shows(page, "state", "Reconnecting")
-    await page.close()
-    server.stop()
+    with Server(OTEL_SDK_DISABLED="true") as server:
+        page = await chromium.new_page()
+        await page.goto(server.url)
+        await expect(page.get_by_role("alert")).to_contain_text(
+            "start it with `opentelemetry-instrument`", timeout=_SLOW
+        )
+        await shows(page, "state", "Reconnecting")
+        await page.close()
