@@ -5,6 +5,7 @@ Nothing is counted here: what an exporter would send is read, and rates are what
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
@@ -146,7 +147,8 @@ class Reader:
 
     def __init__(self) -> None:
         provider: Any = metrics.get_meter_provider()
-        if not (all(hasattr(provider, verb) for verb in _VERBS)):
+        disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+        if disabled or not all(hasattr(provider, verb) for verb in _VERBS):
             raise NoMetricsError(NO_METRICS)
         self.provider = provider
         self._reader = InMemoryMetricReader(

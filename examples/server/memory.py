@@ -11,6 +11,8 @@ from typing import Any, Final
 STEP: Final = 3.0
 KEPT: Final = 100
 _JUDGED: Final = 10
+# More connections than that, at the end of those ten, explain why memory has grown.
+_MORE: Final = 1.05
 _SPIKE: Final = 1.5
 _TOLD_SPIKES: Final = 10
 _MB: Final = 1_048_576
@@ -28,6 +30,7 @@ class Snapshot:
     time: float
     rss: float | None
     heap: float | None
+    connections: float = 0.0
 
 
 class Memory:
@@ -68,7 +71,9 @@ class Memory:
         }
 
     def leak(self) -> dict[str, Any]:
-        """Whether the heap (the rss where no heap is told) has grown steadily."""
+        """Whether the heap (the rss where no heap is told) has grown steadily, and no further
+        connections explain it.
+        """
         last = list(self._kept)[-_JUDGED:]
         of = "heap" if last and last[-1].heap is not None else "rss"
         points = [(each.at, size) for each in last if (size := getattr(each, of)) is not None]
@@ -82,9 +87,11 @@ class Memory:
                 "recommendation": None,
             }
         rate = slope(points) / _MB
-        leaking = rate > self._limit
+        growing = rate > self._limit
+        explained = growing and last[-1].connections > _MORE * last[0].connections
+        leaking = growing and not explained
         return {
-            "verdict": "leak" if leaking else "no leak",
+            "verdict": "leak" if leaking else "more connections" if explained else "no leak",
             "leaking": leaking,
             "rate_mb_per_second": round(rate, 4),
             **told,

@@ -29,9 +29,15 @@ _COUNTED: Final = (
     "The dashboard's own streams are among the figures: start the server with "
     "OTEL_PYTHON_SSE_EXCLUDED_URLS=/status/events to leave them out."
 )
+_UNTOLD: Final = (
+    "No streams are told here: otel-sse is not installed, or its sse_aiohttp_server is among "
+    "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS."
+)
 _DEAR: Final = (
-    "A reading takes {:.0f} ms of CPU time, so they come every {:.1f} s. "
-    "OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS=system.* leaves out what is not shown here."
+    "A reading takes {:.0f} ms of CPU time, so they come every {:.1f} s, and the rates with them."
+)
+_SYSTEM: Final = (
+    " OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS=system.* leaves out what is not shown here."
 )
 
 _log = logging.getLogger("server.status")
@@ -53,6 +59,9 @@ class Sampler:
         self._notes = [_NO_LIST] if thresholds is None else []
         self._window = Window()
         self._memory = Memory(self._watch.leak_limit, no_heap)
+        # CPU seconds of the last reading, and seconds between two.
+        self._cost = 0.0
+        self._pause = EVERY
         self._started = time.monotonic()
         # The last reading did not succeed.
         self.failed = False
@@ -69,28 +78,31 @@ class Sampler:
     async def run(self, changed: Callable[[], None]) -> None:
         """Reads for ever, and calls ``changed`` after each reading."""
         while True:
-            cost = await self.sample()
+            await self.sample()
             changed()
-            await asyncio.sleep(_pause(cost))
+            await asyncio.sleep(self._pause)
 
-    async def sample(self) -> float:
-        """One reading, in a thread; returns the CPU seconds that it took."""
+    async def sample(self) -> None:
+        """One reading, in a thread."""
         try:
             reading = await asyncio.to_thread(self._reader.read)
+            # The first reading is dear, and any other may be by chance: the cheaper of two counts.
+            self._pause = max(EVERY, min(reading.cost, self._cost) / _SHARE)
+            self._cost = reading.cost
+            self._take(reading)
         except Exception:
             if not self.failed:
                 _log.exception("The metrics cannot be read; what comes next is not logged")
             self.failed = True
-            return 0.0
+            return
         self.failed = False
-        self._take(reading)
-        return reading.cost
 
     def _take(self, reading: Reading) -> None:
         sample, now = Sample.of(reading), time.time()
         self._window.add(sample)
         rss, used = (sample.figures.get(name) for name in ("process.memory.usage", heap.NAME))
-        if self._memory.add(Snapshot(reading.at, now, rss, used)):
+        active = sample.figures.get("sse.server.active_connections", 0.0)
+        if self._memory.add(Snapshot(reading.at, now, rss, used, active)):
             before = self.moments[-1] if self.moments else None
             self.moments.append(Moment.of(sample, now, before))
         self._watch.judge(self._window, self._memory.leak(), now)
@@ -105,7 +117,7 @@ class Sampler:
             },
             **view(reading, self._window),
             "memory": self._memory.status(),
-            "notes": [*self._notes, *_notes(reading)],
+            "notes": [*self._notes, *_notes(reading, self._pause)],
         }
         self.refresh()
 
@@ -123,17 +135,14 @@ class Sampler:
         self.json = json.dumps(status).encode()
 
 
-def _pause(cost: float) -> float:
-    """Seconds from one reading to the next."""
-    return max(EVERY, cost / _SHARE)
-
-
-def _notes(reading: Reading) -> list[str]:
+def _notes(reading: Reading, pause: float) -> list[str]:
     """What a person should know of how the figures come about."""
     notes = []
+    if "sse.server.connections_per_client.max" not in reading.metrics:
+        notes.append(_UNTOLD)
     if _DASHBOARD in reading.by("sse.server.active_connections", "http.route"):
         notes.append(_COUNTED)
-    pause = _pause(reading.cost)
     if pause > EVERY:
-        notes.append(_DEAR.format(reading.cost * 1000, pause))
+        system = any(name.startswith("system.") for name in reading.metrics)
+        notes.append(_DEAR.format(reading.cost * 1000, pause) + (_SYSTEM if system else ""))
     return notes

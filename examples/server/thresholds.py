@@ -1,5 +1,5 @@
-"""The alerts of this process: thresholds.yaml, the list that the collector and Prometheus are given,
-held against the process's own figures.
+"""The alerts of this process: thresholds.yaml, the list of the collector and of Prometheus, held
+against the process's own figures.
 
 Its ``collector:`` expressions mean here what they mean there: counters are taken as rates, here
 over the last minute; a mean over no messages is 0; and what has a minimum is judged only where a
@@ -105,9 +105,9 @@ def _is_judged(entry: dict[str, Any]) -> bool:
 
 def _threshold(entry: dict[str, Any]) -> Threshold:
     variable = entry["variable"]
-    said = os.environ.get(variable, "")
+    said = os.environ.get(variable) or entry["default"]
     try:
-        limit = float(said or entry["default"])
+        limit = float(said)
     except ValueError:
         raise ValueError(f"{variable} is {said!r}, and takes a number") from None
     if entry["severity"] not in SEVERITIES:

@@ -42,7 +42,8 @@ function size(bytes) {
 }
 
 const bytes = (value) => size(value).join(" ").trim();
-const ms = (value) => (value == null ? "–" : `${number(value)} ms`);
+const ms = (value) =>
+  value == null ? "–" : value < 1000 ? `${number(value)} ms` : `${number(value / 1000)} s`;
 
 function seconds(value) {
   if (value == null) return "–";
@@ -124,7 +125,7 @@ const CHARTS = [
     show: number,
     value: ({ connections }) => [number(connections.active), ""],
     beside: ({ connections }) =>
-      `${number(connections.rate_per_minute)} opened in the last minute, ${number(connections.total)} in all`,
+      `${number(Math.round(connections.rate_per_minute))} opened in the last minute, ${number(connections.total)} in all`,
   },
   {
     title: "Messages",
@@ -147,7 +148,7 @@ const CHARTS = [
     title: "Wait in a send",
     lines: ["send_ms"],
     show: ms,
-    value: ({ processing }) => [number(processing.mean_ms), processing.mean_ms == null ? "" : "ms"],
+    value: ({ processing }) => ms(processing.mean_ms).split(" "),
     beside: ({ processing }) =>
       processing.max_ms == null
         ? "no message yet"
@@ -175,10 +176,12 @@ const CHARTS = [
 const WIDTH = 300;
 const HEIGHT = 100;
 
-/** The next round number. */
-function above(value) {
-  const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 3, 4, 5, 6, 8, 10].find((step) => step * power >= value) * power;
+/** The next round number: of bytes, in the unit that they are shown in. */
+function above(value, binary) {
+  let scale = 1;
+  while (binary && value / scale >= 1024) scale *= 1024;
+  const power = scale * 10 ** Math.floor(Math.log10(value / scale));
+  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].find((step) => step * power >= value) * power;
 }
 
 class Chart {
@@ -214,10 +217,10 @@ class Chart {
 
   /** The large figure. */
   show(status) {
-    const [value, unit] = this.kind.value(status);
+    const [value, unit = ""] = this.kind.value(status);
     if (this.value.dataset.shown !== `${value} ${unit}`) {
       this.value.dataset.shown = `${value} ${unit}`;
-      this.value.replaceChildren(value, ...(unit ? [make("small", {}, unit)] : []));
+      this.value.replaceChildren(value, ...(unit ? [make("small", {}, ` ${unit}`)] : []));
     }
     say(this.beside, this.kind.beside(status));
   }
@@ -226,7 +229,7 @@ class Chart {
     this.#moments = moments;
     const { lines, show, title } = this.kind;
     const values = moments.flatMap((moment) => lines.map((name) => moment[name])).filter((each) => each != null);
-    const most = above(Math.max(...values, 0) || 1);
+    const most = above(Math.max(...values, 0) || 1, lines[0].includes("bytes"));
     this.#y = (value) => HEIGHT - (value / most) * HEIGHT;
     const end = moments.at(-1)?.time ?? 0;
     this.#x = (time) => WIDTH - ((end - time) / SPAN) * WIDTH;
@@ -305,7 +308,7 @@ let moments = [];
 
 function drawCharts() {
   const end = moments.at(-1)?.time ?? 0;
-  moments = moments.filter(({ time }) => time >= end - SPAN - 5);
+  moments = moments.filter(({ time }) => time >= end - SPAN);
   for (const chart of charts) chart.draw(moments);
   if ($("table").open) drawTable();
 }
@@ -487,6 +490,7 @@ function showMessages({ messages, processing, connections }) {
 function showMemory({ rss, heap, leak }) {
   const verdict = {
     leak: `Growing by ${number(leak.rate_mb_per_second)} MB/s: ${leak.recommendation}`,
+    "more connections": `Growing by ${number(leak.rate_mb_per_second)} MB/s with the connections`,
     "no leak": `No leak: ${number(leak.rate_mb_per_second)} MB/s over the last half minute`,
     "insufficient data": "Leak: not enough data yet",
   };
@@ -552,6 +556,7 @@ let heard = 0;
 let lost = null;
 let paused = false;
 let newest = null;
+let history = [];
 
 function connect() {
   source = new EventSource("/status/events");
@@ -563,7 +568,10 @@ function connect() {
     moments.push(JSON.parse(data));
     if (!paused) drawCharts();
   });
-  source.addEventListener("alerts", ({ data }) => showHistory(JSON.parse(data)));
+  source.addEventListener("alerts", ({ data }) => {
+    history = JSON.parse(data);
+    if (!paused) showHistory(history);
+  });
   source.addEventListener("status", ({ data }) => {
     heard = Date.now();
     lost = null;
@@ -611,6 +619,7 @@ $("pause").addEventListener("click", () => {
   $("pause").setAttribute("aria-pressed", paused);
   if (!paused && newest) {
     showStatus(newest);
+    showHistory(history);
     drawCharts();
   }
   showState();

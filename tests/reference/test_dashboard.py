@@ -1,0 +1,309 @@
+"""The dashboard in a real Chromium, of a server under ``opentelemetry-instrument``."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+from playwright.async_api import Browser, Page, async_playwright, expect
+from reference.watching import notification
+from support import RawClient, free_port
+from tools import tool
+
+_APP = Path(__file__).resolve().parent / "apps" / "watched.py"
+_INSTRUMENT = Path(sys.executable).parent / "opentelemetry-instrument"
+# Milliseconds, for a busy machine.
+_SLOW = 60_000
+expect.set_options(timeout=_SLOW)
+
+
+class Server:
+    """The application as a process that can be stopped and started again on its port."""
+
+    def __init__(self, **environment: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        quiet = dict.fromkeys(
+            ("OTEL_TRACES_EXPORTER", "OTEL_METRICS_EXPORTER", "OTEL_LOGS_EXPORTER"), "none"
+        )
+        kept = {name: value for name, value in os.environ.items() if name[:4] not in _OURS}
+        self._environment = {
+            **kept,
+            **quiet,
+            "OTEL_SERVICE_NAME": "shop",
+            "OTEL_PYTHON_SSE_EXCLUDED_URLS": "/status/events",
+            "OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS": "system.*",
+            **environment,
+        }
+
+    def __enter__(self) -> "Server":
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [_INSTRUMENT, sys.executable, _APP, str(self.port)],
+            env=self._environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for _ in range(600):
+            assert self._process.poll() is None, "it has ended"
+            try:
+                with urllib.request.urlopen(f"{self.url}/alerts", timeout=20):
+                    return
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError("the server does not answer")
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    async def post(self, body: dict[str, Any]) -> None:
+        async with ClientSession() as client, client.post(f"{self.url}/alerts", json=body) as said:
+            assert said.status == 200, await said.text()
+
+
+_OURS = ("SSE_", "OTEL")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One for which a third connection is an alert; each test leaves it without connections, and
+    without alerts.
+    """
+    with Server(SSE_MAX_CONNECTIONS="2") as server:
+        yield server
+
+
+@pytest.fixture
+async def chromium() -> AsyncIterator[Browser]:
+    path = tool("chromium")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox"], timeout=_SLOW
+        )
+        yield browser
+        await browser.close()
+
+
+@asynccontextmanager
+async def opened(chromium: Browser, server: Server, **options: Any) -> AsyncIterator[Page]:
+    """The dashboard, live; at the end it has said nothing wrong and asked nobody else."""
+    context = await chromium.new_context(base_url=server.url, **options)
+    context.set_default_timeout(_SLOW)
+    page = await context.new_page()
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(f"uncaught {error}"))
+    page.on("request", lambda request: asked.append(request.url))
+    await page.goto("/")
+    await shows(page, "state", "Live")
+    yield page
+    assert said == []
+    assert asked
+    assert [url for url in asked if not url.startswith(server.url + "/")] == []
+    await context.close()
+
+
+async def shows(page: Page, name: str, text: str | re.Pattern[str]) -> None:
+    await expect(page.locator(f"#{name}")).to_contain_text(text)
+
+
+def chart(page: Page, title: str) -> Any:
+    """The large figure of a chart."""
+    return page.locator("article", has=page.get_by_role("heading", name=title, exact=True))
+
+
+async def test_it_is_live(chromium: Browser, server: Server) -> None:
+    """Figures, charts and lists follow the server without a reload; so do the process's alerts."""
+    async with opened(chromium, server) as page:
+        await shows(page, "service", "shop")
+        await shows(page, "memory", re.compile(r"Now\d+.* MB\d+.* MB"))
+        await page.evaluate("window.same = true")
+        connections = chart(page, "Open connections").locator(".value")
+        await expect(connections).to_have_text("0")
+        await expect(page.locator("#no-alerts")).to_be_visible()
+        clients = [await RawClient.get(server.port, "/ticker?rate=50") for _ in range(3)]
+        await expect(connections).to_have_text("3")
+        await expect(chart(page, "Messages").locator(".value")).to_contain_text(
+            re.compile("[1-9].* a second"), timeout=_SLOW
+        )
+        await expect(page.locator("#clients")).to_contain_text("127.0.0.13")
+        await expect(page.locator("#routes")).to_contain_text("/ticker")
+        alert = page.locator("#alerts li")
+        await expect(alert).to_contain_text("SSEConnectionsHigh▲ Critical")
+        await expect(alert).to_contain_text("3 connections (threshold 2)")
+        await expect(page.locator("#told")).to_have_text("critical alert SSEConnectionsHigh")
+        plot = chart(page, "Open connections").locator(".plot")
+        await expect(plot).to_have_attribute("aria-label", re.compile("now 3,.* most 3"))
+        drawn = await plot.locator(".line").first.get_attribute("d")
+        for client in clients:
+            await client.close()
+        await expect(connections).to_have_text("0")
+        await expect(alert).to_have_count(0)
+        await expect(page.locator("#endings")).to_contain_text("Left by the client3")
+        rows = page.locator("#history tbody tr")
+        await expect(rows.nth(0)).to_contain_text(re.compile("resolved.*SSEConnectionsHigh"))
+        await expect(rows.nth(1)).to_contain_text(re.compile("firing.*SSEConnectionsHigh"))
+        await expect(plot).to_have_attribute("aria-label", re.compile("now 0,"))
+        assert await plot.locator(".line").first.get_attribute("d") != drawn
+        assert await page.evaluate("window.same")
+
+
+async def test_an_alert_of_alertmanager(chromium: Browser, server: Server) -> None:
+    """It appears when Alertmanager tells it, and vanishes at its end. No text becomes markup."""
+    async with opened(chromium, server) as page:
+        body = notification("firing", "SSEReconnectStorm")
+        body["alerts"][0]["annotations"]["summary"] = "<img src=x onerror=alert(1)>"
+        body["alerts"][0]["annotations"]["runbook_url"] = "javascript:alert(1)"
+        await server.post(body)
+        alert = page.locator("#alerts li")
+        await expect(alert).to_contain_text("SSEReconnectStorm")
+        await expect(alert).to_contain_text("<img src=x onerror=alert(1)>")
+        await expect(alert).to_contain_text("told by Alertmanager, shop, a:1")
+        await expect(alert.locator("a, img")).to_have_count(0)
+        await server.post(notification("resolved", "SSEReconnectStorm"))
+        await expect(alert).to_have_count(0)
+        await expect(page.locator("#told")).to_have_text("SSEReconnectStorm is over")
+        rows = page.locator("#history tbody tr")
+        await expect(rows.nth(0)).to_contain_text("resolved")
+        await expect(rows.nth(1)).to_contain_text("firing")
+
+
+async def test_by_keyboard(chromium: Browser, server: Server) -> None:
+    """What does or shows something more is reached by Tab, visibly, and works by keys."""
+    async with opened(chromium, server) as page:
+        await page.wait_for_function(
+            "document.querySelectorAll('.plot .cursor, .plot .dot').length"
+        )
+        reached: list[str] = []
+        for _ in range(40):
+            await page.keyboard.press("Tab")
+            name = await page.evaluate(
+                """() => {
+                    const it = document.activeElement;
+                    if (it === document.body) return "";
+                    const seen = getComputedStyle(it).outlineStyle !== "none";
+                    const by = document.getElementById(it.getAttribute("aria-labelledby"));
+                    const name = it.getAttribute("aria-label") ?? (by ?? it).textContent;
+                    return seen ? name.trim().split(",")[0] : `unseen: ${name}`;
+                }"""
+            )
+            if not name:
+                break
+            reached.append(name)
+        assert reached[:2] == ["Skip to the figures", "Pause"]
+        charts = ["Open connections", "Messages", "Throughput", "Wait in a send", "Memory"]
+        assert reached[2:9] == [*charts, "Backlog", "The charts as a table"]
+        assert reached[-2:] == ["/status", "/alerts"]
+        assert not [each for each in reached if each.startswith("unseen")]
+        plot = chart(page, "Open connections").locator(".plot")
+        await plot.focus()
+        await page.keyboard.press("Home")
+        await expect(chart(page, "Open connections").locator(".axis")).to_contain_text(
+            re.compile(r"\d\d:\d\d:\d\d: 0")
+        )
+        await page.get_by_text("The charts as a table").focus()
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#table tbody tr").first).to_be_visible()
+        pause = page.get_by_role("button", name="Pause")
+        await pause.focus()
+        await page.keyboard.press("Space")
+        await shows(page, "state", "Paused")
+        await expect(pause).to_have_attribute("aria-pressed", "true")
+        await page.keyboard.press("Space")
+        await shows(page, "state", "Live")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_it_is_readable(scheme: Any, chromium: Browser, server: Server) -> None:
+    """Dark and light as asked, enough contrast in both, no sideways scrolling on a small phone,
+    nothing that moves where motion is not wanted.
+    """
+    clients = [await RawClient.get(server.port, "/ticker?count=40&rate=100") for _ in range(2)]
+    storm = "SSEReconnectStorm" * 3
+    await server.post(notification("firing", storm, severity="warning"))
+    phone = {"width": 320, "height": 700}
+    async with opened(
+        chromium, server, color_scheme=scheme, viewport=phone, reduced_motion="reduce"
+    ) as page:
+        await expect(page.locator("#endings")).to_contain_text("Completed")
+        for width in (320, 360, 768, 1280):
+            await page.set_viewport_size({"width": width, "height": 700})
+            assert await page.evaluate("document.documentElement.scrollWidth") <= width
+        poor = json.loads(await page.evaluate(_CONTRAST))
+        assert poor == []
+        ground = await page.evaluate("getComputedStyle(document.body).backgroundColor")
+        light = int(re.findall(r"\d+", ground)[0]) > 127
+        assert light is (scheme == "light")
+        assert await page.evaluate("document.getAnimations().length") == 0
+    for client in clients:
+        await client.close()
+    await server.post(notification("resolved", storm))
+
+
+# The texts with less contrast to what is behind them than 4.5 to 1.
+_CONTRAST = """JSON.stringify([...document.querySelectorAll("body *")].flatMap((it) => {
+    const own = [...it.childNodes].some((each) => each.nodeType === 3 && each.data.trim());
+    if (!own || !it.checkVisibility() || it.matches(".unseen, .skip, noscript")) return [];
+    const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+    let behind = it;
+    while (behind && (numbers(getComputedStyle(behind).backgroundColor)[3] ?? 1) < 1)
+        behind = behind.parentElement;
+    const light = (colour) => numbers(colour).slice(0, 3).map((each) => each / 255)
+        .map((each) => (each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, each, index) => sum + each * [0.2126, 0.7152, 0.0722][index], 0);
+    const a = light(getComputedStyle(it).color);
+    const b = light(getComputedStyle(behind ?? document.documentElement).backgroundColor);
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    return ratio < 4.5 ? [`${it.textContent.trim().slice(0, 40)}: ${ratio.toFixed(2)}`] : [];
+}))"""
+
+
+async def test_a_server_that_goes_away(chromium: Browser, server: Server) -> None:
+    """The page says since when it has no news, dims what is old, and is live again by itself."""
+    context = await chromium.new_context(base_url=server.url)
+    page = await context.new_page()
+    await page.goto("/")
+    await shows(page, "state", "Live")
+    first = await page.locator("#process").text_content()
+    server.stop()
+    await shows(page, "state", re.compile(r"Reconnecting since \d\d:\d\d:\d\d"))
+    await expect(page.locator("body[data-old]")).to_have_count(1)
+    await asyncio.to_thread(server.start)
+    await shows(page, "state", "Live")
+    await expect(page.locator("body[data-old]")).to_have_count(0)
+    assert await page.locator("#process").text_content() != first
+    await context.close()
+
+
+async def test_a_server_without_metrics(chromium: Browser) -> None:
+    """The page says what the server says: how to start it."""
+    with Server(OTEL_SDK_DISABLED="true") as server:
+        page = await chromium.new_page()
+        await page.goto(server.url)
+        await expect(page.get_by_role("alert")).to_contain_text(
+            "start it with `opentelemetry-instrument`", timeout=_SLOW
+        )
+        await shows(page, "state", "Reconnecting")
+        await page.close()

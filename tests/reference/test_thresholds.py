@@ -1,0 +1,340 @@
+"""The process's own alerts: each as collector/thresholds.yaml has it, and how they are told."""
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reference.watching import sample
+from server import thresholds
+from server.figures import Window
+from server.memory import Memory
+from server.thresholds import COOLDOWN, SETTLED, Threshold, Watch, load, measure
+
+CALM = Memory().leak()
+LEAKING = {**CALM, "leaking": True, "rate_mb_per_second": 0.25}
+OPEN = {"sse__server__connections": 9, "sse__server__active_connections": 9}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The defaults, whatever the machine has set."""
+    for name in [each for each in os.environ if each.startswith("SSE_")]:
+        monkeypatch.delenv(name)
+
+
+def window(seconds: float, before: dict[str, float], after: dict[str, float]) -> Window:
+    """Two readings so far apart, whose figures are these."""
+    found = Window()
+    found.add(sample(0, **{**OPEN, **before}))
+    found.add(sample(seconds, **{**OPEN, **after}))
+    return found
+
+
+def minute(**gained: float) -> Window:
+    """A minute in which the figures came from 0."""
+    return window(60, dict.fromkeys(gained, 0.0), gained)
+
+
+def active(found: Window, leak: dict[str, Any] = CALM) -> dict[str, float]:
+    """The alerts of the list that these figures give, with their values."""
+    told: list[dict[str, Any]] = []
+    watch = Watch(load() or [], told.append)
+    watch.judge(found, leak, 1000.0)
+    return {each["alert"]: each["value"] for each in watch.active(1000.0)}
+
+
+# An alert, the figures that are just at its threshold, those just beyond, and the value told. The
+# numbers are worked out by hand: 6,000 messages in a minute are 100 a second; 600 messages that
+# waited 300 s waited 0.5 s each.
+BUSY = {"sse__server__messages": 600.0, "sse__server__io": 600.0, "sse__server__send__time": 0.0}
+EDGES = [
+    (
+        "SSEConnectionsHigh",
+        {"sse__server__active_connections": 10_000.0},
+        {"sse__server__active_connections": 10_001.0},
+        10_001,
+    ),
+    (
+        "SSEMemoryHigh",
+        {"process__memory__usage": 1024.0 * 1_048_576},
+        {"process__memory__usage": 1025.0 * 1_048_576},
+        1025,
+    ),
+    ("SSEMessageRateLow", {"sse__server__messages": 60.0}, {"sse__server__messages": 54.0}, 0.9),
+    (
+        "SSEProcessingSlow",
+        {"sse__server__send__time": 300.0},
+        {"sse__server__send__time": 300.6},
+        501,
+    ),
+    (
+        "SSEProcessingElevated",
+        {"sse__server__send__time": 60.0},
+        {"sse__server__send__time": 60.6},
+        101,
+    ),
+    (
+        "SSEMessagesLarge",
+        {"sse__server__io": 6_000_000.0},
+        {"sse__server__io": 6_000_600.0},
+        10_001,
+    ),
+    (
+        "SSEMessageRateHigh",
+        {"sse__server__messages": 6000.0},
+        {"sse__server__messages": 6060.0},
+        101,
+    ),
+    (
+        "SSEConnectionsStalled",
+        {"sse__server__stalled_connections": 100.0},
+        {"sse__server__stalled_connections": 101.0},
+        101,
+    ),
+    (
+        "SSEConnectionIdle",
+        {"sse__server__connection__idle__max": 3600.0},
+        {"sse__server__connection__idle__max": 3601.0},
+        3601,
+    ),
+    (
+        "SSEBacklogHigh",
+        {"sse__server__backlog__max": 1_000_000.0},
+        {"sse__server__backlog__max": 1_000_001.0},
+        1_000_001,
+    ),
+    (
+        "SSEConnectionsPerClient",
+        {"sse__server__connections_per_client__max": 100.0},
+        {"sse__server__connections_per_client__max": 101.0},
+        101,
+    ),
+]
+
+
+@pytest.mark.parametrize(("alert", "at", "beyond", "value"), EDGES, ids=[each[0] for each in EDGES])
+def test_each_alert_at_its_edge(
+    alert: str, at: dict[str, float], beyond: dict[str, float], value: float
+) -> None:
+    """At the threshold it is silent, just beyond it is told with the value in the list's unit."""
+    assert alert not in active(minute(**{**BUSY, **at}))
+    assert active(minute(**{**BUSY, **beyond}))[alert] == pytest.approx(value, rel=1e-5)
+
+
+def test_every_alert_that_the_collector_measures_is_judged() -> None:
+    """None of the list's is forgotten here; the leak is the one besides them."""
+    assert {each.alert for each in load() or []} == {each[0] for each in EDGES} | {"SSEMemoryLeak"}
+
+
+def test_the_leak_is_the_memorys() -> None:
+    """Its verdict is memory.py's, by the list's number."""
+    assert active(minute(**BUSY), LEAKING) == {"SSEMemoryLeak": 0.25}
+    assert active(minute(**BUSY)) == {}
+    assert Watch(load() or [], lambda _: None).leak_limit == 0.1
+
+
+def test_the_variables_are_the_collectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A threshold is changed by the variable that changes it in the collector."""
+    monkeypatch.setenv("SSE_MAX_CONNECTIONS", "8")
+    monkeypatch.setenv("SSE_MAX_MEMORY_GROWTH_MB", "0.7")
+    assert active(minute(**BUSY))["SSEConnectionsHigh"] == 9
+    assert Watch(load() or [], lambda _: None).leak_limit == 0.7
+
+
+def test_a_rate_needs_some_seconds() -> None:
+    """Rates and means are not judged before the readings span ten seconds."""
+    many = {"sse__server__messages": 100_000.0}
+    assert active(window(SETTLED - 1, {"sse__server__messages": 0.0}, many)) == {}
+    assert "SSEMessageRateHigh" in active(window(SETTLED, {"sse__server__messages": 0.0}, many))
+
+
+def test_low_is_judged_where_a_connection_was_open_all_the_time() -> None:
+    """Neither the first client of a quiet service nor a service without clients is slow."""
+    nobody = {"sse__server__connections": 0.0, "sse__server__active_connections": 0.0}
+    first = {"sse__server__connections": 1.0, "sse__server__active_connections": 1.0}
+    silent = {"sse__server__messages": 0.0}
+    assert active(window(60, {**nobody, **silent}, {**first, **silent})) == {}
+    assert active(window(60, {**nobody, **silent}, {**nobody, **silent})) == {}
+    assert active(window(60, {**first, **silent}, {**first, **silent})) == {
+        "SSEMessageRateLow": 0.0
+    }
+
+
+def test_a_mean_over_nothing_is_zero() -> None:
+    """As in the collector: no message, no processing time."""
+    terms = ("sse.server.send.time", "/", "sse.server.messages", "*", "1000")
+    nothing = {"sse__server__send__time": 0.0, "sse__server__messages": 0.0}
+    assert measure(terms, window(60, nothing, nothing)) == 0.0
+
+
+def test_what_is_not_told_is_not_judged() -> None:
+    """Without system metrics there is no alert of memory, and no error."""
+    assert measure(("process.memory.usage", "/", "1048576"), minute(**BUSY)) is None
+
+
+def test_the_window_is_a_minute() -> None:
+    """A rate is that of the last minute, whatever was before."""
+    found = Window(60)
+    for second in range(200):
+        found.add(sample(second, sse__server__messages=10.0 * max(0, second - 100)))
+    assert found.span == 60
+    assert found.rate("sse.server.messages") == 10
+
+
+def test_a_counter_that_begins_begins_at_zero() -> None:
+    """The first messages of a process count, though no metric was told before them."""
+    found = Window()
+    found.add(sample(0))
+    found.add(sample(10, sse__server__messages=50))
+    assert found.rate("sse.server.messages") == 5
+
+
+# --- how they are told ------------------------------------------------------------------------
+
+HIGH = minute(**BUSY, sse__server__backlog__max=2e6)
+CALM_WINDOW = minute(**BUSY, sse__server__backlog__max=0.0)
+
+
+@pytest.fixture
+def told() -> list[dict[str, Any]]:
+    return []
+
+
+@pytest.fixture
+def watch(told: list[dict[str, Any]]) -> Watch:
+    return Watch(load() or [], told.append)
+
+
+def test_an_episode_is_told_at_its_ends(
+    watch: Watch, told: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """To the log and to the history: once when it begins, once when it ends."""
+    caplog.set_level(logging.INFO, "server.alerts")
+    for now in range(1000, 1010):
+        watch.judge(HIGH, CALM, now)
+    watch.judge(CALM_WINDOW, CALM, 1010)
+    first, second = told
+    assert first == {
+        "time": "1970-01-01T00:16:40Z",
+        "status": "firing",
+        "source": "process",
+        "alert": "SSEBacklogHigh",
+        "severity": "warning",
+        "value": 2_000_000.0,
+        "threshold": 1_000_000.0,
+        "summary": "A client has fallen behind; what it has not taken yet fills the server's "
+        "memory.",
+    }
+    assert (second["status"], second["time"]) == ("resolved", "1970-01-01T00:16:50Z")
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "SSEBacklogHigh firing (warning): 2e+06" in caplog.text
+
+
+def test_the_cooldown(watch: Watch, told: list[dict[str, Any]]) -> None:
+    """What flaps is told once in five minutes, and is active whenever it is breached."""
+    for now in range(1000, 1000 + int(COOLDOWN)):
+        watch.judge(HIGH if now % 2 else CALM_WINDOW, CALM, now)
+        assert len(watch.active(now)) == now % 2
+    assert [each["status"] for each in told] == ["firing", "resolved"]
+    (alert,) = watch.active(1299)
+    assert (alert["since"], alert["cooldown_left_seconds"]) == ("1970-01-01T00:21:39Z", 2.0)
+    watch.judge(HIGH, CALM, 1302)
+    assert [each["status"] for each in told] == ["firing", "resolved", "firing"]
+
+
+def test_what_goes_on_is_not_told_again(watch: Watch, told: list[dict[str, Any]]) -> None:
+    """An alert that lasts for an hour is one alert."""
+    for now in range(1000, 4600, 60):
+        watch.judge(HIGH, CALM, now)
+    assert len(told) == 1
+    assert watch.active(4600)[0]["since"] == "1970-01-01T00:16:40Z"
+
+
+def test_the_worst_is_first(watch: Watch) -> None:
+    """Critical before warning before info."""
+    bad = minute(
+        sse__server__messages=60.0,
+        sse__server__io=1e7,
+        sse__server__backlog__max=2e6,
+        sse__server__active_connections=20_000.0,
+    )
+    watch.judge(bad, CALM, 1000)
+    alerts = watch.active(1000)
+    assert [each["severity"] for each in alerts] == ["critical", "warning", "info"]
+    assert all(each["recommendation"] for each in alerts)
+
+
+def test_every_alert_has_advice() -> None:
+    """Each says what to do, and not only what is."""
+    assert [each.alert for each in load() or [] if each.advice == each.says] == []
+
+
+# --- what may be wrong ------------------------------------------------------------------------
+
+
+def test_without_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that was copied without it has no thresholds, which is no error."""
+    monkeypatch.setattr(thresholds, "DEFAULT", tmp_path / "none.yaml")
+    assert load() is None
+
+
+def entry(**changed: str) -> str:
+    fields = {
+        "alert": "A",
+        "severity": "info",
+        "variable": "SSE_A",
+        "default": "1",
+        "unit": "s",
+        "says": "So.",
+        "collector": "sse.a",
+        **changed,
+    }
+    return "- " + "\n  ".join(f"{name}: {value}" for name, value in fields.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (entry(collector="'sse.a +  sse.b'"), "A: not understood: sse.a"),
+        (entry(collector="'sse.a *'"), "A: not understood: sse.a *"),
+        (entry(severity="bad"), "A: the severity is 'bad'"),
+        (entry(default="much"), "SSE_A is 'much', and takes a number"),
+        ("alerts: 1", "is no list of thresholds"),
+        ("- [", "is no list of thresholds"),
+        ("- alert: A\n  collector: sse.a", "is no list of thresholds: KeyError('variable')"),
+    ],
+)
+def test_a_bad_list(text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server does not start with it, and says what is wrong."""
+    file = tmp_path / "thresholds.yaml"
+    file.write_text(text)
+    monkeypatch.setenv(thresholds.VARIABLE, str(file))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        load()
+
+
+def test_a_bad_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named, with what it says."""
+    monkeypatch.setenv("SSE_MAX_CONNECTIONS", "many")
+    with pytest.raises(ValueError, match="SSE_MAX_CONNECTIONS is 'many', and takes a number"):
+        load()
+
+
+def test_a_list_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was asked for has to be there."""
+    monkeypatch.setenv(thresholds.VARIABLE, str(tmp_path / "none.yaml"))
+    with pytest.raises(ValueError, match=r"SSE_SERVER_THRESHOLDS names .*none\.yaml"):
+        load()
+
+
+def test_a_threshold_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list may hold any metric of the process."""
+    file = tmp_path / "thresholds.yaml"
+    file.write_text(entry(collector="server.queue.length * 2"))
+    monkeypatch.setenv(thresholds.VARIABLE, str(file))
+    assert load() == [
+        Threshold("A", "info", 1.0, False, "s", "So.", ("server.queue.length", "*", "2"))
+    ]
