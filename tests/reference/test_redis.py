@@ -20,20 +20,8 @@ from support import Backend, until
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[RedisServer]:
     with RedisServer(tmp_path) as server:
-        await answers(server)
+        await server.answers()
         yield server
-
-
-async def answers(server: RedisServer) -> None:
-    """Waits until Redis takes commands."""
-    async with redis.asyncio.Redis.from_url(server.url) as client:
-
-        async def ping() -> bool:
-            with contextlib.suppress(redis.exceptions.RedisError, OSError):
-                return bool(await client.ping())
-            return False
-
-        await eventually(ping)
 
 
 async def _well(site: Site) -> None:
