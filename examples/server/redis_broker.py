@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
 from server.broker import Broker, Id, Message, Unavailable
-from server.errors import Errors, backoff
+from server.errors import Errors, backoff, within
 from server.meters import Meters
 from server.settings import Settings
 
@@ -101,16 +101,16 @@ class RedisBroker(Broker):
     async def _follow(self) -> None:
         wait = self._errors.time_out.seconds
         if self._last is None:
-            last = await asyncio.wait_for(self._ask(self._redis.xrevrange(KEY, count=1)), wait)
+            last = await within(wait, self._ask(self._redis.xrevrange(KEY, count=1)))
             self._last = _id(last[0][0]) if last else Id(0, 0)
         if not self._up.is_set():
-            await asyncio.wait_for(self._ask(self._redis.ping()), wait)
+            await within(wait, self._ask(self._redis.ping()))
             self._errors.succeeded()
             self._up.set()
         millis = int(BLOCK_SECONDS * 1000)
-        found = await asyncio.wait_for(
-            self._ask(self._redis.xread({KEY: str(self._last)}, count=100, block=millis)),
+        found = await within(
             BLOCK_SECONDS + wait,
+            self._ask(self._redis.xread({KEY: str(self._last)}, count=100, block=millis)),
         )
         # A list of pairs in RESP2, a dictionary of lists of lists in RESP3.
         for entries in dict(found).values() if found else ():
@@ -154,7 +154,7 @@ class RedisBroker(Broker):
             await self._up.wait()
             try:
                 wait = 10 + self._errors.time_out.seconds
-                return await asyncio.wait_for(self._ask(operation()), wait)
+                return await within(wait, self._ask(operation()))
             except Exception as error:
                 self._errors.handle(error, "replay")
                 await asyncio.sleep(backoff(failed))
