@@ -1,8 +1,8 @@
 """HTTP content coding that is live: after each write, the client can decode all of it.
 
 aiohttp's own ``enable_compression`` leaves what was written last in the coder until more comes,
-and a message with it. aiohttp takes another zlib, though, and this is one whose coders finish
-what they are given. README.md says when to take it, and when envelopes.
+and a message with it. From 3.12 on aiohttp takes another zlib, though, and this is one whose
+coders finish what they are given. README.md says when to take it, and when envelopes.
 """
 
 from __future__ import annotations

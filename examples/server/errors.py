@@ -16,8 +16,8 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Final, TypeVar
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Final, TypeVar
 
 from server.broker import Unavailable
 from server.meters import Meters
@@ -44,6 +44,24 @@ TRIES: Final = 3
 def backoff(number: int, base: float = 0.1, most: float = 2.0) -> float:
     """Seconds before the next try after ``number`` failed ones; by chance up to half less."""
     return min(most, base * 2.0 ** min(number, 32)) * random.uniform(0.5, 1.0)
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """As ``asyncio.wait_for``, which before Python 3.12 forgets that it was cancelled where the
+    work ends at the same time; whoever waits for its caller's end would then wait for ever.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if not task.done():
+            raise asyncio.TimeoutError(f"not within {seconds:g} s")
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+        elif not task.cancelled():
+            task.exception()  # has been looked at, whoever has been cancelled
 
 
 def refused(error: BaseException) -> bool:
@@ -198,7 +216,7 @@ class Errors:
         if self.breaker.close():
             self._meters.recoveries.add(1, {"action": "circuit_closed"})
 
-    async def attempt(self, operation: Callable[[], Awaitable[T]], doing: str) -> T:
+    async def attempt(self, operation: Callable[[], Coroutine[Any, Any, T]], doing: str) -> T:
         """What the operation gives. It is tried again only where it was refused: what may have
         been done already is not done twice.
 
@@ -212,13 +230,13 @@ class Errors:
             if left:
                 raise Unavailable(f"{doing}: the circuit is open", left)
             try:
-                result = await asyncio.wait_for(operation(), self.time_out.seconds)
+                result = await within(self.time_out.seconds, operation())
             except Exception as error:
                 self.handle(error, doing)
                 number += 1
                 if number == TRIES or not refused(error):
                     wait = self.retry_after.seconds
-                    raise Unavailable(f"{doing}: {error or type(error).__name__}", wait) from error
+                    raise Unavailable(f"{doing}: {classify(error)}", wait) from error
             else:
                 self.succeeded()
                 return result

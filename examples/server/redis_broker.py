@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
 from server.broker import Broker, Id, Message, Unavailable
-from server.errors import Errors, backoff
+from server.errors import Errors, backoff, within
 from server.meters import Meters
 from server.settings import Settings
 
@@ -35,14 +35,14 @@ class RedisBroker(Broker):
         super().__init__(settings, meters)
         self._errors = errors
         # No retry of its own: a message whose fate is unknown must not be published twice.
-        pool = BlockingConnectionPool.from_url(
+        self._pool: Any = BlockingConnectionPool.from_url(
             settings.redis_url,
             max_connections=CONNECTIONS,
             timeout=10,
             decode_responses=True,
             retry=Retry(NoBackoff(), 0),
         )
-        self._redis: Any = Redis.from_pool(pool)
+        self._redis: Any = Redis.from_pool(self._pool)
         # The stream is being read.
         self._up = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
@@ -55,9 +55,21 @@ class RedisBroker(Broker):
         fields = {"topic": topic, "type": type, "data": data}
 
         async def add() -> Any:
-            return await self._redis.xadd(KEY, fields, maxlen=self._history, approximate=True)
+            return await self._ask(
+                self._redis.xadd(KEY, fields, maxlen=self._history, approximate=True)
+            )
 
         return _id(await self._errors.attempt(add, "publish"))
+
+    async def _ask(self, command: Awaitable[Any]) -> Any:
+        """What Redis answers. Whoever waits for it may be cancelled, by a time-out for one."""
+        try:
+            return await command
+        except asyncio.CancelledError:
+            # redis-py keeps a connection whose greeting was cut off, and would take what comes
+            # late there for the answer to something else.
+            await self._pool.disconnect(inuse_connections=False)
+            raise
 
     async def ping(self) -> None:
         if not self._up.is_set():
@@ -89,16 +101,16 @@ class RedisBroker(Broker):
     async def _follow(self) -> None:
         wait = self._errors.time_out.seconds
         if self._last is None:
-            last = await asyncio.wait_for(self._redis.xrevrange(KEY, count=1), wait)
+            last = await within(wait, self._ask(self._redis.xrevrange(KEY, count=1)))
             self._last = _id(last[0][0]) if last else Id(0, 0)
         if not self._up.is_set():
-            await asyncio.wait_for(self._redis.ping(), wait)
+            await within(wait, self._ask(self._redis.ping()))
             self._errors.succeeded()
             self._up.set()
         millis = int(BLOCK_SECONDS * 1000)
-        found = await asyncio.wait_for(
-            self._redis.xread({KEY: str(self._last)}, count=100, block=millis),
+        found = await within(
             BLOCK_SECONDS + wait,
+            self._ask(self._redis.xread({KEY: str(self._last)}, count=100, block=millis)),
         )
         # A list of pairs in RESP2, a dictionary of lists of lists in RESP3.
         for entries in dict(found).values() if found else ():
@@ -141,7 +153,8 @@ class RedisBroker(Broker):
         while True:
             await self._up.wait()
             try:
-                return await asyncio.wait_for(operation(), 10 + self._errors.time_out.seconds)
+                wait = 10 + self._errors.time_out.seconds
+                return await within(wait, self._ask(operation()))
             except Exception as error:
                 self._errors.handle(error, "replay")
                 await asyncio.sleep(backoff(failed))

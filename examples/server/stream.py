@@ -201,7 +201,9 @@ async def _next(source: AsyncGenerator[bytes, None]) -> bytes | None:
 
 async def _json(request: web.Request) -> Any:
     try:
-        return await request.json()
+        return json.loads(await request.read())
+    except web.HTTPRequestEntityTooLarge:
+        raise Problem(413, "the body is larger than that of any message") from None
     except (ValueError, RecursionError):
         raise Problem(400, "the body is to be JSON in UTF-8") from None
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import redis.asyncio
 from aiohttp import web
 from server.app import build
 from server.broker import Id, Message
@@ -90,7 +91,8 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def client(url: str) -> AsyncIterator[httpx.AsyncClient]:
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    """As many connections as it takes."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
     async with httpx.AsyncClient(limits=limits, trust_env=False, timeout=20) as http:
         yield http
@@ -104,7 +106,7 @@ async def serving(
     app = build(settings, Meters((backend or Backend()).meter_provider))
     async with serve_aiohttp(app, handler_cancellation=True) as port:
         url = f"http://127.0.0.1:{port}"
-        async with client(url) as http:
+        async with client() as http:
             yield Site(url, http, app)
 
 
@@ -171,6 +173,17 @@ class RedisServer(Process):
             *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
         )
 
+    async def answers(self) -> None:
+        """Waits until it takes commands."""
+        async with redis.asyncio.Redis.from_url(self.url) as client:
+
+            async def ping() -> bool:
+                with contextlib.suppress(redis.exceptions.RedisError, OSError):
+                    return bool(await client.ping())
+                return False
+
+            await eventually(ping)
+
 
 async def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
     """Waits for a condition that is asked by ``await``, and gives what it gave."""
@@ -187,3 +200,37 @@ def running(*processes: Process) -> Iterator[None]:
         for each in processes:
             stack.enter_context(each)
         yield
+
+
+class HAProxy(Process):
+    """The shipped configuration, without the workers that there are not."""
+
+    def __init__(self, folder: Path, *ports: int) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        shipped = (EXAMPLES / "server" / "haproxy.cfg").read_text()
+        env = {f"SSE_WORKER_{n}": f"127.0.0.1:{port}" for n, port in enumerate(ports, 1)}
+        lines = [
+            line
+            for line in shipped.splitlines(keepends=True)
+            if not line.startswith("    server ") or any(f"{name}-" in line for name in env)
+        ]
+        assert len(shipped.splitlines()) - len(lines) == 4 - len(ports)
+        config = folder / "haproxy.cfg"
+        config.write_text("".join(lines))
+        super().__init__(
+            tool("haproxy"), "-db", "-f", str(config), SSE_BIND=f"127.0.0.1:{self.port}", **env
+        )
+
+
+@contextlib.asynccontextmanager
+async def visiting(url: str) -> AsyncIterator[Site]:
+    """The server that listens there, once it is well."""
+    async with client() as http:
+        site = Site(url, http, None)
+
+        async def well() -> bool:
+            return await site.health() == 200
+
+        await eventually(well, 60)
+        yield site

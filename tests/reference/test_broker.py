@@ -123,22 +123,24 @@ async def test_nothing_is_lost_or_doubled_between_replay_and_live(backend: Backe
     """Whoever comes back anywhere in the history, while more is published at every step, gets each
     message after its id once and in order.
     """
-    settings = replace(QUICK, queue_bytes=4 * QUICK.max_message_bytes)
+    settings = replace(QUICK, queue_bytes=4 * QUICK.max_message_bytes, queue_length=5)
     broker = MemoryBroker(settings, Meters(backend.meter_provider))
-    ids = [await broker.publish("a", "message", str(n)) for n in range(10)]
-    expected = 10
-    for start, after in enumerate(ids):
-        outlet = _outlet()
+    ids = [await broker.publish("a", "message", str(n)) for n in range(60)]
+    expected = 60
+    for start, after in list(enumerate(ids))[::6]:
+        outlet = _outlet(settings)
         found = b""
         async for chunk in broker.subscribe(outlet, after):
             found += chunk
-            if expected < start * 4 + 20:
+            if expected < 80 + 2 * start:
                 await broker.publish("a", "message", str(expected))
                 expected += 1
         await broker.publish("a", "message", str(expected))
         expected += 1
         found += await _rest(outlet)
         broker.unsubscribe(outlet)
+        # What came while it was far behind has not filled its queue.
+        assert b"gap" not in found
         assert [int(n) for n in _DATA.findall(found)] == list(range(start + 1, expected))
 
 

@@ -104,7 +104,7 @@ async def _answers(*answers: Answer) -> AsyncIterator[tuple[httpx.AsyncClient, s
 
     app = web.Application()
     app.router.add_get("/", handler)
-    async with serve_aiohttp(app) as port, client("") as http:
+    async with serve_aiohttp(app) as port, client() as http:
         yield http, f"http://127.0.0.1:{port}/", asked
 
 

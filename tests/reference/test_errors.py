@@ -7,7 +7,16 @@ import pytest
 import redis.exceptions
 from reference.served import count
 from server.broker import Unavailable
-from server.errors import Breaker, Errors, Grown, Patterns, backoff, classify, refused
+from server.errors import (
+    Breaker,
+    Errors,
+    Grown,
+    Patterns,
+    backoff,
+    classify,
+    refused,
+    within,
+)
 from server.limits import MemoryExhausted, Refused
 from server.meters import Meters
 from support import Backend
@@ -178,11 +187,11 @@ async def _attempt(errors: Errors, *outcomes: Any) -> tuple[Any, int]:
 
 
 async def test_a_refused_attempt_is_made_again(backend: Backend) -> None:
-    """What was refused is tried three times, and then it is unavailable, with the cause told."""
+    """What was refused is tried three times; then it is unavailable, and the class is told."""
     no = ConnectionRefusedError("no")
     assert await _attempt(_errors(backend, Clock()), no, no, 7) == (7, 3)
     failed, tries = await _attempt(_errors(backend, Clock()), no, no, no, 7)
-    assert (str(failed), tries) == ("test: no", 3)
+    assert (str(failed), tries) == ("test: connection_refused", 3)
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(), asyncio.TimeoutError(), LookupError()])
@@ -205,6 +214,24 @@ async def test_an_open_circuit_is_not_tried(backend: Backend) -> None:
     clock.now += Breaker.SECONDS
     assert await _attempt(errors, 7) == (7, 1)
     assert await _attempt(errors, 8) == (8, 1)
+
+
+async def test_a_cancel_is_never_forgotten() -> None:
+    """Also where the work ends in the same turn of the loop, well or badly."""
+    for ends in (lambda future: future.set_result(1), lambda f: f.set_exception(OSError())):
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def work(future: asyncio.Future[int] = future) -> int:
+            return await future
+
+        waiting = asyncio.create_task(within(60, work()))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        ends(future)
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        assert waiting.cancelled()
 
 
 async def test_an_attempt_that_hangs_is_given_up(backend: Backend) -> None:

@@ -166,6 +166,18 @@ async def test_a_body_that_can_be_no_message_is_not_read() -> None:
     async with serving(replace(QUICK, max_message_bytes=1000)) as site:
         answer = await site.http.post(f"{site.url}/publish", content=b" " * 20_000)
         assert answer.status_code == 413
+        assert "larger than" in answer.json()["error"]
+
+
+async def test_a_charset_that_nobody_knows_is_no_error() -> None:
+    """JSON is UTF-8, whatever its sender says."""
+    async with serving() as site:
+        answer = await site.http.post(
+            f"{site.url}/publish",
+            content=b'{"topic": "a", "data": "\xc3\xa4"}',
+            headers={"Content-Type": "application/json; charset=nonsense"},
+        )
+        assert answer.status_code == 200
 
 
 async def test_who_publishes_knows_the_token() -> None:
@@ -232,6 +244,17 @@ async def test_no_more_than_the_limits_are_let_in(backend: Backend) -> None:
             await client.close()
         await until(lambda: _live(site) == 0)
         assert not site.app[LIMITS]._clients
+
+
+async def test_the_address_that_the_proxy_names_is_told(backend: Backend, instrument: Any) -> None:
+    """The stream's telemetry has the client's own address, as the application knows it."""
+    instrument()
+    async with serving(replace(QUICK, proxy="127.0.0.1"), backend) as site:
+        client = await _open(site, "", "X-Forwarded-For: 10.0.0.1")
+        (opened,) = backend.events("sse.connection.opened")
+        assert opened.attributes["client.address"] == "10.0.0.1"
+        await client.close()
+        await until(lambda: _live(site) == 0)
 
 
 async def test_an_address_that_no_proxy_told_is_not_believed() -> None:
