@@ -10,7 +10,7 @@ import sys
 from aiohttp import web
 
 from server.app import SETTINGS, STREAMS, build
-from server.settings import SettingError, load
+from server.settings import load
 
 
 async def serve(app: web.Application) -> None:
@@ -36,11 +36,12 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         settings = load()
-    except SettingError as error:
+        app = build(settings)
+    except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     try:
-        asyncio.run(serve(build(settings)))
+        asyncio.run(serve(app))
     except OSError as error:
         print(f"Cannot listen on {settings.host}:{settings.port}: {error}", file=sys.stderr)
         return 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-VARIABLE: Final = "SSE_SERVER_ALERTS_TOKEN"
 LIMIT: Final = 50
 MAX_BODY: Final = 2**20
 # Alertmanager's alerts that are held to be firing; and for how long without a word of them, in
@@ -134,13 +132,13 @@ def _fingerprint(alert: Any) -> str:
 
 
 class Webhook:
-    """The handlers of /alerts. Where ``SSE_SERVER_ALERTS_TOKEN`` is set, whoever posts has to bear
-    it: ``Authorization: Bearer ...``.
+    """The handlers of /alerts. Where there is a token, whoever posts has to bear it:
+    ``Authorization: Bearer ...``.
     """
 
-    def __init__(self, alerts: Alerts) -> None:
+    def __init__(self, alerts: Alerts, token: str) -> None:
         self._alerts = alerts
-        self._token = os.environ.get(VARIABLE, "")
+        self._token = token
 
     async def get(self, request: web.Request) -> web.Response:
         said = request.query.get("limit", str(LIMIT))
@@ -150,7 +148,9 @@ class Webhook:
 
     async def post(self, request: web.Request) -> web.Response:
         if not self._is_allowed(request):
-            refusal = _refusal(401, f"Authorization has to bear the token of {VARIABLE}")
+            refusal = _refusal(
+                401, "Authorization has to bear SSE_SERVER_ALERTS_TOKEN"
+            )
             refusal.headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
             return refusal
         body = bytearray()

@@ -15,7 +15,7 @@ from server import heap
 from server.alerts import Alerts
 from server.figures import Reader, Reading, Sample, Window
 from server.memory import KEPT, Memory, Snapshot
-from server.thresholds import VARIABLE, Threshold, Watch, utc
+from server.thresholds import Threshold, Watch, utc
 from server.view import Moment, view
 
 EVERY: Final = 1.0
@@ -23,7 +23,7 @@ EVERY: Final = 1.0
 _SHARE: Final = 0.05
 _DASHBOARD: Final = "/status/events"
 _NO_LIST: Final = (
-    f"There is no list of thresholds, so nothing is judged: {VARIABLE} names the thresholds.yaml."
+    "There is no list of thresholds, so nothing is judged: SSE_SERVER_THRESHOLDS names the file."
 )
 _COUNTED: Final = (
     "The dashboard's own streams are among the figures: start the server with "

@@ -17,6 +17,7 @@ from server import thresholds
 from server.alerts import Alerts, Webhook
 from server.figures import NoMetricsError
 from server.sampler import Sampler
+from server.settings import Settings
 
 # Dashboards that are shown at once; seconds after which one that does not take an event is left.
 MAX_VIEWERS: Final = 50
@@ -33,15 +34,15 @@ _HEADERS: Final = {
 }
 
 
-def add_status(app: web.Application) -> None:
+def add_status(app: web.Application, settings: Settings) -> None:
     """Adds the routes, and what reads the metrics while the application runs.
 
     Raises:
         ValueError: the list of thresholds, or a variable of it, is not as it has to be.
 
     """
-    status = _Status()
-    webhook = Webhook(status.alerts)
+    status = _Status(thresholds.load(settings.thresholds))
+    webhook = Webhook(status.alerts, settings.alerts_token)
     app.router.add_get("/", status.page)
     app.router.add_get("/dashboard/{name}", status.file)
     app.router.add_get("/status", status.told)
@@ -53,9 +54,9 @@ def add_status(app: web.Application) -> None:
 
 
 class _Status:
-    def __init__(self) -> None:
+    def __init__(self, judged: list[thresholds.Threshold] | None) -> None:
         self.alerts = Alerts(self._alerted)
-        self._thresholds = thresholds.load()
+        self._thresholds = judged
         self._sampler: Sampler | None = None
         self._why_not = ""
         self._changed = asyncio.Event()

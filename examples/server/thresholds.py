@@ -23,7 +23,6 @@ import yaml
 
 from server.figures import Window
 
-VARIABLE: Final = "SSE_SERVER_THRESHOLDS"
 DEFAULT: Final = Path(__file__).resolve().parents[2] / "collector" / "thresholds.yaml"
 # Seconds in which an alert is told once at most.
 COOLDOWN: Final = 300.0
@@ -79,17 +78,17 @@ class Active:
     told: bool = False
 
 
-def load() -> list[Threshold] | None:
-    """The thresholds of the file that ``SSE_SERVER_THRESHOLDS`` names; None where there is none.
+def load(name: str = "") -> list[Threshold] | None:
+    """The thresholds of that file, or of the checkout's where there is one; else None.
 
     Raises:
         ValueError: the file or a variable is not as it has to be.
 
     """
-    file = Path(os.environ.get(VARIABLE) or DEFAULT)
+    file = Path(name or DEFAULT)
     if not file.is_file():
-        if os.environ.get(VARIABLE):
-            raise ValueError(f"{VARIABLE} names {file}, where there is no file")
+        if name:
+            raise ValueError(f"SSE_SERVER_THRESHOLDS names {file}, where there is no file")
         return None
     try:
         entries = yaml.safe_load(file.read_text())

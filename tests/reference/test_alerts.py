@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from aiohttp import ClientError
 from reference.watching import Watched, notification, watched
-from server import alerts
 from server.alerts import LIMIT, MAX_BODY, Alerts
 from support import RawClient, free_port
 from tools import tool
@@ -138,7 +137,7 @@ async def test_a_bad_limit(limit: str, served: Watched) -> None:
 
 async def test_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where one is set, only who bears it can post; everybody can read."""
-    monkeypatch.setenv(alerts.VARIABLE, "secret")
+    monkeypatch.setenv("SSE_SERVER_ALERTS_TOKEN", "secret")
     body = notification("firing", "A")
     async with watched(monkeypatch, None) as served:
         for wrong in ({}, {"Authorization": "Bearer secre"}, {"Authorization": "Basic secret"}):
@@ -173,7 +172,7 @@ async def alertmanager(config: dict[str, Any], folder: Path) -> AsyncIterator[st
 
 async def test_the_real_alertmanager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What Alertmanager itself sends is taken, with the token, firing and resolved."""
-    monkeypatch.setenv(alerts.VARIABLE, "secret")
+    monkeypatch.setenv("SSE_SERVER_ALERTS_TOKEN", "secret")
     async with watched(monkeypatch, None) as served:
         token = {"authorization": {"credentials": "secret"}}
         webhook = {"url": f"http://127.0.0.1:{served.port}/alerts", "http_config": token}

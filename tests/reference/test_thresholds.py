@@ -307,13 +307,12 @@ def entry(**changed: str) -> str:
         ("- alert: A\n  collector: sse.a", "is no list of thresholds: KeyError('variable')"),
     ],
 )
-def test_a_bad_list(text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_list(text: str, said: str, tmp_path: Path) -> None:
     """The server does not start with it, and says what is wrong."""
     file = tmp_path / "thresholds.yaml"
     file.write_text(text)
-    monkeypatch.setenv(thresholds.VARIABLE, str(file))
     with pytest.raises(ValueError, match=re.escape(said)):
-        load()
+        load(str(file))
 
 
 def test_a_bad_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,18 +322,16 @@ def test_a_bad_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         load()
 
 
-def test_a_list_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_that_is_not_there(tmp_path: Path) -> None:
     """One that was asked for has to be there."""
-    monkeypatch.setenv(thresholds.VARIABLE, str(tmp_path / "none.yaml"))
     with pytest.raises(ValueError, match=r"SSE_SERVER_THRESHOLDS names .*none\.yaml"):
-        load()
+        load(str(tmp_path / "none.yaml"))
 
 
-def test_a_threshold_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_threshold_of_ones_own(tmp_path: Path) -> None:
     """The list may hold any metric of the process."""
     file = tmp_path / "thresholds.yaml"
     file.write_text(entry(collector="server.queue.length * 2"))
-    monkeypatch.setenv(thresholds.VARIABLE, str(file))
-    assert load() == [
+    assert load(str(file)) == [
         Threshold("A", "info", 1.0, False, "s", "So.", ("server.queue.length", "*", "2"))
     ]

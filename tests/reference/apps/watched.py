@@ -12,6 +12,7 @@ from aiohttp import web
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples"))
 
+from server.settings import load
 from server.status import add_status
 
 
@@ -34,7 +35,7 @@ async def ticker(request: web.Request) -> web.StreamResponse:
 def application() -> web.Application:
     app = web.Application()
     app.router.add_get("/ticker", ticker)
-    add_status(app)
+    add_status(app, load())
     return app
 
 
