@@ -1,5 +1,7 @@
 """Applications that know nothing of us, started by ``opentelemetry-instrument``, each a process
 and a socket of its own, read by real clients; what they tell is read off the OTLP wire.
+
+An SDK is imported where it is used: that takes seconds, and every process collects this file.
 """
 
 import asyncio
@@ -19,11 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import openai
 import oracle
 import pytest
-from mcp import Client
-from mcp.client.streamable_http import streamable_http_client
 from otlp import Receiver, Span
 from support import AIOHTTP_SSE_3
 
@@ -392,6 +391,9 @@ async def test_an_mcp_server_and_its_own_client(contrib: bool, receiver: Receive
     the current and in the handshake-era protocol: every stream of both, the client's messages in
     them, and not the responses that are JSON.
     """
+    from mcp import Client
+    from mcp.client.streamable_http import streamable_http_client
+
     tapped = AsyncTapped("/mcp")
     progress: list[float] = []
     current = 0
@@ -436,6 +438,8 @@ async def test_chat_completions_and_the_openai_client(contrib: bool, receiver: R
     """An endpoint as model servers have it, read by the real ``openai`` client, blocking and
     asynchronous: one message a chunk and one for ``[DONE]``; an answer in one piece is no stream.
     """
+    import openai
+
     route = "/v1/chat/completions"
     tapped, async_tapped = Tapped(route), AsyncTapped(route)
     text = " ".join(f"word{n}" for n in range(50))
