@@ -8,32 +8,21 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 from alerting.sinks import Mailbox, Posts
-from support import free_port
+from support import free_port, wait_until
 from tools import tool
 
 HERE: Final = Path(__file__).resolve().parent
 COLLECTOR: Final = HERE.parents[1] / "collector"
 # The cooldown, five minutes in the shipped configuration.
 COOLDOWN: Final = 20
-
-
-def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Waits for it, and gives what it gave."""
-    deadline = time.time() + seconds
-    while not (result := condition()):
-        if time.time() > deadline:
-            raise AssertionError(f"not within {seconds:.0f} s: {what}")
-        time.sleep(0.1)
-    return result
 
 
 def get(address: str) -> Any:
@@ -124,7 +113,7 @@ class Stack:
         configs = [*(COLLECTOR / name for name in shipped), file]
         options = [f"--config={config}" for config in configs]
         self.run("collector", tool("otelcol"), *options, **thresholds)
-        until(lambda: answers(f"http://127.0.0.1:{self.health}"), 60, "collector")
+        wait_until(lambda: answers(f"http://127.0.0.1:{self.health}"), what="collector")
 
     def start_prometheus(self, **thresholds: str) -> None:
         """The shipped configuration and rules, every second, with these thresholds."""
@@ -150,7 +139,9 @@ class Stack:
             f"--web.listen-address=127.0.0.1:{self.prometheus}",
             "--rules.alert.resend-delay=1s",
         )
-        until(lambda: answers(f"http://127.0.0.1:{self.prometheus}/-/ready"), 60, "Prometheus")
+        wait_until(
+            lambda: answers(f"http://127.0.0.1:{self.prometheus}/-/ready"), what="Prometheus"
+        )
 
     def start_alertmanager(self) -> None:
         """The shipped configuration with the sinks' addresses and a short cooldown."""
@@ -187,13 +178,15 @@ class Stack:
             f"--web.listen-address=127.0.0.1:{self.alertmanager}",
             cwd=folder,
         )
-        until(lambda: answers(f"http://127.0.0.1:{self.alertmanager}/-/ready"), 60, "Alertmanager")
+        wait_until(
+            lambda: answers(f"http://127.0.0.1:{self.alertmanager}/-/ready"), what="Alertmanager"
+        )
 
     def start_history(self) -> None:
         script = str(COLLECTOR / "alertmanager/history.py")
         port = str(self.history)
         self.run("history", sys.executable, script, "--port", port, "--file", "alerts.jsonl")
-        until(lambda: answers(f"http://127.0.0.1:{self.history}/alerts"), 60, "history")
+        wait_until(lambda: answers(f"http://127.0.0.1:{self.history}/alerts"), what="history")
 
     def start_application(self, service: str) -> int:
         """An instrumented server that exports every second; gives its port."""
@@ -214,7 +207,7 @@ class Stack:
             OTEL_LOGS_EXPORTER="none",
             OTEL_PYTHON_SSE_STALL_SECONDS="2",
         )
-        until(lambda: _listens(port), 60, service)
+        wait_until(lambda: _listens(port), what=service)
         return port
 
     def query(self, expression: str, **said: object) -> list[dict[str, Any]]:

@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 import pytest
 from alerting import dashboard, runbook
 from alerting.episode import BOTH, CROSSED, THRESHOLDS, VARIABLES, Episode, played
-from alerting.stack import COOLDOWN, Stack, get, until
+from alerting.stack import COOLDOWN, Stack, get
+from support import wait_until
 from tools import tool
 
 pytestmark = pytest.mark.timeout(400)
@@ -190,13 +191,13 @@ def test_an_unreachable_alertmanager_is_tried_again(tmp_path: Path) -> None:
         stack.start_history()
         stack.start_prometheus()
         firing = 'ALERTS{alertname="SSECollectorAbsent",alertstate="firing"}'
-        until(lambda: stack.query(firing), 60, "the alert")
-        until(lambda: _dropped(stack) > 0, 60, "Prometheus to find nobody")
+        wait_until(lambda: stack.query(firing), what="the alert")
+        wait_until(lambda: _dropped(stack) > 0, what="Prometheus to find nobody")
         assert stack.last_alerts() == []
         stack.start_alertmanager()
-        told = until(stack.last_alerts, 60, "the alert in the history")
+        told = wait_until(stack.last_alerts, what="the alert in the history")
         assert (told[0]["alert"], told[0]["status"]) == ("SSECollectorAbsent", "firing")
-        until(lambda: stack.mailbox.mails, 60, "the mail")
+        wait_until(lambda: stack.mailbox.mails, what="the mail")
 
 
 def _dropped(stack: Stack) -> float:

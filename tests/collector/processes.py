@@ -10,29 +10,18 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from support import free_port
+from support import free_port, wait_until
 from tools import tool
 
-T = TypeVar("T")
 Self = TypeVar("Self", bound="Process")
 CONFIGS = Path(__file__).resolve().parents[2] / "collector"
 APPS = Path(__file__).parent / "apps"
 INSTRUMENT = Path(sys.executable).parent / "opentelemetry-instrument"
 _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)",?')
-
-
-def until(condition: Callable[[], T], seconds: float = 60.0) -> T:
-    """Asks again and again, and gives what the condition gave."""
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
-        time.sleep(0.05)
-    return result
 
 
 def get(url: str) -> str:
@@ -75,7 +64,7 @@ class Process:
         """Waits until it answers there."""
         assert self._process is not None
         process = self._process
-        until(lambda: get(url) or process.poll() is not None)
+        wait_until(lambda: get(url) or process.poll() is not None)
         assert process.poll() is None, self.log
 
     def stop(self, seconds: float = 60) -> None:

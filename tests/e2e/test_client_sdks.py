@@ -269,7 +269,7 @@ async def test_two_streams_on_one_connection(both: Backend) -> None:
         await _assert_both(both, app, 4)
     finally:
         stop.set()
-        await asyncio.wait_for(served, 20)
+        await asyncio.wait_for(served, 60)
     spans = both.spans("SSE POST")
     assert [span.attributes["network.protocol.version"] for span in spans] == ["2"] * 4
 

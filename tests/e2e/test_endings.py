@@ -161,6 +161,7 @@ def listens(port: int) -> bool:
 
 
 def until(condition: Callable[[], Any]) -> None:
+    """Not for ever: what has not come then, its own test misses."""
     deadline = time.monotonic() + PATIENCE
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)

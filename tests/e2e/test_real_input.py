@@ -82,7 +82,7 @@ class Server:
         """Ends the process as an orchestrator does; what it has written to stderr."""
         self.process.terminate()
         try:
-            _, errors = self.process.communicate(timeout=30)
+            _, errors = self.process.communicate(timeout=60)
         finally:
             self.process.kill()
             self.process.wait()
