@@ -23,15 +23,18 @@ _CHECKOUT = _TESTS.parent
 _LONGEST = (
     "alerting/test_delivery.py",
     "e2e/test_workers.py",
-    "e2e/test_endings.py",
-    "browser/test_monitor.py",
-    "e2e/test_shutdown.py",
-    "collector/test_configs.py",
-    "e2e/test_client_sdks.py",
-    "e2e/test_clients.py",
-    "alerting/test_rules.py",
-    "test_hostile.py",
     "test_leaks.py",
+    "e2e/test_endings.py",
+    "e2e/test_shutdown.py",
+    "e2e/test_client_sdks.py",
+    "collector/test_configs.py",
+    "browser/test_monitor.py",
+    "alerting/test_rules.py",
+    "e2e/test_clients.py",
+    "collector/test_backends.py",
+    "test_lifecycle.py",
+    "test_scanner.py",
+    "test_hostile.py",
 )
 
 
