@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import TypeVar
 
+from otlp import telling
 from support import free_port, wait_until
 from tools import tool
 
@@ -159,11 +160,7 @@ class App(Process):
             *("streams:app", "--port", str(self.port), "--timeout-graceful-shutdown", "1"),
             **{
                 "OTEL_SERVICE_NAME": "streams",
-                "OTEL_TRACES_EXPORTER": "otlp",
-                "OTEL_METRICS_EXPORTER": "otlp",
-                "OTEL_LOGS_EXPORTER": "otlp",
-                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-                "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+                **telling(endpoint),
                 "OTEL_METRIC_EXPORT_INTERVAL": "500",
                 "OTEL_BSP_SCHEDULE_DELAY": "200",
                 "OTEL_BLRP_SCHEDULE_DELAY": "200",

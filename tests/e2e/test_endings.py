@@ -118,11 +118,7 @@ def process(server: Server, run: Run) -> Iterator[tuple["subprocess.Popen[bytes]
             env={
                 **os.environ,
                 "PYTHONPATH": str(TESTS),
-                "OTEL_TRACES_EXPORTER": "otlp",
-                "OTEL_METRICS_EXPORTER": "otlp",
-                "OTEL_LOGS_EXPORTER": "otlp",
-                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-                "OTEL_EXPORTER_OTLP_ENDPOINT": run.receiver.endpoint,
+                **run.receiver.environment,
                 # All but the events comes when the process stops, or never.
                 "OTEL_METRIC_EXPORT_INTERVAL": "600000",
                 "OTEL_BSP_SCHEDULE_DELAY": "600000",

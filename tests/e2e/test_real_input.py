@@ -49,11 +49,7 @@ class Server:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
         environment |= {
             "OTEL_SERVICE_NAME": module,
-            "OTEL_TRACES_EXPORTER": "otlp",
-            "OTEL_METRICS_EXPORTER": "otlp",
-            "OTEL_LOGS_EXPORTER": "otlp",
-            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+            **receiver.environment,
             "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip" if contrib else "none",
             "OTEL_METRIC_EXPORT_INTERVAL": "1000",
             "OTEL_BSP_SCHEDULE_DELAY": "50",

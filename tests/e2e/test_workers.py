@@ -201,9 +201,7 @@ def test_a_master_that_has_served_leaves_its_workers_nothing(receiver: Receiver)
 def test_workers_that_set_their_telemetry_up(receiver: Receiver) -> None:
     """By gunicorn's ``post_fork``, with a master that has none: frequent exports are exact too."""
     command = f"{PRELOADED['gunicorn, preloaded']} -c workers_gunicorn.py"
-    env = {f"OTEL_{what}_EXPORTER": "otlp" for what in ("TRACES", "METRICS", "LOGS")}
-    env["OTEL_EXPORTER_OTLP_PROTOCOL"] = "http/protobuf"
-    env["OTEL_EXPORTER_OTLP_ENDPOINT"] = receiver.endpoint
+    env = receiver.environment
     for delay in ("METRIC_EXPORT_INTERVAL", "BSP_SCHEDULE_DELAY", "BLRP_SCHEDULE_DELAY"):
         env[f"OTEL_{delay}"] = "50"
     with running(command, receiver, instrument=False, **env) as fleet:
