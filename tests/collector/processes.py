@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from otlp import telling
-from support import free_port, wait_until
+from support import PATIENCE, free_port, wait_until
 from tools import tool
 
 Self = TypeVar("Self", bound="Process")
@@ -173,12 +173,12 @@ class App(Process):
         self.ready(f"http://127.0.0.1:{self.port}/page")
 
     def read(self, path: str, wait: float = 0.0, seconds: float = 10.0) -> bytes:
-        """What comes of a response: the client begins to read after the wait, and leaves after
-        the seconds, or at the end.
+        """What comes of a response: the client begins to read after the wait, and leaves at the
+        end, or when it has read for the seconds.
         """
-        received = b""
         with self.open(path) as sock:
             time.sleep(wait)
+            received = sock.recv(1)
             end = time.monotonic() + seconds
             with contextlib.suppress(TimeoutError, ConnectionError):
                 while (left := end - time.monotonic()) > 0:
@@ -190,6 +190,6 @@ class App(Process):
 
     def open(self, path: str) -> socket.socket:
         """A client that has asked, and does not read."""
-        sock = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
         sock.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
         return sock

@@ -240,8 +240,9 @@ def runs(request: pytest.FixtureRequest) -> Iterator[Callable[..., Run]]:
     parameters = [getattr(item, "callspec", None) for item in request.session.items]
     futures: dict[Any, Future[Run]] = {}
     with contextlib.ExitStack() as stack:
-        # Threads of their own: what has left the machine's network does not come back.
-        for name, work, threads in (("server", drive, 4), ("unplugged", unplug, 2)):
+        # Threads of their own: what has left the machine's network does not come back. Few: a
+        # process that ends gives its exporters ten seconds, of which they must get some.
+        for name, work, threads in (("server", drive, 3), ("unplugged", unplug, 1)):
             pool = stack.enter_context(ThreadPoolExecutor(threads))
             wanted = {found.params.get(name) for found in parameters if found is not None}
             for server in SERVERS:

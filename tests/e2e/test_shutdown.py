@@ -83,8 +83,10 @@ Stops = dict[tuple[str, signal.Signals, bool], "Future[Stop]"]
 
 @pytest.fixture(scope="module")
 def stops() -> Iterator[Stops]:
-    """All stops, some at a time: most of each is waiting."""
-    with ThreadPoolExecutor(4) as pool:
+    """All stops, some at a time: most of each is waiting. Few: a process that ends gives its
+    exporters ten seconds, of which they must get some.
+    """
+    with ThreadPoolExecutor(3) as pool:
         yield {
             (name, number, told): pool.submit(
                 lambda command, number, told: asyncio.run(
