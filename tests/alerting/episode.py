@@ -65,6 +65,12 @@ class Episode:
             for breach, value in self.inside.items()
         )
 
+    def answer(self, query: str) -> list[dict[str, Any]]:
+        """What Prometheus said last to a query, in the half minute before the height: where an
+        export is late, a rate of the last two has no value for a moment.
+        """
+        return self.stack.query(f"last_over_time((\n{query}\n)[30s:1s])", time=self.height)
+
     def mails(self, alert: str, status: str) -> list[Mail]:
         prefix = "[RESOLVED]" if status == "resolved" else f"[{CROSSED[alert][1].upper()}]"
         subject = f"{prefix} {alert} of {CROSSED[alert][0]}"

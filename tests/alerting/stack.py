@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import yaml
 from alerting.sinks import Mailbox, Posts
+from collector.processes import Collector
 from support import free_port, wait_until
 from tools import tool
 
@@ -68,7 +69,8 @@ class Stack:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.mailbox, self.posts = Mailbox(), Posts()
-        self.otlp, self.metrics, self.health = free_port(), free_port(), free_port()
+        # Where nobody listens before there is a collector.
+        self.otlp, self.metrics = free_port(), free_port()
         self.prometheus, self.alertmanager, self.history = free_port(), free_port(), free_port()
         self.mail = self.sink = 0
         self._exits = contextlib.ExitStack()
@@ -96,24 +98,10 @@ class Stack:
         return process
 
     def start_collector(self, **thresholds: str) -> None:
-        """The shipped configurations, on ports of its own."""
-        otlp = {
-            "grpc": {"endpoint": "127.0.0.1:0"},
-            "http": {"endpoint": f"127.0.0.1:{self.otlp}"},
-        }
-        ports = {
-            "extensions": {"health_check": {"endpoint": f"127.0.0.1:{self.health}"}},
-            "receivers": {"otlp": {"protocols": otlp}},
-            "exporters": {"prometheus": {"endpoint": f"127.0.0.1:{self.metrics}"}},
-            "service": {"telemetry": {"metrics": {"level": "none"}}},
-        }
-        file = self.folder / "ports.yaml"
-        file.write_text(yaml.safe_dump(ports))
-        shipped = ("base.yaml", "thresholds.collector.yaml", "scrape.yaml")
-        configs = [*(COLLECTOR / name for name in shipped), file]
-        options = [f"--config={config}" for config in configs]
-        self.run("collector", tool("otelcol"), *options, **thresholds)
-        wait_until(lambda: answers(f"http://127.0.0.1:{self.health}"), what="collector")
+        """The shipped configurations."""
+        collector = Collector("thresholds.collector", "scrape", **thresholds)
+        self._exits.enter_context(collector)
+        self.otlp, self.metrics = collector.ports["http"], collector.ports["scrape"]
 
     def start_prometheus(self, **thresholds: str) -> None:
         """The shipped configuration and rules, every second, with these thresholds."""
