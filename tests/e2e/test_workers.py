@@ -226,8 +226,6 @@ RECYCLED = {
 }
 
 
-# While all workers start anew, clients wait.
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("server", RECYCLED)
 def test_a_worker_that_is_recycled_tells_everything(server: str, receiver: Receiver) -> None:
     """A worker that ends after so many requests tells them all, and the stream that it cuts,
