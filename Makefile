@@ -1,6 +1,9 @@
 # Two commands do everything on a machine with Python (3.10-3.13) and make: demo and test.
 # What was done is kept in .venv/.done-*, and done again only when what it came from has changed.
 
+# Tests start hundreds of processes: where byte code may not be written each compiles it all again.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 DEMO_SECONDS ?= 60
 
@@ -19,7 +22,7 @@ demo: .venv/.done-demo .venv/.done-wheel ## serve and read real streams for a mi
 
 test: lint .venv/.done-wheel ## check and test everything, against the built wheel
 	@$(BIN)/python -I -c 'import otel_sse as o; print("Testing otel_sse", o.__version__, o.__path__[0])'
-	@$(BIN)/pytest --numprocesses 3 --dist loadfile
+	@$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 bench: .venv/.done-test .venv/.done-wheel ## measure what telling costs
 	@$(BIN)/python tests/benchmarks/bench.py

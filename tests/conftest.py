@@ -16,7 +16,26 @@ from otel_sse.starlette import SSEStarletteInstrumentor
 # Their assertions tell what they compared; before anything imports them.
 pytest.register_assert_rewrite("e2e.streams", "e2e.clients")
 
-_CHECKOUT = Path(__file__).resolve().parent.parent
+_TESTS = Path(__file__).resolve().parent
+_CHECKOUT = _TESTS.parent
+# What takes longest, the longest first; a file that is not here comes before the small ones that
+# lie beside this one. Whoever begins with the short ones waits for a long one in the end.
+_LONGEST = (
+    "alerting/test_delivery.py",
+    "e2e/test_workers.py",
+    "test_leaks.py",
+    "e2e/test_endings.py",
+    "e2e/test_shutdown.py",
+    "e2e/test_client_sdks.py",
+    "collector/test_configs.py",
+    "browser/test_monitor.py",
+    "alerting/test_rules.py",
+    "e2e/test_clients.py",
+    "collector/test_backends.py",
+    "test_lifecycle.py",
+    "test_scanner.py",
+    "test_hostile.py",
+)
 
 
 def pytest_sessionstart() -> None:
@@ -24,6 +43,17 @@ def pytest_sessionstart() -> None:
     package = Path(otel_sse.__file__).resolve().parent
     if package.parent == _CHECKOUT and "OTEL_SSE_TEST_CHECKOUT" not in os.environ:
         pytest.exit("otel_sse is imported from the checkout; run `make test`", returncode=4)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the files; within them the order stays as it is, by chance."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.relative_to(_TESTS).as_posix()
+        return _LONGEST.index(name) if name in _LONGEST else len(_LONGEST) + ("/" not in name)
+
+    items.sort(key=rank)
 
 
 @pytest.fixture

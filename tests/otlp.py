@@ -195,7 +195,7 @@ class Receiver:
         """The sum of the values (a histogram's counts) of ``points``."""
         return sum(point.value for point in self.points(name, **attributes))
 
-    def wait_for(self, predicate: Callable[[], T], timeout: float = 20.0) -> T:
+    def wait_for(self, predicate: Callable[[], T], timeout: float = 60.0) -> T:
         """What ``predicate`` gives once that is true; it is asked after every export."""
         deadline = time.monotonic() + timeout
         with self._changed:

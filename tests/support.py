@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import uvicorn
@@ -26,7 +27,10 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from otlp import Receiver
 
+T = TypeVar("T")
 Attributes = dict[str, Any]
+# How long anything may take on a machine that is busy, in seconds: less than pytest's time-out.
+PATIENCE = 60.0
 
 AIOHTTP_SSE_3 = pytest.mark.skipif(
     sys.version_info < (3, 11), reason="aiohttp-sse 3, which this speaks to, needs Python 3.11"
@@ -94,13 +98,21 @@ class Backend:
         )
 
 
-async def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+async def until(condition: Callable[[], T], seconds: float = PATIENCE) -> T:
     """Waits for a condition of another task or thread, and gives what it gave."""
-    deadline = asyncio.get_running_loop().time() + seconds
+    deadline = time.monotonic() + seconds
     while not (result := condition()):
-        if asyncio.get_running_loop().time() > deadline:
-            raise AssertionError(f"not within {seconds} s: {condition}")
+        assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
         await asyncio.sleep(0.005)
+    return result
+
+
+def wait_until(condition: Callable[[], T], seconds: float = PATIENCE, what: str = "") -> T:
+    """The same for one who has no event loop."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what or condition}"
+        time.sleep(0.05)
     return result
 
 

@@ -317,7 +317,7 @@ async def test_a_request_that_lies_costs_nobody_elses_telemetry(
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 head = [b"GET " + path + b" HTTP/1.1", b"Host: x", b"Connection: close", lie]
                 writer.write(b"\r\n".join([*head, b"", b""]))
-                assert b"data: 1\n\n" in await asyncio.wait_for(reader.read(-1), 20), lie[:40]
+                assert b"data: 1\n\n" in await asyncio.wait_for(reader.read(-1), 60), lie[:40]
                 writer.close()
         exporter.shutdown()
         spans = receiver.spans("SSE")
@@ -439,7 +439,7 @@ async def _answers(serve: Callable[[Any], Any], app: Any) -> dict[str, bytes]:
         for name in SENDINGS:
             path = "/" + name.replace(" ", "%20")
             client = await RawClient.get(port, path, "Connection: close")
-            raw = await asyncio.wait_for(client.reader.read(-1), 20)
+            raw = await asyncio.wait_for(client.reader.read(-1), 60)
             lines = raw.split(b"\r\n")
             found[name] = b"\r\n".join(x for x in lines if not x.lower().startswith(b"date:"))
             await client.close()
@@ -575,7 +575,7 @@ async def _both(
         errors.clear()
         async with serve() as port:
             client = await RawClient.get(port, path, "Connection: close")
-            raw = await asyncio.wait_for(client.reader.read(-1), 20)
+            raw = await asyncio.wait_for(client.reader.read(-1), 60)
             await client.close()
         head, _, stream = raw.partition(b"\r\n\r\n")
         outcomes.append((head.partition(b"\r\n")[0], stream, list(errors)))

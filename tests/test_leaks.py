@@ -43,7 +43,7 @@ class Crowd:
         server has seen it.
         """
         if left:
-            await until(lambda: not any(present() for present in self._present), 60)
+            await until(lambda: not any(present() for present in self._present))
         self._present.clear()
         self._release.set()
         self._release = asyncio.Event()
@@ -148,17 +148,17 @@ async def test_thousands_of_sockets_leave_nothing(
         for ends in itertools.islice(itertools.cycle((leave, finish)), ON_SOCKETS // AT_ONCE):
             clients = await connect(port, AT_ONCE)
             await ends(crowd, clients)
-            await until(lambda: backend.value("sse.server.active_connections") == 0, 30)
+            await until(lambda: backend.value("sse.server.active_connections") == 0)
     del clients
-    await until(lambda: len(backend.spans("SSE")) == ON_SOCKETS, 60)
-    await until(lambda: len(backend.events("sse.connection.")) == 2 * ON_SOCKETS, 60)
+    await until(lambda: len(backend.spans("SSE")) == ON_SOCKETS)
+    await until(lambda: len(backend.events("sse.connection.")) == 2 * ON_SOCKETS)
     assert backend.value("sse.server.connections") == ON_SOCKETS
     reasons = {
         attributes["sse.close.reason"]: point.count
         for attributes, point in backend.points("sse.server.connection.duration")
     }
     assert reasons == {"client_disconnect": ON_SOCKETS // 2, "completed": ON_SOCKETS // 2}
-    await until(lambda: soak.ours() <= before, 60)
+    await until(lambda: soak.ours() <= before)
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ async def test_a_reconnect_storm_is_told_whole(
                 await leave(crowd, clients)
                 clients = await connect(port, STORM, "Last-Event-ID: 1")
                 await finish(crowd, clients)
-                await until(lambda: len(otel_sse.connections()) == live, 60)
+                await until(lambda: len(otel_sse.connections()) == live)
             await asyncio.to_thread(
                 receiver.wait_for, lambda: len(receiver.spans("SSE")) >= 2 * STORM, 60
             )

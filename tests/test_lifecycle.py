@@ -44,7 +44,7 @@ def start(receiver: Receiver, how: str, streams: int = 1, **env: str) -> "subpro
 
 def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
     """The exit status and what was written to standard error."""
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=60)
     return process.returncode, stderr
 
 
@@ -71,7 +71,6 @@ def test_a_signal_that_nobody_handles_loses_nothing(
     all_told(receiver, streams, "server_shutdown")
 
 
-@pytest.mark.timeout(110)
 def test_five_thousand_live_streams_are_more_than_the_queue_holds_and_all_arrive(
     receiver: Receiver,
 ) -> None:
@@ -115,7 +114,7 @@ def test_a_handler_of_the_applications_is_called_and_stays(receiver: Receiver) -
     """A program that stops in its own way does so, with its own exit status, and all is told."""
     process = start(receiver, "handler", 3)
     process.send_signal(signal.SIGTERM)
-    output, stderr = process.communicate(timeout=30)
+    output, stderr = process.communicate(timeout=60)
     assert (output, stderr, process.returncode) == ("stopped\n", "", 0)
     all_told(receiver, 3, "server_shutdown")
 

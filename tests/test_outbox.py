@@ -49,7 +49,6 @@ class _Logs(LogRecordExporter):
         return True
 
 
-@pytest.mark.timeout(120)
 async def test_ten_thousand_endings_in_one_moment_are_all_told(backend: Backend) -> None:
     """A load balancer goes away: through queues of 2,048 and exporters that take their time come
     every span, every ``opened`` and every ``closed`` event, with the time of its ending.

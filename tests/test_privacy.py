@@ -181,7 +181,7 @@ async def ask(port: int, path: str) -> bytes:
     ]
     writer.write("\r\n".join([*lines, "", body]).encode())
     try:
-        return await asyncio.wait_for(reader.read(-1), 20)
+        return await asyncio.wait_for(reader.read(-1), 60)
     finally:
         writer.close()
 

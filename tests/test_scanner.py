@@ -32,7 +32,7 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
 settings.register_profile("scanner", max_examples=EXAMPLES, deadline=None, print_blob=True)
 SETTINGS = settings.get_profile("scanner")
 
-pytestmark = pytest.mark.timeout(max(120, EXAMPLES // 10))
+pytestmark = pytest.mark.timeout(max(240, EXAMPLES // 10))
 
 Cut = tuple[bytes, list[int]]
 

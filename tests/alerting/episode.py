@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import yaml
 from alerting.sinks import Mail
-from alerting.stack import COLLECTOR, Client, Stack, get, post, started, until
+from alerting.stack import COLLECTOR, Client, Stack, get, post, started
+from support import wait_until
 
 # The thresholds of this run, and which service crosses them.
 THRESHOLDS: Final = {
@@ -63,6 +64,12 @@ class Episode:
             math.isclose(value, self.outside[breach], rel_tol=0.3, abs_tol=0.5)
             for breach, value in self.inside.items()
         )
+
+    def answer(self, query: str) -> list[dict[str, Any]]:
+        """What Prometheus said last to a query, in the half minute before the height: where an
+        export is late, a rate of the last two has no value for a moment.
+        """
+        return self.stack.query(f"last_over_time((\n{query}\n)[30s:1s])", time=self.height)
 
     def mails(self, alert: str, status: str) -> list[Mail]:
         prefix = "[RESOLVED]" if status == "resolved" else f"[{CROSSED[alert][1].upper()}]"
@@ -134,7 +141,7 @@ def played(folder: Path) -> Iterator[Episode]:
         ports = {service: stack.start_application(service) for service in services}
         asked = 'sse_server_connections_per_client_max{job="%s"}'
         for service in ports:
-            until(lambda told=asked % service: stack.query(told), 60, f"metrics of {service}")
+            wait_until(lambda told=asked % service: stack.query(told), what=f"metrics of {service}")
         episode = Episode(time.time(), stack)
         stopped = threading.Event()
         clients = [Client(ports["crowd"], "/silent") for _ in range(6)]
@@ -156,16 +163,16 @@ def played(folder: Path) -> Iterator[Episode]:
             episode.inside, episode.outside = _inside(stack), _outside(stack)
             return {alert for alert, _ in episode.inside} == BOTH and episode.agrees()
 
-        until(lambda: all_told("firing"), 120, "mails of all alerts")
+        wait_until(lambda: all_told("firing"), 120, "mails of all alerts")
         with suppress(AssertionError):
-            until(agreed, 60, "collector and Prometheus to say the same")
+            wait_until(agreed, what="collector and Prometheus to say the same")
         episode.height = time.time()
         stopped.set()
         for client in clients:
             client.close()
         post(ports["leaky"], "/stop")
-        until(lambda: all_told("resolved"), 120, "mails that all is over")
-        until(
+        wait_until(lambda: all_told("resolved"), 120, "mails that all is over")
+        wait_until(
             lambda: all(
                 told(alert, "resolved")
                 for alert in CROSSED
@@ -179,6 +186,6 @@ def played(folder: Path) -> Iterator[Episode]:
             episode.history = stack.last_alerts()
             return all(episode.logged(alert, "resolved") for alert in CROSSED)
 
-        until(logged, 30, "the same in the history")
+        wait_until(logged, what="the same in the history")
         episode.after = _inside(stack), _outside(stack)
         yield episode

@@ -8,32 +8,22 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 from alerting.sinks import Mailbox, Posts
-from support import free_port
+from collector.processes import Collector
+from support import free_port, wait_until
 from tools import tool
 
 HERE: Final = Path(__file__).resolve().parent
 COLLECTOR: Final = HERE.parents[1] / "collector"
 # The cooldown, five minutes in the shipped configuration.
 COOLDOWN: Final = 20
-
-
-def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Waits for it, and gives what it gave."""
-    deadline = time.time() + seconds
-    while not (result := condition()):
-        if time.time() > deadline:
-            raise AssertionError(f"not within {seconds:.0f} s: {what}")
-        time.sleep(0.1)
-    return result
 
 
 def get(address: str) -> Any:
@@ -79,7 +69,8 @@ class Stack:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.mailbox, self.posts = Mailbox(), Posts()
-        self.otlp, self.metrics, self.health = free_port(), free_port(), free_port()
+        # Where nobody listens before there is a collector.
+        self.otlp, self.metrics = free_port(), free_port()
         self.prometheus, self.alertmanager, self.history = free_port(), free_port(), free_port()
         self.mail = self.sink = 0
         self._exits = contextlib.ExitStack()
@@ -107,24 +98,10 @@ class Stack:
         return process
 
     def start_collector(self, **thresholds: str) -> None:
-        """The shipped configurations, on ports of its own."""
-        otlp = {
-            "grpc": {"endpoint": "127.0.0.1:0"},
-            "http": {"endpoint": f"127.0.0.1:{self.otlp}"},
-        }
-        ports = {
-            "extensions": {"health_check": {"endpoint": f"127.0.0.1:{self.health}"}},
-            "receivers": {"otlp": {"protocols": otlp}},
-            "exporters": {"prometheus": {"endpoint": f"127.0.0.1:{self.metrics}"}},
-            "service": {"telemetry": {"metrics": {"level": "none"}}},
-        }
-        file = self.folder / "ports.yaml"
-        file.write_text(yaml.safe_dump(ports))
-        shipped = ("base.yaml", "thresholds.collector.yaml", "scrape.yaml")
-        configs = [*(COLLECTOR / name for name in shipped), file]
-        options = [f"--config={config}" for config in configs]
-        self.run("collector", tool("otelcol"), *options, **thresholds)
-        until(lambda: answers(f"http://127.0.0.1:{self.health}"), 60, "collector")
+        """The shipped configurations."""
+        collector = Collector("thresholds.collector", "scrape", **thresholds)
+        self._exits.enter_context(collector)
+        self.otlp, self.metrics = collector.ports["http"], collector.ports["scrape"]
 
     def start_prometheus(self, **thresholds: str) -> None:
         """The shipped configuration and rules, every second, with these thresholds."""
@@ -150,7 +127,9 @@ class Stack:
             f"--web.listen-address=127.0.0.1:{self.prometheus}",
             "--rules.alert.resend-delay=1s",
         )
-        until(lambda: answers(f"http://127.0.0.1:{self.prometheus}/-/ready"), 60, "Prometheus")
+        wait_until(
+            lambda: answers(f"http://127.0.0.1:{self.prometheus}/-/ready"), what="Prometheus"
+        )
 
     def start_alertmanager(self) -> None:
         """The shipped configuration with the sinks' addresses and a short cooldown."""
@@ -187,13 +166,15 @@ class Stack:
             f"--web.listen-address=127.0.0.1:{self.alertmanager}",
             cwd=folder,
         )
-        until(lambda: answers(f"http://127.0.0.1:{self.alertmanager}/-/ready"), 60, "Alertmanager")
+        wait_until(
+            lambda: answers(f"http://127.0.0.1:{self.alertmanager}/-/ready"), what="Alertmanager"
+        )
 
     def start_history(self) -> None:
         script = str(COLLECTOR / "alertmanager/history.py")
         port = str(self.history)
         self.run("history", sys.executable, script, "--port", port, "--file", "alerts.jsonl")
-        until(lambda: answers(f"http://127.0.0.1:{self.history}/alerts"), 60, "history")
+        wait_until(lambda: answers(f"http://127.0.0.1:{self.history}/alerts"), what="history")
 
     def start_application(self, service: str) -> int:
         """An instrumented server that exports every second; gives its port."""
@@ -214,7 +195,7 @@ class Stack:
             OTEL_LOGS_EXPORTER="none",
             OTEL_PYTHON_SSE_STALL_SECONDS="2",
         )
-        until(lambda: _listens(port), 60, service)
+        wait_until(lambda: _listens(port), what=service)
         return port
 
     def query(self, expression: str, **said: object) -> list[dict[str, Any]]:

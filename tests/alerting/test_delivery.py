@@ -1,12 +1,29 @@
-"""End to end with real processes: a server misbehaves, and people are told of it, once."""
+"""End to end with real processes: a server misbehaves, people are told of it, once, and find it
+on the dashboard and in the runbook. All ask about one episode, so all are in this file.
+"""
 
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
-from alerting.episode import BOTH, CROSSED, THRESHOLDS, VARIABLES, Episode
-from alerting.stack import COOLDOWN, Stack, get, until
+from alerting import dashboard, runbook
+from alerting.episode import BOTH, CROSSED, THRESHOLDS, VARIABLES, Episode, played
+from alerting.stack import COOLDOWN, Stack, get
+from support import wait_until
+from tools import tool
 
 pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def episode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Episode]:
+    with played(tmp_path_factory.mktemp("episode")) as played_once:
+        yield played_once
 
 
 @pytest.mark.parametrize("alert", CROSSED)
@@ -104,19 +121,82 @@ def test_collector_and_prometheus_agree(episode: Episode) -> None:
     assert episode.after == ({}, {})
 
 
+@pytest.mark.parametrize("query", dashboard.QUERIES)
+def test_each_query_of_the_dashboard_returns_data(query: str, episode: Episode) -> None:
+    """With the variables filled in as Grafana does, each query has an answer that is a number."""
+    expression = dashboard.QUERIES[query].replace("$span", "30s")
+    expression = re.sub(r"\$(job|instance)", ".*", expression)
+    assert "$" not in expression
+    answer = episode.answer(expression)
+    assert answer, expression
+    values = [float(each["value"][1]) for each in answer]
+    assert any(value == value for value in values), (expression, values)
+
+
+def test_the_picture_of_the_dashboard_is_drawn_from_real_data(
+    episode: Episode, tmp_path: Path
+) -> None:
+    """The script for the picture draws each chart of the dashboard with lines of its own."""
+    picture = tmp_path / "dashboard.svg"
+    subprocess.run(
+        [
+            sys.executable,
+            str(dashboard.DASHBOARDS / "picture.py"),
+            f"http://127.0.0.1:{episode.stack.prometheus}",
+            str(picture),
+            *("--minutes", "2", "--span", "30s", "--end", str(episode.height)),
+        ],
+        check=True,
+    )
+    root = ElementTree.parse(picture).getroot()
+    texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    charts = [panel for panel in dashboard.dashboard()["panels"] if panel["type"] == "timeseries"]
+    assert {panel["title"] for panel in charts} <= texts
+    lines = list(root.iter("{http://www.w3.org/2000/svg}polyline"))
+    assert len(lines) >= len(charts)
+    assert picture.stat().st_size < 300_000
+
+
+@pytest.mark.parametrize("name", runbook.NAMES)
+def test_what_the_runbook_asks_is_answered(name: str, episode: Episode) -> None:
+    """Prometheus understands each query, and those of metrics that there are have an answer."""
+    for query in runbook.queries(name):
+        asked = re.sub(r'job="SERVICE"', 'job=~".+"', query)
+        assert episode.answer(asked) or "server_shutdown" in query, query
+
+
+def test_the_silences_of_the_runbook_are_understood(episode: Episode) -> None:
+    """Each command for a silence is one that amtool takes, and it silences that alert."""
+    address = f"--alertmanager.url=http://127.0.0.1:{episode.stack.alertmanager}"
+    for name in runbook.NAMES:
+        (command,) = re.findall(r"`(amtool silence add [^`]*)`", runbook.SECTIONS[name])
+        _, *arguments = shlex.split(command)
+        ran = subprocess.run(
+            [tool("amtool"), address, *arguments, "--author=test"], capture_output=True, text=True
+        )
+        assert ran.returncode == 0, ran.stderr
+        listed = subprocess.run(
+            [tool("amtool"), address, "silence", "query", f"alertname={name}"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert ran.stdout.strip() in listed.stdout
+
+
 def test_an_unreachable_alertmanager_is_tried_again(tmp_path: Path) -> None:
     """An alert that fires while Alertmanager is away arrives when it has come back."""
     with Stack(tmp_path) as stack:
         stack.start_history()
         stack.start_prometheus()
         firing = 'ALERTS{alertname="SSECollectorAbsent",alertstate="firing"}'
-        until(lambda: stack.query(firing), 60, "the alert")
-        until(lambda: _dropped(stack) > 0, 60, "Prometheus to find nobody")
+        wait_until(lambda: stack.query(firing), what="the alert")
+        wait_until(lambda: _dropped(stack) > 0, what="Prometheus to find nobody")
         assert stack.last_alerts() == []
         stack.start_alertmanager()
-        told = until(stack.last_alerts, 60, "the alert in the history")
+        told = wait_until(stack.last_alerts, what="the alert in the history")
         assert (told[0]["alert"], told[0]["status"]) == ("SSECollectorAbsent", "firing")
-        until(lambda: stack.mailbox.mails, 60, "the mail")
+        wait_until(lambda: stack.mailbox.mails, what="the mail")
 
 
 def _dropped(stack: Stack) -> float:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alerting.stack import COLLECTOR, answers, get, until
-from support import free_port
+from alerting.stack import COLLECTOR, answers, get
+from support import free_port, wait_until
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def history(file: Path) -> Iterator[str]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             address = f"http://127.0.0.1:{port}/alerts"
-            until(lambda: answers(address), 30, "history")
+            wait_until(lambda: answers(address), what="history")
             yield address
         finally:
             process.terminate()

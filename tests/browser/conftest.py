@@ -1,4 +1,8 @@
-"""A real Chromium, the bundle, a site, and the real collector with the config for pages."""
+"""A real Chromium, the bundle, a site, and the real collector with the config for pages.
+
+Starting the browser takes longer than most tests: all share one, each in contexts of its own. It
+belongs to one event loop, and so do these tests (``SHARED_LOOP``).
+"""
 
 import os
 import shutil
@@ -10,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from browser.collector import Collector
 from browser.receivers import AddedReceiver
 from browser.site import Site
@@ -52,7 +57,7 @@ def missing(what: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def chromium() -> AsyncIterator[Browser]:
     """Debian's browser, without a window."""
     path = tool("chromium")
@@ -70,7 +75,7 @@ async def chromium() -> AsyncIterator[Browser]:
         await browser.close()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def site(bundle: Path) -> AsyncIterator[Site]:
     site = Site(bundle / "dist")
     await site.start()
@@ -91,7 +96,7 @@ def collector(told: AddedReceiver) -> Iterator[Collector]:
         yield collector
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def tab(chromium: Browser, site: Site, collector: Collector) -> AsyncIterator[Opener]:
     """Opens a page that tells the collector."""
     async with AsyncExitStack() as stack:

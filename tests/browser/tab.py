@@ -4,9 +4,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 from browser.collector import Collector
 from playwright.async_api import ConsoleMessage, Page
 
+# What the tests that use the browser are marked with.
+SHARED_LOOP = pytest.mark.asyncio(loop_scope="session")
 MONITOR = """async ([collector, options]) => {
     window.sse = await import("/dist/sse-monitor.js");
     window.monitor = sse.monitor({ collector, service: "shop", ...options });

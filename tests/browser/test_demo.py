@@ -7,14 +7,16 @@ from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
+import pytest_asyncio
 from browser.collector import Collector, free_ports
 from browser.receivers import AddedReceiver
-from browser.tab import Tab
+from browser.tab import SHARED_LOOP, Tab
 from playwright.async_api import Browser
 
+pytestmark = SHARED_LOOP
 
-@pytest.fixture
+
+@pytest_asyncio.fixture(loop_scope="session")
 async def server(bundle: Path) -> AsyncIterator[str]:
     (port,) = free_ports(1)
     process = await asyncio.create_subprocess_exec(

@@ -7,7 +7,9 @@ import pytest
 from aiohttp import web
 from browser.receivers import AddedReceiver
 from browser.site import Site, Write, forever
-from browser.tab import Opener
+from browser.tab import SHARED_LOOP, Opener
+
+pytestmark = SHARED_LOOP
 
 # Everything that a page can see of a source, as it happens, until it has seen `enough`.
 _WATCH = """async ([own, path, enough]) => {

@@ -14,10 +14,12 @@ from aiohttp import web
 from browser.collector import Collector
 from browser.receivers import AddedReceiver, RawReceiver
 from browser.site import Site, Write, forever
-from browser.tab import Opener
+from browser.tab import SHARED_LOOP, Opener
 from e2e.streams import PIECES, STREAM
 
 from otel_sse import semconv
+
+pytestmark = SHARED_LOOP
 
 # What only a browser tells, or only where both ends are linked.
 _BROWSER: Final = {

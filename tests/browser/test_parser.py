@@ -7,8 +7,10 @@ import random
 from typing import Any
 
 import oracle
-from browser.tab import Opener
+from browser.tab import SHARED_LOOP, Opener
 from e2e.streams import STREAM
+
+pytestmark = SHARED_LOOP
 
 _PARSE = """streams => streams.map(chunks => {
     const parser = new sse.EventStreamParser();

@@ -10,29 +10,19 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from support import free_port
+from otlp import telling
+from support import PATIENCE, free_port, wait_until
 from tools import tool
 
-T = TypeVar("T")
 Self = TypeVar("Self", bound="Process")
 CONFIGS = Path(__file__).resolve().parents[2] / "collector"
 APPS = Path(__file__).parent / "apps"
 INSTRUMENT = Path(sys.executable).parent / "opentelemetry-instrument"
 _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)",?')
-
-
-def until(condition: Callable[[], T], seconds: float = 60.0) -> T:
-    """Asks again and again, and gives what the condition gave."""
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
-        time.sleep(0.05)
-    return result
 
 
 def get(url: str) -> str:
@@ -75,7 +65,7 @@ class Process:
         """Waits until it answers there."""
         assert self._process is not None
         process = self._process
-        until(lambda: get(url) or process.poll() is not None)
+        wait_until(lambda: get(url) or process.poll() is not None)
         assert process.poll() is None, self.log
 
     def stop(self, seconds: float = 60) -> None:
@@ -170,11 +160,7 @@ class App(Process):
             *("streams:app", "--port", str(self.port), "--timeout-graceful-shutdown", "1"),
             **{
                 "OTEL_SERVICE_NAME": "streams",
-                "OTEL_TRACES_EXPORTER": "otlp",
-                "OTEL_METRICS_EXPORTER": "otlp",
-                "OTEL_LOGS_EXPORTER": "otlp",
-                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-                "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+                **telling(endpoint),
                 "OTEL_METRIC_EXPORT_INTERVAL": "500",
                 "OTEL_BSP_SCHEDULE_DELAY": "200",
                 "OTEL_BLRP_SCHEDULE_DELAY": "200",
@@ -187,12 +173,12 @@ class App(Process):
         self.ready(f"http://127.0.0.1:{self.port}/page")
 
     def read(self, path: str, wait: float = 0.0, seconds: float = 10.0) -> bytes:
-        """What comes of a response: the client begins to read after the wait, and leaves after
-        the seconds, or at the end.
+        """What comes of a response: the client begins to read after the wait, and leaves at the
+        end, or when it has read for the seconds.
         """
-        received = b""
         with self.open(path) as sock:
             time.sleep(wait)
+            received = sock.recv(1)
             end = time.monotonic() + seconds
             with contextlib.suppress(TimeoutError, ConnectionError):
                 while (left := end - time.monotonic()) > 0:
@@ -204,6 +190,6 @@ class App(Process):
 
     def open(self, path: str) -> socket.socket:
         """A client that has asked, and does not read."""
-        sock = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
         sock.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
         return sock

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
-from collector.processes import App, Collector, Process, get, until
+from collector.processes import App, Collector, Process, get
 from collector.told import MEMORY, Told
-from support import free_port
+from support import free_port, wait_until
 from tools import tool
 
 from otel_sse import semconv
@@ -83,9 +83,11 @@ def test_jaeger_shows_streams_segments_links_events_and_reasons(
                 app.read("/ticker", seconds=3.5)
                 app.read("/broken")
                 app.stop()
-            until(lambda: len(jaeger.spans("SSE /broken")) == 1)
+            wait_until(lambda: len(jaeger.spans("SSE /broken")) == 1)
             last = "sse.segment.final"
-            until(lambda: [each for each in jaeger.spans("SSE /ticker") if tags(each).get(last)])
+            wait_until(
+                lambda: [each for each in jaeger.spans("SSE /ticker") if tags(each).get(last)]
+            )
         segments = jaeger.spans("SSE /ticker")
         (broken,) = jaeger.spans("SSE /broken")
 
@@ -160,9 +162,9 @@ def test_victoriametrics_answers_promql(through: bool, tmp_path: Path) -> None:
                 app.read("/broken")
                 app.stop()
             messages = "sum by (http_route) (sse_server_messages_total)"
-            until(lambda: victoria.ask(messages) == {("/chat",): 60, ("/broken",): 1})
+            wait_until(lambda: victoria.ask(messages) == {("/chat",): 60, ("/broken",): 1})
             endings = "sum by (sse_close_reason) (sse_server_connection_duration_seconds_count)"
-            until(lambda: victoria.ask(endings) == {("completed",): 3, ("error",): 1})
+            wait_until(lambda: victoria.ask(endings) == {("completed",): 3, ("error",): 1})
             open_now = victoria.ask("sum(sse_server_active_connections)")
             assert open_now == {(): 0}
 
@@ -172,10 +174,12 @@ def test_victoriametrics_has_an_alert_while_it_lasts(tmp_path: Path) -> None:
     with VictoriaMetrics(tmp_path) as victoria, _collector(victoria.endpoint) as collector:
         process = Told(collector.endpoint, start=60)
         process.tell({MEMORY: 2**31}, seconds=30)
-        found = until(lambda: victoria.ask("sum by (alert, severity, threshold) (sse_alert)"))
+        found = wait_until(lambda: victoria.ask("sum by (alert, severity, threshold) (sse_alert)"))
         assert found == {("SSEMemoryHigh", "warning", "1024"): 2048}
         process.tell({MEMORY: 2**20}, seconds=30)
-        until(lambda: victoria.ask("process_memory_usage_bytes") and not victoria.ask("sse_alert"))
+        wait_until(
+            lambda: victoria.ask("process_memory_usage_bytes") and not victoria.ask("sse_alert")
+        )
 
 
 class Prometheus(Process):
@@ -214,15 +218,15 @@ def test_remote_write_has_the_names_of_the_scrape(
             process = Told(collector.endpoint, start=60)
             opened = {semconv.CONNECTIONS: 11}
             process.tell({semconv.ACTIVE: 11, semconv.MESSAGES: 5, **opened}, seconds=30)
-            until(lambda: prometheus.ask("sse_alert"))
+            wait_until(lambda: prometheus.ask("sse_alert"))
             by = "sum by (job, instance, alert, severity, threshold)"
             assert prometheus.ask(f"{by} (sse_alert)") == {
                 ("SSEConnectionsHigh", process.instance, "shop", "critical", "10"): 11
             }
-            until(lambda: prometheus.ask("sum(sse_server_messages_total)") == {(): 5})
+            wait_until(lambda: prometheus.ask("sum(sse_server_messages_total)") == {(): 5})
             process.tell({semconv.ACTIVE: 10, semconv.MESSAGES: 50, **opened}, seconds=30)
-            until(lambda: prometheus.ask("sum(sse_server_active_connections)") == {(): 10})
-            until(lambda: prometheus.ask("sse_alert") == {})
+            wait_until(lambda: prometheus.ask("sum(sse_server_active_connections)") == {(): 10})
+            wait_until(lambda: prometheus.ask("sse_alert") == {})
 
 
 def _collector(backend: str) -> Collector:

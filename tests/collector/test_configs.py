@@ -12,13 +12,13 @@ from typing import Any, Final
 
 import pytest
 import yaml
-from collector.processes import CONFIGS, App, Collector, Process, configs, to, until
+from collector.processes import CONFIGS, App, Collector, Process, configs, to
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from otlp import Receiver
-from support import free_port
+from support import free_port, wait_until
 from tools import tool
 
 THRESHOLDS: Final = "thresholds.collector"
@@ -203,7 +203,7 @@ def test_latency_from_spans_is_without_streams(cleaned: Cleaned) -> None:
     """Neither streams' spans nor the HTTP spans around them are in the metrics made of spans."""
     _, _, collector = cleaned
     name = "traces_span_metrics_duration_seconds_count"
-    found = until(lambda: collector.scraped(name))
+    found = wait_until(lambda: collector.scraped(name))
     assert {labels["span_name"] for labels, _ in found} >= {"GET /page"}
     assert not [labels for labels, _ in found if labels.get("http_route") in ("/chat", "/broken")]
     assert not [labels for labels, _ in found if labels["span_name"].startswith("SSE")]
@@ -346,7 +346,7 @@ def test_agents_behind_haproxy_stay_at_a_gateway_and_survive_its_loss(tmp_path: 
         for number, teller in enumerate(tellers):
             teller.tell(number * 100, number * 100 + 10)
         wanted = {number * 100 + each for number in range(4) for each in range(10)}
-        until(lambda: _numbers(one, two) == wanted)
+        wait_until(lambda: _numbers(one, two) == wanted)
         at_one, at_two = ({n // 100 for n in _numbers(each)} for each in (one, two))
         assert at_one
         assert at_two
@@ -356,7 +356,7 @@ def test_agents_behind_haproxy_stay_at_a_gateway_and_survive_its_loss(tmp_path: 
         for number, teller in enumerate(tellers):
             teller.tell(number * 100 + 10, number * 100 + 20)
         wanted |= {each + 10 for each in wanted}
-        until(lambda: _numbers(one, two) == wanted, 90)
+        wait_until(lambda: _numbers(one, two) == wanted, 90)
 
 
 class _Hosts:
@@ -393,7 +393,7 @@ class _Hosts:
             for each in (*self.gateways, self.haproxy, *self.agents):
                 each.start()
                 self.started.append(each)
-            until(self._listens)
+            wait_until(self._listens)
         except BaseException:
             self.__exit__()
             raise

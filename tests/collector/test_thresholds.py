@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import pytest
 import yaml
-from collector.processes import CONFIGS, App, Collector, to, until
+from collector.processes import CONFIGS, App, Collector, to
 from collector.told import MEMORY, Told
 from otlp import Receiver
+from support import wait_until
 
 from otel_sse import semconv as sse
 
@@ -287,7 +288,7 @@ def test_a_breach_does_not_flap_and_a_dead_process_goes(collector: Collector) ->
         gone = Told(short.endpoint)
         gone.tell({**BEFORE, MEMORY: 2048 * MB})
         assert set(short.alerts(gone.instance)) == {"SSEMemoryHigh"}
-        until(lambda: short.alerts(gone.instance) == {})
+        wait_until(lambda: short.alerts(gone.instance) == {})
     assert set(collector.alerts(process.instance)) == {"SSEMemoryHigh"}
 
 
@@ -336,16 +337,16 @@ def test_a_real_application_crosses_every_threshold() -> None:
         told = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_PYTHON_SSE_STALL_SECONDS": "0.5"}
         named = {"OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=real"}
         with App(f"http://127.0.0.1:{collector.ports['grpc']}", **told, **named) as app:
-            until(lambda: set(collector.alerts("real")) == {"SSEMemoryHigh"})
+            wait_until(lambda: set(collector.alerts("real")) == {"SSEMemoryHigh"})
             paths = ("/ticker", "/silent", "/bursts", "/ticker")
             clients = [app.open(path) for path in paths]
-            until(lambda: set(collector.alerts("real")) == wanted)
+            wait_until(lambda: set(collector.alerts("real")) == wanted)
             memory = collector.alerts("real")["SSEMemoryHigh"][2]
             assert 20 < memory < 500
             assert collector.alerts("real")["SSEConnectionsHigh"][2] == 4
             for client in clients:
                 client.close()
-            until(lambda: set(collector.alerts("real")) == {"SSEMemoryHigh"})
+            wait_until(lambda: set(collector.alerts("real")) == {"SSEMemoryHigh"})
         # Statements that fail are logged and passed over.
         assert [line for line in collector.log.splitlines() if "\twarn\t" in line] == []
         assert [line for line in collector.log.splitlines() if "\terror\t" in line] == []

@@ -191,7 +191,7 @@ class Server:
         for task in self._busy:
             if cut:
                 task.cancel()
-        await asyncio.wait_for(asyncio.gather(*self._busy, return_exceptions=True), 20)
+        await asyncio.wait_for(asyncio.gather(*self._busy, return_exceptions=True), 60)
         self._busy.clear()
 
     def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -15,6 +15,8 @@ from support import RawClient, free_port
 
 APPS = Path(__file__).parent / "apps"
 BIN = Path(sys.executable).parent
+# How long a start or an end may take on a machine that is busy, in seconds.
+PATIENCE = 150.0
 ALONE = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asgi,aiohttp-server,fastapi,starlette"}
 
 
@@ -39,7 +41,7 @@ class Served:
         )
 
     async def started(self) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
                 _, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -51,14 +53,14 @@ class Served:
     async def open(self, path: str) -> RawClient:
         """A client that has read the stream's first message."""
         client = await RawClient.get(self.port, path)
-        await asyncio.wait_for(client.until(b"data: 1\n\n"), 60)
+        await asyncio.wait_for(client.until(b"data: 1\n\n"), PATIENCE)
         return client
 
     def ended(self, number: signal.Signals | None = None) -> tuple[int, str]:
         """The exit status, and what was written, once the process has ended."""
         if number is not None:
             self.process.send_signal(number)
-        output, _ = self.process.communicate(timeout=60)
+        output, _ = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, output
 
 

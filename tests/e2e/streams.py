@@ -79,7 +79,7 @@ async def fetch(
         lines.append(f"Content-Length: {len(body)}")
     writer.write("\r\n".join([*lines, "", ""]).encode() + body)
     try:
-        raw = await asyncio.wait_for(reader.read(-1), 20)
+        raw = await asyncio.wait_for(reader.read(-1), 60)
     finally:
         writer.close()
     return parse(raw)

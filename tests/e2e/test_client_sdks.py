@@ -1,5 +1,7 @@
 """SDKs that read by the clients, the instrumentations of others beside ours, and processes that
 end while they read.
+
+An SDK is imported where it is used: that takes seconds, and every process collects this file.
 """
 
 import asyncio
@@ -15,10 +17,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import aiohttp
-import anthropic
 import httpx
 import httpx2
-import openai
 import oracle
 import pytest
 import requests
@@ -27,8 +27,6 @@ from e2e.processes import ALONE, APPS, BIN
 from e2e.streams import STREAM
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
-from mcp import Client
-from mcp.client.streamable_http import streamable_http_client
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.instrumentation.httpx import HTTPX2ClientInstrumentor, HTTPXClientInstrumentor
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
@@ -112,6 +110,8 @@ async def _assert_both(backend: Backend, app: Taped, count: int) -> None:
 
 
 def _ask_openai(url: str) -> str:
+    import openai
+
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         return "".join(
             _said(chunk) for chunk in client.chat.completions.create(**QUESTION, stream=True)
@@ -123,6 +123,8 @@ def _said(chunk: Any) -> str:
 
 
 async def _ask_openai_async(url: str, **options: Any) -> str:
+    import openai
+
     options = {"base_url": f"{url}/v1", "api_key": "none", "max_retries": 0, **options}
     async with openai.AsyncOpenAI(**options) as client:
         answer = await client.chat.completions.create(**QUESTION, stream=True)
@@ -130,10 +132,14 @@ async def _ask_openai_async(url: str, **options: Any) -> str:
 
 
 async def _ask_openai_by_aiohttp(url: str) -> str:
+    import openai
+
     return await _ask_openai_async(url, http_client=openai.DefaultAioHttpClient())
 
 
 def _ask_anthropic(url: str) -> str:
+    import anthropic
+
     with (
         anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client,
         client.messages.stream(**QUESTION, max_tokens=100) as stream,
@@ -142,12 +148,16 @@ def _ask_anthropic(url: str) -> str:
 
 
 def _ask_anthropic_raw(url: str) -> str:
+    import anthropic
+
     with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:
         events = client.messages.create(**QUESTION, max_tokens=100, stream=True)
         return "".join(event.delta.text for event in events if event.type == "content_block_delta")
 
 
 async def _ask_anthropic_async(url: str, **options: Any) -> str:
+    import anthropic
+
     options = {"base_url": url, "api_key": "none", "max_retries": 0, **options}
     async with (
         anthropic.AsyncAnthropic(**options) as client,
@@ -157,6 +167,8 @@ async def _ask_anthropic_async(url: str, **options: Any) -> str:
 
 
 async def _ask_anthropic_by_aiohttp(url: str) -> str:
+    import anthropic
+
     return await _ask_anthropic_async(url, http_client=anthropic.DefaultAioHttpClient())
 
 
@@ -217,6 +229,9 @@ async def test_an_answer_is_counted_alike_at_both_ends(name: str, both: Backend)
 @pytest.mark.parametrize("mode", ["2026-07-28", "legacy"])
 async def test_an_mcp_session_is_counted_alike_at_both_ends(mode: str, both: Backend) -> None:
     """Streamable HTTP: every stream that the session has, in either protocol."""
+    from mcp import Client
+    from mcp.client.streamable_http import streamable_http_client
+
     app = Taped("tools")
     progress: list[float] = []
 
@@ -254,7 +269,7 @@ async def test_two_streams_on_one_connection(both: Backend) -> None:
         await _assert_both(both, app, 4)
     finally:
         stop.set()
-        await asyncio.wait_for(served, 20)
+        await asyncio.wait_for(served, 60)
     spans = both.spans("SSE POST")
     assert [span.attributes["network.protocol.version"] for span in spans] == ["2"] * 4
 

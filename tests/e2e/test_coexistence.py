@@ -648,7 +648,7 @@ async def converse(port: int, callers: list[Caller], *, pipelined: bool) -> list
                 writer.write(request.encode())
             elif not number:
                 writer.write("".join(requests).encode())
-            raw = await asyncio.wait_for(reader.readuntil(b"\r\n0\r\n\r\n"), 20)
+            raw = await asyncio.wait_for(reader.readuntil(b"\r\n0\r\n\r\n"), 60)
             replies.append(parse(raw))
     finally:
         writer.close()

@@ -118,11 +118,7 @@ def process(server: Server, run: Run) -> Iterator[tuple["subprocess.Popen[bytes]
             env={
                 **os.environ,
                 "PYTHONPATH": str(TESTS),
-                "OTEL_TRACES_EXPORTER": "otlp",
-                "OTEL_METRICS_EXPORTER": "otlp",
-                "OTEL_LOGS_EXPORTER": "otlp",
-                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-                "OTEL_EXPORTER_OTLP_ENDPOINT": run.receiver.endpoint,
+                **run.receiver.environment,
                 # All but the events comes when the process stops, or never.
                 "OTEL_METRIC_EXPORT_INTERVAL": "600000",
                 "OTEL_BSP_SCHEDULE_DELAY": "600000",
@@ -161,6 +157,7 @@ def listens(port: int) -> bool:
 
 
 def until(condition: Callable[[], Any]) -> None:
+    """Not for ever: what has not come then, its own test misses."""
     deadline = time.monotonic() + PATIENCE
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -243,8 +240,9 @@ def runs(request: pytest.FixtureRequest) -> Iterator[Callable[..., Run]]:
     parameters = [getattr(item, "callspec", None) for item in request.session.items]
     futures: dict[Any, Future[Run]] = {}
     with contextlib.ExitStack() as stack:
-        # Threads of their own: what has left the machine's network does not come back.
-        for name, work, threads in (("server", drive, 4), ("unplugged", unplug, 2)):
+        # Threads of their own: what has left the machine's network does not come back. Few: a
+        # process that ends gives its exporters ten seconds, of which they must get some.
+        for name, work, threads in (("server", drive, 3), ("unplugged", unplug, 1)):
             pool = stack.enter_context(ThreadPoolExecutor(threads))
             wanted = {found.params.get(name) for found in parameters if found is not None}
             for server in SERVERS:

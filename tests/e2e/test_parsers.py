@@ -1,4 +1,7 @@
-"""The parsers that people use read a stream with marks as they read it without."""
+"""The parsers that people use read a stream with marks as they read it without.
+
+An SDK is imported where it is used: that takes seconds, and every process collects this file.
+"""
 
 import asyncio
 import contextlib
@@ -6,12 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiohttp_sse_client2.client
-import anthropic._streaming
 import httpx
 import httpx2
 import httpx_sse
 import ld_eventsource
-import openai._streaming
 import pytest
 import requests
 import requests_sse
@@ -83,12 +84,16 @@ def _by_launchdarkly(url: str) -> list[Read]:
 
 
 def _by_openai(url: str) -> list[Read]:
+    import openai._streaming
+
     with httpx.Client() as client, client.stream("GET", url) as response:
         events = openai._streaming.SSEDecoder().iter_bytes(response.iter_bytes())
         return [(each.event or "message", each.data) for each in events]
 
 
 def _by_anthropic(url: str) -> list[Read]:
+    import anthropic._streaming
+
     with httpx.Client() as client, client.stream("GET", url) as response:
         events = anthropic._streaming.SSEDecoder().iter_bytes(response.iter_bytes())
         return [(each.event or "message", each.data) for each in events]

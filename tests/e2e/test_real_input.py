@@ -1,5 +1,7 @@
 """Applications that know nothing of us, started by ``opentelemetry-instrument``, each a process
 and a socket of its own, read by real clients; what they tell is read off the OTLP wire.
+
+An SDK is imported where it is used: that takes seconds, and every process collects this file.
 """
 
 import asyncio
@@ -19,11 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import openai
 import oracle
 import pytest
-from mcp import Client
-from mcp.client.streamable_http import streamable_http_client
 from otlp import Receiver, Span
 from support import AIOHTTP_SSE_3
 
@@ -50,11 +49,7 @@ class Server:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
         environment |= {
             "OTEL_SERVICE_NAME": module,
-            "OTEL_TRACES_EXPORTER": "otlp",
-            "OTEL_METRICS_EXPORTER": "otlp",
-            "OTEL_LOGS_EXPORTER": "otlp",
-            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+            **receiver.environment,
             "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip" if contrib else "none",
             "OTEL_METRIC_EXPORT_INTERVAL": "1000",
             "OTEL_BSP_SCHEDULE_DELAY": "50",
@@ -83,7 +78,7 @@ class Server:
         """Ends the process as an orchestrator does; what it has written to stderr."""
         self.process.terminate()
         try:
-            _, errors = self.process.communicate(timeout=30)
+            _, errors = self.process.communicate(timeout=60)
         finally:
             self.process.kill()
             self.process.wait()
@@ -392,6 +387,9 @@ async def test_an_mcp_server_and_its_own_client(contrib: bool, receiver: Receive
     the current and in the handshake-era protocol: every stream of both, the client's messages in
     them, and not the responses that are JSON.
     """
+    from mcp import Client
+    from mcp.client.streamable_http import streamable_http_client
+
     tapped = AsyncTapped("/mcp")
     progress: list[float] = []
     current = 0
@@ -436,6 +434,8 @@ async def test_chat_completions_and_the_openai_client(contrib: bool, receiver: R
     """An endpoint as model servers have it, read by the real ``openai`` client, blocking and
     asynchronous: one message a chunk and one for ``[DONE]``; an answer in one piece is no stream.
     """
+    import openai
+
     route = "/v1/chat/completions"
     tapped, async_tapped = Tapped(route), AsyncTapped(route)
     text = " ".join(f"word{n}" for n in range(50))
