@@ -34,6 +34,8 @@ REFERENCE = {
     # A minute shows what takes a slow client longer otherwise.
     "SSE_SERVER_QUEUE_LENGTH": "50",
     "SSE_MAX_CONNECTIONS": str(THRESHOLD),
+    # Whoever looks at the dashboard is none of the crowd.
+    "OTEL_PYTHON_SSE_EXCLUDED_URLS": "/status/events",
 }
 
 
@@ -54,7 +56,7 @@ class Demo:
         for what, how in (
             ("The dashboard", f"{reference}/"),
             ("Its figures", f"curl {reference}/status"),
-            ("A stream", f"curl -N {reference}/events?topic=prices"),
+            ("A stream", f"curl -N '{reference}/events?topic=prices'"),
             ("Another", f"curl -N {self.starlette.url}/ticker"),
         ):
             self.say(f"  {what:<14} {how}")

@@ -148,9 +148,7 @@ class Webhook:
 
     async def post(self, request: web.Request) -> web.Response:
         if not self._is_allowed(request):
-            refusal = _refusal(
-                401, "Authorization has to bear SSE_SERVER_ALERTS_TOKEN"
-            )
+            refusal = _refusal(401, "Authorization has to bear SSE_SERVER_ALERTS_TOKEN")
             refusal.headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
             return refusal
         body = bytearray()
