@@ -534,6 +534,8 @@ async def test_providers_that_are_set_late() -> None:
         found, status, output = await served(
             "later", None, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint
         )
+        # A late SDK's own exit hook comes before ours; it says so where ours exports meanwhile.
+        output = output.replace("Exporter already shutdown, ignoring batch\n", "")
         assert (found, status, output) == await served("plain")
         assert len(receiver.spans("SSE")) == 2
         assert len(receiver.records("sse.connection.closed")) == 2

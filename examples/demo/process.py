@@ -12,7 +12,7 @@ from pathlib import Path
 BIN = Path(sys.executable).parent
 EXAMPLES = Path(__file__).parent.parent
 START_SECONDS = 30
-STOP_SECONDS = 10
+STOP_SECONDS = 15
 
 
 class ServerError(Exception):

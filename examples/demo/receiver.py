@@ -78,7 +78,11 @@ class Receiver:
 
     def _take(self, signal: Callable[[bytes], None]) -> Any:
         async def handler(request: web.Request) -> web.Response:
-            body = await request.read()
+            try:
+                body = await request.read()
+            except ConnectionError:
+                # Its sender has been killed meanwhile; there is nobody to answer.
+                raise web.HTTPBadRequest from None
             signal(body)
             if self._forward is not None:
                 self._forward.put(request.path, body)

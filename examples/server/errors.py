@@ -178,7 +178,7 @@ class Errors:
         self._patterns = Patterns(clock)
         self.breaker = Breaker(clock)
         # How long an operation of the broker may take; how long who asks too fast has to wait.
-        self.time_out = Grown(1.0, 1.5, 10.0, clock)
+        self.time_out = Grown(2.0, 1.5, 10.0, clock)
         self.retry_after = Grown(1.0, 1 / 0.8, 60.0, clock)
         # Frees memory; whoever can sets it.
         self.cleanup: Callable[[], None] = lambda: None

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import pytest
 import yaml
-from collector.processes import CONFIGS, Collector, Process, get, until
+from collector.processes import CONFIGS, Collector, Process, get
 from examples.commands import EXAMPLES
 from examples.composed import (
     COMPOSE,
@@ -32,7 +32,7 @@ from examples.composed import (
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-from support import free_port
+from support import free_port, wait_until
 from tools import tool
 
 # A name, and a version to its last number.
@@ -177,8 +177,8 @@ def test_prometheus_starts_as_composed(tmp_path: Path) -> None:
     """
     before = {each: each.read_bytes() for each in (CONFIGS / "prometheus").iterdir()}
     with Started("prometheus", tmp_path) as prometheus:
-        targets = until(lambda: prometheus.ask("/api/v1/targets")["data"]["activeTargets"])
-        managers = until(
+        targets = wait_until(lambda: prometheus.ask("/api/v1/targets")["data"]["activeTargets"])
+        managers = wait_until(
             lambda: prometheus.ask("/api/v1/alertmanagers")["data"]["activeAlertmanagers"]
         )
         groups = prometheus.ask("/api/v1/rules")["data"]["groups"]

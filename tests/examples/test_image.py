@@ -17,14 +17,14 @@ from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from typing import Final
 
-from collector.processes import INSTRUMENT, until
+from collector.processes import INSTRUMENT
 from e2e.processes import ALONE
 from examples.commands import EXAMPLES
 from examples.composed import COMPOSE, DOCKERFILE, SERVICES, WORKERS
 from otlp import Receiver
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from support import free_port
+from support import free_port, wait_until
 from tools import tool
 
 SERVER: Final = EXAMPLES / "server"
@@ -141,7 +141,7 @@ def test_the_image_serves_and_ends_as_composed(tmp_path: Path) -> None:
         try:
             health = [sys.executable, *json.loads(check)[1:]]
             health = [each.replace(":8080/", f":{port}/") for each in health]
-            until(
+            wait_until(
                 lambda: (
                     server.poll() is not None
                     or subprocess.call(health, stderr=subprocess.DEVNULL) == 0

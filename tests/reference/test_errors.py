@@ -150,7 +150,7 @@ def test_each_class_has_its_recovery(
     errors = _errors(backend, Clock())
     errors.cleanup = lambda: cleaned.append(1)
     assert errors.handle(error, "test") == action
-    assert (errors.time_out.seconds == 1.5) == (kind == "timeout")
+    assert (errors.time_out.seconds == 3.0) == (kind == "timeout")
     assert (errors.retry_after.seconds == 1.25) == (kind == "rate_limit")
     assert bool(cleaned) == (kind == "memory_exhausted")
     told = {"class": kind, "pattern": "occasional"}
