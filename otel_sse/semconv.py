@@ -223,8 +223,8 @@ def text(value: str) -> str: ...
 def text(value: None) -> None: ...
 def text(value: str | None) -> str | None:
     """``value`` as it may be exported: cut, and without what UTF-8 cannot hold."""
-    if value is None:
-        return None
+    if value is None or (value.isascii() and len(value) <= MAX_TEXT_BYTES):
+        return value
     return value.encode("utf-8", "replace")[:MAX_TEXT_BYTES].decode("utf-8", "ignore")
 
 

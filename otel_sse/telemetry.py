@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from opentelemetry._logs import SeverityNumber
 from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, Status, StatusCode
 
-from otel_sse import semconv
+from otel_sse import events, semconv
 from otel_sse.collection import Collector
 from otel_sse.config import Config
 from otel_sse.outbox import Outbox
@@ -273,7 +273,7 @@ class Telemetry:
         span: Span,
         at: int,
         attributes: dict[str, Any],
-        messages: Iterable[Told],
+        messages: Sequence[Told],
         before: int,
     ) -> None:
         """Ends a segment's span at ``at`` (Unix, ns), with the messages that it tells; ``before``
@@ -289,18 +289,16 @@ class Telemetry:
         span: Span,
         at: int,
         attributes: dict[str, Any],
-        messages: Iterable[Told],
+        messages: Sequence[Told],
         before: int,
     ) -> None:
         try:
-            events = self.config.message_events
-            for told in messages:
-                if "span" in events:
-                    span.add_event(
-                        semconv.MESSAGE, self._told(told, before), connection.unix(told.at)
-                    )
-                if "log" in events and not self.tells_each:
-                    self.message(connection, told, before)
+            if "span" in self.config.message_events:
+                told = [(self._told(each, before), connection.unix(each.at)) for each in messages]
+                events.add(span, semconv.MESSAGE, told)
+            if "log" in self.config.message_events and not self.tells_each:
+                for each in messages:
+                    self.message(connection, each, before)
             span.set_attributes(attributes)
             if semconv.ERROR_TYPE in attributes:
                 span.set_status(Status(StatusCode.ERROR))
