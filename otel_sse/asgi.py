@@ -228,8 +228,13 @@ class Responder:
             connection.end(completed=not gone)
 
     def _is_stream(self, message: Message) -> bool:
-        content_type = _first(message.get("headers", ()), b"content-type") or ""
-        return is_stream(self._scope["method"], message["status"], content_type)
+        for name, value in message.get("headers", ()):
+            if name == b"content-type" or name.lower() == b"content-type":
+                # That of another response is not even decoded.
+                return b"stream" in value.lower() and is_stream(
+                    self._scope["method"], message["status"], value.decode("latin-1")
+                )
+        return False
 
     async def _begin(self, message: Message) -> None:
         await self._send(message)
@@ -275,8 +280,7 @@ class Responder:
 
 def _first(headers: Headers, wanted: bytes) -> str | None:
     for name, value in headers:
-        # Lower case already, or a short way to see that it is another one.
-        if name == wanted or (len(name) == len(wanted) and name.lower() == wanted):
+        if name == wanted or name.lower() == wanted:
             return value.decode("latin-1")
     return None
 

@@ -185,7 +185,7 @@ class Connection:
                     telemetry.sampled(self, size, gap, wait)
                 if not sequence:
                     self.first = ended - self.started
-                    telemetry.first_message(self, self.first)
+                    telemetry.record(semconv.FIRST_MESSAGE, self, self.first)
                 self.last = began
                 segment = self._segment
                 full = segment.keep(began, wait, size, index)

@@ -81,7 +81,7 @@ class Reading(Connection):
         self._mark = _NEVER
         # Up to when the time is accounted for: as waiting, or as the reader's own.
         self._left = perf_counter()
-        telemetry.connected(self, self._left - started)
+        telemetry.record(semconv.CONNECT_DURATION, self, self._left - started)
 
     def asked(self) -> None:
         """The reader begins to wait. What it did before is not the stream's silence."""
@@ -133,7 +133,7 @@ class Reading(Connection):
         if took < 0:
             self.skewed += 1
         else:
-            self._telemetry.delivered(self, took / 1e9)
+            self._telemetry.record(semconv.DELIVERY_DURATION, self, took / 1e9)
         if self._linked is not self._segment:
             self._linked = self._segment
             self._senders = set()

@@ -73,25 +73,16 @@ BACKLOG_SIZE: Final = Metric("sse.server.backlog.size", "By",
     "Accepted from the application, not yet acknowledged by the peer.")
 BACKLOG_MAX: Final = Metric("sse.server.backlog.max", "By",
     "Backlog of the worst live connection, all layers added.")
+CONNECT_DURATION: Final = Metric("sse.client.connect.duration", "s",
+    "From the request's start to the response's headers.", _FIRST)
+RECONNECTIONS: Final = Metric("sse.client.reconnections", "{connection}",
+    "Connections opened to resume an earlier one.")
+DELIVERY_DURATION: Final = Metric("sse.client.delivery.duration", "s",
+    "From the server's send to the client's receipt.", _FIRST)
+DELIVERY_SKEWED: Final = Metric("sse.client.delivery.skewed", "{message}",
+    "Messages received before they were sent, by clocks that disagree.")
 # fmt: on
 
-CONNECT_DURATION: Final = Metric(
-    "sse.client.connect.duration",
-    "s",
-    "From the request's start to the response's headers.",
-    _FIRST,
-)
-RECONNECTIONS: Final = Metric(
-    "sse.client.reconnections", "{connection}", "Connections opened to resume an earlier one."
-)
-DELIVERY_DURATION: Final = Metric(
-    "sse.client.delivery.duration", "s", "From the server's send to the client's receipt.", _FIRST
-)
-DELIVERY_SKEWED: Final = Metric(
-    "sse.client.delivery.skewed",
-    "{message}",
-    "Messages received before they were sent, by clocks that disagree.",
-)
 # What the client tells, by the server's metric of the same meaning.
 CLIENT_METRICS: Final = {
     ACTIVE: Metric("sse.client.active_connections", "{connection}", "Connections open now."),
