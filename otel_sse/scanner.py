@@ -258,7 +258,9 @@ def _shape_of(chunk: bytes, lines: list[bytes], kind: str) -> Shape | None:
     """
     free = [number for number, line in enumerate(lines) if line.startswith((b"data:", b"id:"))]
     last = len(lines) - 1
-    if len(free) > 2 or free[-1] != last or _CR in chunk:
+    # Any other line is an event's: nothing else of a payload is kept.
+    others = (line for line in lines if not line.startswith((b"data:", b"id:")))
+    if len(free) > 2 or free[-1] != last or _CR in chunk or any(line[0] != _E for line in others):
         return None
     rest = len(chunk) - 2 - len(lines[last]) + lines[last].index(b":") + 1
     if len(free) == 1:
