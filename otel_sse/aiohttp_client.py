@@ -8,7 +8,6 @@ coding. Readers have no room for attributes; their timer holds ours.
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import Callable, Collection
 from functools import wraps
 from time import perf_counter
@@ -20,7 +19,7 @@ from opentelemetry import context as otel_context
 
 from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.opening import Call, is_stream
-from otel_sse.reading import Reading, in_hand
+from otel_sse.reading import Reading, in_hand, read
 from otel_sse.semconv import CLIENT
 from otel_sse.telemetry import Telemetry
 
@@ -57,8 +56,6 @@ class SSEAiohttpClientInstrumentor(SSEInstrumentor):
 def _watch(response: Any, telemetry: Telemetry, started: float) -> None:
     url: Any = response.url
     content: Any = response.content
-    if telemetry.config.excludes(f"{url.scheme}://{url.host}{url.path}"):
-        return
     version = response.version
     call = Call(
         method=response.method,
@@ -70,9 +67,11 @@ def _watch(response: Any, telemetry: Telemetry, started: float) -> None:
         resumed="Last-Event-ID" in response.request_info.headers,
         context=otel_context.get_current(),
     )
-    reading = Reading(telemetry, call, started, (ClientError,), (asyncio.TimeoutError,))
-    # Whoever forgets the response has closed it.
-    weakref.finalize(response, reading.end).atexit = False
+    reading = read(
+        telemetry, response, call, url.scheme, started, (ClientError,), (asyncio.TimeoutError,)
+    )
+    if reading is None:
+        return
     if type(content) is StreamReader:
         timer: Any = _Timer(content._timer, reading)
         content._timer = timer

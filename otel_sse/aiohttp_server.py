@@ -16,7 +16,6 @@ from typing import Any, Final
 from aiohttp import hdrs, web, web_app
 from aiohttp.web_protocol import RequestHandler
 from opentelemetry.propagators.textmap import Getter
-from opentelemetry.trace import get_current_span
 
 from otel_sse import lifecycle
 from otel_sse.connection import Connection
@@ -114,7 +113,7 @@ def _inside(handler: Handler) -> Handler:
     @wraps(handler)
     async def inside(raw: Any) -> Any:
         request = serving.get()
-        if request is None or get_current_span() is request:
+        if request is None or request.is_current():
             return await handler(raw)
         with request.below():
             return await handler(raw)

@@ -44,7 +44,7 @@ class Connection:
     __slots__ = (
         "__weakref__ _agent _failure _first _mark _max_wait _origin _parent _path _protocol "
         "_reason _request _scanner _segment _started_unix _telemetry client dropped due first "
-        "gone id io last loop messages resumed segment_due send_time sequence series stall stalls "
+        "gone id io last loop messages resumed segment_due send_time series stall stalls "
         "started status transport"
     ).split()
 
@@ -67,8 +67,7 @@ class Connection:
         self.transport = opening.transport
         self.loop = _running_loop()
         self._scanner = Scanner(capture_id=config.capture_event_id)
-        # Messages so far, and by the index of their event type.
-        self.sequence = 0
+        # Messages so far, by the index of their event type.
         self.messages: list[int] = []
         self.dropped: dict[str, int] | None = None
         self.io = 0
@@ -96,12 +95,18 @@ class Connection:
         recording = self._segment.span.is_recording()
         # When the segment has lasted long enough, and when anything at all has to be looked at.
         self.segment_due = self._next_due(request.started) if recording else _NEVER
-        self.due = self.segment_due
+        self._look_again()
         request.connection = self
         request.span = self._segment.span
         for verb, words in request.said:
             getattr(self, verb)(*words)
         telemetry.opened(self)
+
+    @property
+    def sequence(self) -> int:
+        """Messages so far."""
+        segment = self._segment
+        return segment.before + segment.count
 
     @property
     def comments(self) -> int:
@@ -136,12 +141,27 @@ class Connection:
         """``chunk`` was handed to the server between two monotonic times, in seconds; the first was
         before the peer left.
         """
-        if self._request is None:
-            return
         telemetry = self._telemetry
         try:
-            messages = self._scanner.feed(chunk)
             wait = ended - began
+            kind = self._scanner.whole(chunk)
+            if kind is not None and began < self.due and wait < self._mark:
+                # One message like the last, of which nothing more is told.
+                series = self.series
+                index = telemetry.type_index.get(kind)
+                if index is not None and began < series.until and series.left:
+                    series.left -= 1
+                    self.messages[index] += 1
+                    size = len(chunk)
+                    self.io += size
+                    self.send_time += wait
+                    self.last = began
+                    if self._segment.keep(began, wait, size, index):
+                        self._roll(began)
+                    return
+            if self._request is None:
+                return
+            messages = self._scanner.feed(chunk)
             self.io += len(chunk) if type(chunk) is bytes else memoryview(chunk).nbytes
             self.send_time += wait
             slow = wait >= self._mark and self._waited(wait)
@@ -156,7 +176,6 @@ class Connection:
                 except IndexError:
                     self.messages += [0] * (index - len(self.messages)) + [1]
                 sequence = self.sequence
-                self.sequence = sequence + 1
                 series = self.series
                 if began < series.until and series.left:
                     series.left -= 1
@@ -166,17 +185,17 @@ class Connection:
                     telemetry.sampled(self, size, gap, wait)
                 if not sequence:
                     self.first = ended - self.started
-                    telemetry.first_message(self, self.first)
+                    telemetry.record(semconv.FIRST_MESSAGE, self, self.first)
                 self.last = began
                 segment = self._segment
-                segment.keep(began, wait, size, index)
+                full = segment.keep(began, wait, size, index)
                 if slow:
                     segment.keep_slow(began, wait, size, index)
                 if event_id is not None:
                     segment.keep_id(event_id)
                 if telemetry.tells_each:
                     telemetry.message(self, Told(sequence, began, wait, size, index, event_id), 0)
-                if segment.count == segment.full:
+                if full:
                     self._roll(began)
         except Exception:
             telemetry.failed("a message")
@@ -248,8 +267,12 @@ class Connection:
             self.stall = LIVELY
         if now >= self.segment_due:
             self._roll(now)
+        self._look_again()
+
+    def _look_again(self) -> None:
         # A stalled connection waits for its next message.
-        self.due = _AT_ONCE if self.stall else self.segment_due
+        at_once = self.stall or self._telemetry.tells_each
+        self.due = _AT_ONCE if at_once else self.segment_due
 
     def _begin(self, opening: Opening | Call, request: Request) -> Context | None:
         """Starts segment 0; returns the context above it, if any."""
@@ -289,7 +312,8 @@ class Connection:
             if not span.is_recording():
                 self._first = self._origin
                 span = self._start(index, self._home(), SpanKind.INTERNAL, at, links)
-            self.segment_due = self.due = self._next_due(now)
+            self.segment_due = self._next_due(now)
+            self._look_again()
         if self._request is not None:
             self._request.span = span
 
@@ -297,19 +321,22 @@ class Connection:
         self, index: int, context: Context, kind: SpanKind, at: int, links: Sequence[Link] = ()
     ) -> Span:
         telemetry = self._telemetry
+        before = self.sequence if index else 0
         attributes = {**self.attributes, semconv.SEGMENT_INDEX: index}
         span = telemetry.start_span(self.series, context, kind, at, attributes, links)
         self._segment = Segment(
-            span, index, keeps=telemetry.keeps, every=telemetry.config.message_event_detail == "all"
+            span,
+            index,
+            before,
+            keeps=telemetry.keeps,
+            every=telemetry.config.message_event_detail == "all",
         )
         return span
 
     def _end_segment(self, segment: Segment, at: int, totals: dict[str, Any]) -> None:
         attributes = {semconv.SEGMENT_MESSAGES: segment.count, **totals}
         told = segment.told()
-        self._telemetry.end_span(
-            self, segment.span, at, attributes, told, self.sequence - segment.count
-        )
+        self._telemetry.end_span(self, segment.span, at, attributes, told, segment.before)
 
     def _next_due(self, now: float) -> float:
         return now + self._telemetry.config.segment_seconds * random.uniform(0.9, 1.1)
@@ -374,6 +401,7 @@ class Connection:
             # What runs on after the stream is the enclosing span's again. The application may
             # keep its context, and that the request, for as long as it likes.
             request, self._request, self.transport = self._request, None, None
+            self.due = _AT_ONCE
             # Its traceback leads back here.
             self._failure = None
             if request is not None and request.enclosing.get_span_context().is_valid:

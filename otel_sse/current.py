@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,15 @@ _log = logging.getLogger("otel_sse")
 # The key under which the API keeps the current span.
 (_SPAN_KEY,) = set_span_in_context(INVALID_SPAN, Context())
 
+# How the API gets, sets and resets the current context: where it keeps that in a variable of its
+# own, straight by that, because the detour is much of what a request that is no stream costs.
+_api: Any = otel_context
+_token = _api.attach(Context())
+_api.detach(_token)
+_get, _attach, _detach = _api.get_current, _api.attach, _api.detach
+if isinstance(getattr(_token, "var", None), ContextVar):
+    _get, _attach, _detach = _token.var.get, _token.var.set, _token.var.reset
+
 
 def _to_span(method: str) -> Any:
     def call(request: Request, *args: Any, **kwargs: Any) -> None:
@@ -46,8 +55,11 @@ def _to_span(method: str) -> Any:
     return call
 
 
-class Request(Span):
-    """The proxy span of a request, and the connection that the request became, if it did."""
+class Request(Span if TYPE_CHECKING else object):  # type: ignore[misc]
+    """The proxy span of a request, and the connection that the request became, if it did.
+
+    The API takes it for a ``Span``, but there is one for each request: it has no dictionary.
+    """
 
     __slots__ = ("ambient", "connection", "enclosing", "gone", "said", "span", "started")
 
@@ -76,7 +88,7 @@ class Request(Span):
         A span that is over is none of this request's: servers let contexts leak from the
         request before on a kept-alive connection.
         """
-        ambient = otel_context.get_current()
+        ambient = _get()
         if _SPAN_KEY in ambient:
             enclosing = get_current_span(ambient)
             around = enclosing.get_span_context()
@@ -87,10 +99,16 @@ class Request(Span):
             if enclosing is not self and self.connection is None:
                 self.enclosing = self.span = enclosing
         self.ambient = ambient
-        context = _Ambient(ambient) if self.span is INVALID_SPAN else Context(ambient)
+        kind = _Ambient if self.span is INVALID_SPAN else Context
         # Not by set_value, which copies twice more.
-        dict.__setitem__(context, _SPAN_KEY, self)
-        return otel_context.attach(context)
+        values = ambient.copy()
+        values[_SPAN_KEY] = self
+        token: Token[Context] = _attach(kind(values))
+        return token
+
+    def is_current(self) -> bool:
+        """Whether it is the current span, though it may not show yet."""
+        return dict.get(_get(), _SPAN_KEY) is self
 
     def detach(self, attached: Token[Context], served: Token[Request | None]) -> None:
         """Takes back ``attach`` and the setting of ``serving``, at the end of the same frame."""
@@ -99,7 +117,7 @@ class Request(Span):
         except ValueError:
             # The frame is freed, not run to its end, and its context has gone before.
             return
-        otel_context.detach(attached)
+        _detach(attached)
 
     @contextmanager
     def below(self) -> Iterator[None]:
@@ -112,7 +130,8 @@ class Request(Span):
         try:
             yield
         finally:
-            otel_context.detach(token)
+            with suppress(ValueError):
+                _detach(token)
             if self.connection is None:
                 self.ambient, self.enclosing, self.span = before
 
@@ -135,9 +154,15 @@ class Request(Span):
         if self.span is self.enclosing:
             self.span.end(*args, **kwargs)
 
+    __enter__ = Span.__enter__
+    __exit__ = Span.__exit__
+
     def __getattr__(self, name: str) -> Any:
         # What an SDK's span has beyond the API, for whoever looks: name, kind, attributes …
         return getattr(self.span, name)
+
+
+Span.register(Request)
 
 
 class _Ambient(Context):

@@ -30,11 +30,15 @@ def later(tell: Tell) -> None:
     """Calls ``tell`` soon, in another thread."""
     _waiting.append(tell)
     if len(_waiting) == 1:
-        try:
-            # Not by threading, which has locks, too.
-            start_new_thread(_tell, ())
-        except RuntimeError:  # no threads any more: the exit hooks are next
-            pass
+        in_thread(_tell)
+
+
+def in_thread(work: Callable[..., None], *args: Any) -> None:
+    """Starts a thread where any lock may be held: not by threading, which has locks, too."""
+    try:
+        start_new_thread(work, args)
+    except RuntimeError:  # no threads any more: the exit hooks are next
+        pass
 
 
 def _note(phase: str, _: Any) -> None:

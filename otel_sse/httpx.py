@@ -8,7 +8,6 @@ patched to tell that of what is read. Where the content is coded, the decoder te
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator
 from contextlib import suppress
 from functools import partial, wraps
@@ -21,7 +20,7 @@ from opentelemetry import context as otel_context
 
 from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.opening import Call, is_stream
-from otel_sse.reading import Reading, in_hand
+from otel_sse.reading import Reading, in_hand, read
 from otel_sse.semconv import CLIENT
 
 # In a stream that is watched: its reading, and whether another tells it the bytes.
@@ -46,9 +45,9 @@ class SSEHttpxInstrumentor(SSEInstrumentor):
             self._patch(
                 client.AsyncClient, "_send_single_request", partial(self._send_async, package)
             )
-            self._patch(client.BoundSyncStream, "__iter__", _iterate)
+            self._patch(client.BoundSyncStream, "__iter__", partial(_iterate, _read))
             self._patch(client.BoundSyncStream, "close", _close)
-            self._patch(client.BoundAsyncStream, "__aiter__", _iterate_async)
+            self._patch(client.BoundAsyncStream, "__aiter__", partial(_iterate, _read_async))
             self._patch(client.BoundAsyncStream, "aclose", _close_async)
 
     def _send(self, package: Any, original: Any) -> Any:
@@ -90,18 +89,17 @@ class SSEHttpxInstrumentor(SSEInstrumentor):
             content_type = response.headers.get("content-type", "")
             if not is_stream(request.method, response.status_code, content_type):
                 return
-            url = request.url
-            if telemetry.config.excludes(f"{url.scheme}://{url.host}{url.path}"):
-                return
-            reading = Reading(
+            reading = read(
                 telemetry,
+                response.stream,
                 _call(request, response),
+                request.url.scheme,
                 started,
                 (package.NetworkError, package.RemoteProtocolError),
                 (package.TimeoutException,),
             )
-            # Whoever forgets the response has closed it.
-            weakref.finalize(response.stream, reading.end).atexit = False
+            if reading is None:
+                return
             coded = response.headers.get("content-encoding", "identity") != "identity"
             vars(response.stream)[_KEY] = reading, coded
             if coded:
@@ -119,7 +117,7 @@ def _call(request: Any, response: Any) -> Call:
     return Call(
         method=request.method,
         host=url.host,
-        port=url.port or {"http": 80, "https": 443}.get(url.scheme),
+        port=url.port,
         known_path=url.path,
         protocol=response.http_version.partition("/")[2] or None,
         status=response.status_code,
@@ -128,62 +126,43 @@ def _call(request: Any, response: Any) -> Call:
     )
 
 
-def _iterate(original: Any) -> Any:
+def _iterate(read: Callable[..., Any], original: Any) -> Any:
     @wraps(original)
-    def iterate(stream: Any) -> Iterator[bytes]:
+    def iterate(stream: Any) -> Any:
         watched = vars(stream).get(_KEY)
         chunks = original(stream)
-        return chunks if watched is None else _read(chunks, *watched)
+        return chunks if watched is None else read(chunks, *watched)
 
     return iterate
 
 
 def _read(chunks: Any, reading: Reading, coded: bool) -> Generator[bytes, None, None]:
     try:
-        reading.asked()
-        for chunk in chunks:
-            if coded:
-                reading.waited()
-            else:
-                reading.received(chunk, True)
-            yield chunk
-            reading.asked()
-    except BaseException as error:
-        reading.end(error)
-        raise
-    else:
-        reading.end(completed=True)
+        with reading.to_the_end():
+            for chunk in chunks:
+                _got(reading, chunk, coded)
+                yield chunk
+                reading.asked()
     finally:
         chunks.close()
 
 
-def _iterate_async(original: Any) -> Any:
-    @wraps(original)
-    def iterate(stream: Any) -> Any:
-        watched = vars(stream).get(_KEY)
-        chunks = original(stream)
-        return chunks if watched is None else _read_async(chunks, *watched)
-
-    return iterate
-
-
 async def _read_async(chunks: Any, reading: Reading, coded: bool) -> AsyncGenerator[bytes, None]:
     try:
-        reading.asked()
-        async for chunk in chunks:
-            if coded:
-                reading.waited()
-            else:
-                reading.received(chunk, True)
-            yield chunk
-            reading.asked()
-    except BaseException as error:
-        reading.end(error)
-        raise
-    else:
-        reading.end(completed=True)
+        with reading.to_the_end():
+            async for chunk in chunks:
+                _got(reading, chunk, coded)
+                yield chunk
+                reading.asked()
     finally:
         await chunks.aclose()
+
+
+def _got(reading: Reading, chunk: bytes, coded: bool) -> None:
+    if coded:
+        reading.waited()
+    else:
+        reading.received(chunk, True)
 
 
 def _close(original: Any) -> Any:
@@ -192,8 +171,7 @@ def _close(original: Any) -> Any:
         try:
             original(stream)
         finally:
-            if _KEY in vars(stream):
-                vars(stream)[_KEY][0].end()
+            _closed(stream)
 
     return close
 
@@ -204,10 +182,14 @@ def _close_async(original: Any) -> Any:
         try:
             await original(stream)
         finally:
-            if _KEY in vars(stream):
-                vars(stream)[_KEY][0].end()
+            _closed(stream)
 
     return aclose
+
+
+def _closed(stream: Any) -> None:
+    if _KEY in vars(stream):
+        vars(stream)[_KEY][0].end()
 
 
 class _Decoder:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from threading import Lock
@@ -79,7 +81,7 @@ class Reading(Connection):
         self._mark = _NEVER
         # Up to when the time is accounted for: as waiting, or as the reader's own.
         self._left = perf_counter()
-        telemetry.connected(self, self._left - started)
+        telemetry.record(semconv.CONNECT_DURATION, self, self._left - started)
 
     def asked(self) -> None:
         """The reader begins to wait. What it did before is not the stream's silence."""
@@ -131,13 +133,24 @@ class Reading(Connection):
         if took < 0:
             self.skewed += 1
         else:
-            self._telemetry.delivered(self, took / 1e9)
+            self._telemetry.record(semconv.DELIVERY_DURATION, self, took / 1e9)
         if self._linked is not self._segment:
             self._linked = self._segment
             self._senders = set()
         if mark.sender.span_id not in self._senders and len(self._senders) < MAX_SENDERS:
             self._senders.add(mark.sender.span_id)
             self._segment.span.add_link(mark.sender)
+
+    @contextmanager
+    def to_the_end(self) -> Iterator[None]:
+        """A block that reads until there is no more, or something is raised."""
+        self.asked()
+        try:
+            yield
+        except BaseException as error:
+            self.end(error)
+            raise
+        self.end(completed=True)
 
     def tend(self) -> None:
         with self._lock:
@@ -175,6 +188,27 @@ class Reading(Connection):
             return semconv.ERROR
         # Left, closed, cancelled or forgotten by the reader.
         return semconv.CLIENT_CLOSE
+
+
+def read(
+    telemetry: Telemetry,
+    held: Any,
+    call: Call,
+    scheme: str,
+    started: float,
+    breaks: Errors,
+    timeouts: Errors,
+) -> Reading | None:
+    """The reading of a response, which ends with ``held``: whoever forgets that has closed it. None
+    where its URL is excluded. The rest is as ``Reading`` takes it.
+    """
+    if telemetry.config.excludes(f"{scheme}://{call.host}{call.known_path}"):
+        return None
+    if call.port is None:
+        call = call._replace(port={"http": 80, "https": 443}.get(scheme))
+    reading = Reading(telemetry, call, started, breaks, timeouts)
+    weakref.finalize(held, reading.end).atexit = False
+    return reading
 
 
 class _Anywhere:

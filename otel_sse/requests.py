@@ -6,7 +6,6 @@ told of what its ``iter_content`` gives: every way of reading comes by there, af
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Collection, Generator
 from functools import wraps
 from time import perf_counter
@@ -22,7 +21,7 @@ from urllib3.exceptions import TimeoutError
 
 from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.opening import Call, is_stream
-from otel_sse.reading import Reading, in_hand
+from otel_sse.reading import Reading, in_hand, read
 from otel_sse.semconv import CLIENT
 from otel_sse.telemetry import Telemetry
 
@@ -65,22 +64,21 @@ class SSERequestsInstrumentor(SSEInstrumentor):
 
 def _watch(request: Any, response: Any, telemetry: Telemetry, started: float) -> None:
     url = urlsplit(request.url)
-    if telemetry.config.excludes(f"{url.scheme}://{url.hostname}{url.path}"):
-        return
     call = Call(
         method=request.method,
         host=url.hostname or "",
-        port=url.port or {"http": 80, "https": 443}.get(url.scheme),
+        port=url.port,
         known_path=url.path,
         protocol={10: "1.0", 11: "1.1", 20: "2"}.get(response.raw.version),
         status=response.status_code,
         resumed="Last-Event-ID" in request.headers,
         context=_context(),
     )
-    reading = Reading(telemetry, call, started, _BREAKS, (requests.Timeout, TimeoutError))
-    # Whoever forgets the response has closed it.
-    weakref.finalize(response, reading.end).atexit = False
-    vars(response)[_KEY] = reading
+    reading = read(
+        telemetry, response, call, url.scheme, started, _BREAKS, (requests.Timeout, TimeoutError)
+    )
+    if reading is not None:
+        vars(response)[_KEY] = reading
 
 
 def _context() -> Context:

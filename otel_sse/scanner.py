@@ -33,6 +33,11 @@ _HEAD: Final = 256
 _WINDOW: Final = 2048
 _PIECE: Final = 65536
 _MAX_KNOWN_LINES: Final = 128
+# Of so many messages that look like none before, so many are tried as the look of the next ones.
+_CYCLE: Final = 32
+_TRIES: Final = 3
+
+_MAX_SHAPES: Final = 128
 
 # Whole event lines met before, to their type: a dict look-up is the cheapest way to read one.
 _known_lines: dict[bytes, str] = {}
@@ -43,13 +48,20 @@ _known_lines: dict[bytes, str] = {}
 # A plain tuple, because making one is most of what a message costs.
 Message = tuple[str, int, str | None]
 
+# What does not vary from one message to the next: its bytes up to the first value that does, which
+# is from ``begin`` to ``end`` (0 where there is none), those between that and the last line's
+# value, where that begins, and the event type.
+Shape = tuple[bytes, int, int, bytes, int, str]
+_shapes: dict[Shape, Shape] = {}
+
 
 class Scanner:
     """Counts the messages and comments of one stream."""
 
     __slots__ = (
-        "_after_cr _block _capture_id _clean _data _head _id _open _start _type comments".split()
-    )
+        "_after_cr _block _capture_id _clean _data _head _id _open _shape _start _strange _type "
+        "comments"
+    ).split()
 
     def __init__(self, *, capture_id: bool = False) -> None:
         # Comment lines so far.
@@ -70,6 +82,34 @@ class Scanner:
         self._type = DEFAULT_EVENT_TYPE
         # Nothing of the above is pending: a chunk that is one whole message can be told as such.
         self._clean = False
+        # What such a chunk looks like, and how many have looked otherwise, modulo ``_CYCLE``.
+        self._shape: Shape | None = None
+        self._strange = 0
+
+    def whole(self, chunk: bytes | bytearray | memoryview) -> str | None:
+        """The event type of the one message that ``chunk`` is, where it looks as the last ones did:
+        it is not to be fed then. None: it is.
+        """
+        shape = self._shape
+        if shape is None or not self._clean or type(chunk) is not bytes or len(chunk) > _WINDOW:
+            return None
+        head, begin, end, middle, rest, kind = shape
+        if chunk[end:rest] != middle:
+            if not begin:
+                return None
+            # The value before it is longer, or shorter, now.
+            end = chunk.find(b"\n", begin)
+            rest = end + len(middle)
+            if chunk[end:rest] != middle:
+                return None
+        if (
+            chunk[-2:] == b"\n\n"
+            and _LF not in chunk[rest:-2]
+            and _CR not in chunk
+            and (not begin or (chunk[:begin] == head and _LF not in chunk[begin:end]))
+        ):
+            return kind
+        return None
 
     def feed(self, chunk: bytes | bytearray | memoryview) -> Sequence[Message]:
         """The messages that ``chunk`` completes, in order."""
@@ -95,6 +135,9 @@ class Scanner:
                         break
                 else:
                     if data:
+                        self._strange = (self._strange + 1) % _CYCLE
+                        if self._strange < _TRIES:
+                            self._shape = _shared(_shape_of(chunk, lines, kind))
                         return ((kind, len(chunk), None),)
         messages: list[Message] = []
         if type(chunk) is bytes:
@@ -207,6 +250,32 @@ class Scanner:
         if self._data:
             messages.append((self._type, self._block + terminator, self._id))
         self._block, self._type, self._data = 0, DEFAULT_EVENT_TYPE, False
+
+
+def _shape_of(chunk: bytes, lines: list[bytes], kind: str) -> Shape | None:
+    """How to know a message whose ``lines`` differ from these in at most two values: of the last
+    line, and of one other; None where that would not do.
+    """
+    free = [number for number, line in enumerate(lines) if line.startswith((b"data:", b"id:"))]
+    last = len(lines) - 1
+    # Any other line is an event's: nothing else of a payload is kept.
+    others = (line for line in lines if not line.startswith((b"data:", b"id:")))
+    if len(free) > 2 or free[-1] != last or _CR in chunk or any(line[0] != _E for line in others):
+        return None
+    rest = len(chunk) - 2 - len(lines[last]) + lines[last].index(b":") + 1
+    if len(free) == 1:
+        return b"", 0, 0, chunk[:rest], rest, kind
+    line = lines[free[0]]
+    start = sum(len(each) + 1 for each in lines[: free[0]])
+    begin, end = start + line.index(b":") + 1, start + len(line)
+    return chunk[:begin], begin, end, chunk[end:rest], rest, kind
+
+
+def _shared(shape: Shape | None) -> Shape | None:
+    """The streams of an application look alike."""
+    if len(_shapes) >= _MAX_SHAPES:
+        _shapes.clear()
+    return _shapes.setdefault(shape, shape) if shape else None
 
 
 def as_bytes(chunk: bytes | bytearray | memoryview) -> memoryview:

@@ -8,10 +8,11 @@ them (``edges``), or every one (``all``), never more than the span has room for.
 from collections.abc import Iterator
 from struct import Struct
 from struct import error as StructError
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from opentelemetry.trace import Span
 
+from otel_sse.events import room
 from otel_sse.semconv import EDGE_MESSAGES, EDGE_SLOW_SENDS, MAX_SPAN_EVENTS
 
 # Time (s, monotonic), wait (s), size (bytes), index of the event type.
@@ -19,6 +20,7 @@ _RECORD: Final = Struct("<ddQH")
 _SIZE: Final = _RECORD.size
 _pack: Final = _RECORD.pack_into
 _GROWTH: Final = bytes(4 * _SIZE)
+_EDGES: Final = 2 * EDGE_MESSAGES * _SIZE
 
 
 class Told(NamedTuple):
@@ -35,34 +37,46 @@ class Told(NamedTuple):
 class Segment:
     """Where and what a connection tells from one point in time to the next."""
 
-    __slots__ = ("_head", "_ids", "_kept", "_slow", "count", "full", "index", "span")
+    __slots__ = "_end _every _head _ids _kept _next _slow before count index span".split()
 
-    def __init__(self, span: Span, index: int, *, keeps: bool, every: bool) -> None:
+    def __init__(
+        self, span: Span, index: int, before: int = 0, *, keeps: bool, every: bool
+    ) -> None:
         self.span = span
         self.index = index
-        room = _room(span) if keeps and span.is_recording() else 0
-        # Messages so far, and how many of them fill the segment (0: no number does).
+        space = room(span) if keeps and span.is_recording() else 0
+        # Messages before it, and so far.
+        self.before = before
         self.count = 0
-        self.full = room if every else 0
-        # Slots up to this one are taken once, the same number behind it round and round.
-        self._head = self.full or EDGE_MESSAGES
-        self._kept: bytearray | None = bytearray() if room else None
+        self._kept: bytearray | None = bytearray() if space else None
+        # Slots up to this one are taken once, the same number behind it round and round; where
+        # every message is told, there is none behind it.
+        self._every = every
+        self._head = space if every else EDGE_MESSAGES
+        # Bytes from the first slot to the next and to the end of the last one.
+        self._next = 0
+        self._end = self._head * _SIZE if every else _EDGES
         self._slow: list[Told] | None = None
         self._ids: dict[int, str] | None = None
 
-    def keep(self, at: float, wait: float, size: int, kind: int) -> None:
-        number = self.count
-        self.count = number + 1
+    def keep(self, at: float, wait: float, size: int, kind: int) -> bool:
+        """Whether the segment is full with it."""
+        self.count += 1
         kept = self._kept
         if kept is None:
-            return
-        head = self._head
-        slot = number if number < head else head + number % head
+            return False
+        slot = self._next
         try:
-            _pack(kept, slot * _SIZE, at, wait, size, kind)
+            _pack(kept, slot, at, wait, size, kind)
         except StructError:
             kept.extend(_GROWTH)
-            _pack(kept, slot * _SIZE, at, wait, size, kind)
+            _pack(kept, slot, at, wait, size, kind)
+        slot += _SIZE
+        if slot < self._end:
+            self._next = slot
+            return False
+        self._next = self._head * _SIZE
+        return self._every
 
     def keep_slow(self, at: float, wait: float, size: int, kind: int) -> None:
         """Remembers the message just kept beyond its turn."""
@@ -82,37 +96,19 @@ class Segment:
 
     def told(self) -> list[Told]:
         """What there is to tell, in order, no more than the span has room for."""
-        found = {told.number: told for told in self._stored()}
-        for told in self._slow or ():
-            found.setdefault(told.number, told)
-        chosen = [found[number] for number in sorted(found)]
-        room = _room(self.span, held=True)
-        if len(chosen) > room:
-            last = room // 2
-            chosen = chosen[: room - last] + (chosen[-last:] if last else [])
+        chosen = list(self._stored())
+        if self._slow:
+            found = {told.number: told for told in (*self._slow, *chosen)}
+            chosen = [found[number] for number in sorted(found)]
+        most = room(self.span, held=True)
+        if len(chosen) > most:
+            last = most // 2
+            chosen = chosen[: most - last] + (chosen[-last:] if last else [])
         return chosen
 
     def _stored(self) -> Iterator[Told]:
-        if not self._kept:
-            return
-        head, count = self._head, self.count
-        numbers = [*range(min(count, head)), *range(max(head, count - head), count)]
-        for number in numbers:
-            slot = number if number < head else head + number % head
-            at, wait, size, kind = _RECORD.unpack_from(self._kept, slot * _SIZE)
-            event_id = self._ids.get(number) if self._ids else None
-            yield Told(number, at, wait, size, kind, event_id)
-
-
-def _room(span: Span, *, held: bool = False) -> int:
-    """How many events of ours ``span`` can take, with ``held`` less those that it has.
-
-    The API does not tell a span's limit; the SDK's own attribute is used where it is found.
-    """
-    limits: Any = getattr(span, "_limits", None)
-    limit = getattr(limits, "max_events", None)
-    room = MAX_SPAN_EVENTS
-    if isinstance(limit, int):
-        taken = len(getattr(span, "events", ())) if held else 0
-        room = min(room, limit - taken)
-    return max(room, 0)
+        kept = list(_RECORD.iter_unpack(self._kept or b""))
+        head, count, ids = self._head, self.count if kept else 0, self._ids or {}
+        for number in (*range(min(count, head)), *range(max(head, count - head), count)):
+            at, wait, size, kind = kept[number if number < head else head + number % head]
+            yield Told(number, at, wait, size, kind, ids.get(number))

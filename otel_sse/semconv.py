@@ -73,25 +73,16 @@ BACKLOG_SIZE: Final = Metric("sse.server.backlog.size", "By",
     "Accepted from the application, not yet acknowledged by the peer.")
 BACKLOG_MAX: Final = Metric("sse.server.backlog.max", "By",
     "Backlog of the worst live connection, all layers added.")
+CONNECT_DURATION: Final = Metric("sse.client.connect.duration", "s",
+    "From the request's start to the response's headers.", _FIRST)
+RECONNECTIONS: Final = Metric("sse.client.reconnections", "{connection}",
+    "Connections opened to resume an earlier one.")
+DELIVERY_DURATION: Final = Metric("sse.client.delivery.duration", "s",
+    "From the server's send to the client's receipt.", _FIRST)
+DELIVERY_SKEWED: Final = Metric("sse.client.delivery.skewed", "{message}",
+    "Messages received before they were sent, by clocks that disagree.")
 # fmt: on
 
-CONNECT_DURATION: Final = Metric(
-    "sse.client.connect.duration",
-    "s",
-    "From the request's start to the response's headers.",
-    _FIRST,
-)
-RECONNECTIONS: Final = Metric(
-    "sse.client.reconnections", "{connection}", "Connections opened to resume an earlier one."
-)
-DELIVERY_DURATION: Final = Metric(
-    "sse.client.delivery.duration", "s", "From the server's send to the client's receipt.", _FIRST
-)
-DELIVERY_SKEWED: Final = Metric(
-    "sse.client.delivery.skewed",
-    "{message}",
-    "Messages received before they were sent, by clocks that disagree.",
-)
 # What the client tells, by the server's metric of the same meaning.
 CLIENT_METRICS: Final = {
     ACTIVE: Metric("sse.client.active_connections", "{connection}", "Connections open now."),
@@ -223,8 +214,8 @@ def text(value: str) -> str: ...
 def text(value: None) -> None: ...
 def text(value: str | None) -> str | None:
     """``value`` as it may be exported: cut, and without what UTF-8 cannot hold."""
-    if value is None:
-        return None
+    if value is None or (value.isascii() and len(value) <= MAX_TEXT_BYTES):
+        return value
     return value.encode("utf-8", "replace")[:MAX_TEXT_BYTES].decode("utf-8", "ignore")
 
 

@@ -8,7 +8,6 @@ nothing, since the frame that it interrupts may hold any lock: it starts a threa
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import atexit
 import logging
@@ -24,6 +23,7 @@ from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any, Final
 
+from otel_sse.garbage import in_thread
 from otel_sse.pacer import by_loop, run_on
 from otel_sse.telemetry import FLUSH_MILLIS, Telemetry
 
@@ -124,7 +124,7 @@ class Exit:
         """In place of the default action, which comes when everything is exported."""
         signal.signal(signum, signal.SIG_DFL)
         self._dying = threading.Event()
-        _in_thread(self._finish_and_kill, signum)
+        in_thread(self._finish_and_kill, signum)
 
     def _finish_and_kill(self, signum: int) -> None:
         self._bounded(self._finish)
@@ -136,7 +136,7 @@ class Exit:
             telemetry.stopping = True
         if not self._draining:
             self._draining = True
-            _in_thread(self._drain, _limit(handler, frame))
+            in_thread(self._drain, _limit(handler, frame))
         handler(signum, frame)
 
     def _drain(self, limit: float) -> None:
@@ -193,14 +193,6 @@ class Exit:
 
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
-
-
-def _in_thread(work: Callable[..., None], *args: Any) -> None:
-    # Not by threading, whose locks the interrupted frame may hold.
-    try:
-        _thread.start_new_thread(work, args)
-    except RuntimeError:  # no threads any more: the exit hooks are next
-        pass
 
 
 def _stop_signals() -> Iterator[int]:

@@ -15,10 +15,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import _logs, metrics, trace
@@ -26,7 +25,7 @@ from opentelemetry._logs import SeverityNumber
 from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, Status, StatusCode
 
-from otel_sse import semconv
+from otel_sse import events, semconv
 from otel_sse.collection import Collector
 from otel_sse.config import Config
 from otel_sse.outbox import Outbox
@@ -62,7 +61,7 @@ class Providers:
 
 
 class Telemetry:
-    """The verbs with which connections tell: opened, first_message, sampled, closed …"""
+    """The verbs with which connections tell: opened, sampled, stalled, closed …"""
 
     def __init__(self, config: Config, providers: Providers, side: Side = SERVER) -> None:
         self.config = config
@@ -180,22 +179,12 @@ class Telemetry:
         if self.config.lifecycle_events == "all":
             self._emit(semconv.OPENED, connection)
 
-    def connected(self, connection: Connection, seconds: float) -> None:
-        self._record(semconv.CONNECT_DURATION, seconds, connection.series.attributes, connection)
-
-    def delivered(self, connection: Connection, seconds: float) -> None:
-        self._record(semconv.DELIVERY_DURATION, seconds, connection.series.attributes, connection)
-
-    def first_message(self, connection: Connection, seconds: float) -> None:
-        self._record(semconv.FIRST_MESSAGE, seconds, connection.series.attributes, connection)
-
     def sampled(self, connection: Connection, size: int, gap: float | None, wait: float) -> None:
         """Records one message: its size in bytes, the gap before it and its wait in seconds."""
-        attributes = connection.series.attributes
-        self._record(semconv.MESSAGE_SIZE, size, attributes, connection)
+        self.record(semconv.MESSAGE_SIZE, connection, size)
         if gap is not None:
-            self._record(semconv.MESSAGE_GAP, gap, attributes, connection)
-        self._record(semconv.SEND_DURATION, wait, attributes, connection)
+            self.record(semconv.MESSAGE_GAP, connection, gap)
+        self.record(semconv.SEND_DURATION, connection, wait)
 
     def stalled(self, connection: Connection, idle: float) -> None:
         if self.config.lifecycle_events == "all":
@@ -226,7 +215,7 @@ class Telemetry:
         for name in (semconv.CLOSE_REASON, semconv.ERROR_TYPE):
             if name in totals:
                 attributes[name] = totals[name]
-        self._record(semconv.DURATION, totals[semconv.TOTAL_DURATION], attributes, connection)
+        self.record(semconv.DURATION, connection, totals[semconv.TOTAL_DURATION], attributes)
         if self.config.lifecycle_events != "none":
             failed = totals[semconv.CLOSE_REASON] == semconv.ERROR
             severity = SeverityNumber.ERROR if failed else SeverityNumber.INFO
@@ -273,40 +262,31 @@ class Telemetry:
         span: Span,
         at: int,
         attributes: dict[str, Any],
-        messages: Iterable[Told],
+        messages: Sequence[Told],
         before: int,
     ) -> None:
         """Ends a segment's span at ``at`` (Unix, ns), with the messages that it tells; ``before``
         others precede the segment.
         """
-        self._outbox.put(
-            partial(self._end_span, connection, span, at, attributes, messages, before)
-        )
 
-    def _end_span(
-        self,
-        connection: Connection,
-        span: Span,
-        at: int,
-        attributes: dict[str, Any],
-        messages: Iterable[Told],
-        before: int,
-    ) -> None:
-        try:
-            events = self.config.message_events
-            for told in messages:
-                if "span" in events:
-                    span.add_event(
-                        semconv.MESSAGE, self._told(told, before), connection.unix(told.at)
-                    )
-                if "log" in events and not self.tells_each:
-                    self.message(connection, told, before)
-            span.set_attributes(attributes)
-            if semconv.ERROR_TYPE in attributes:
-                span.set_status(Status(StatusCode.ERROR))
-            span.end(at)
-        except Exception:
-            self.failed("a span's end")
+        def tell() -> None:
+            try:
+                if "span" in self.config.message_events:
+                    told = [
+                        (self._told(each, before), connection.unix(each.at)) for each in messages
+                    ]
+                    events.add(span, semconv.MESSAGE, told)
+                if "log" in self.config.message_events and not self.tells_each:
+                    for each in messages:
+                        self.message(connection, each, before)
+                span.set_attributes(attributes)
+                if semconv.ERROR_TYPE in attributes:
+                    span.set_status(Status(StatusCode.ERROR))
+                span.end(at)
+            except Exception:
+                self.failed("a span's end")
+
+        self._outbox.put(tell)
 
     # --- the SDK ---------------------------------------------------------------------------
 
@@ -344,14 +324,19 @@ class Telemetry:
             with suppress(Exception):
                 _log.warning("otel_sse: %s failed; this is logged once", what, exc_info=True)
 
-    def _record(
-        self, metric: Metric, value: float, attributes: dict[str, Any], connection: Connection
+    def record(
+        self,
+        metric: Metric,
+        connection: Connection,
+        value: float,
+        attributes: dict[str, Any] | None = None,
     ) -> None:
+        """Records a value of a histogram, with the connection's base attributes or others."""
         record = self._histograms.get(metric)
         if record is None:
             return
         try:
-            record(value, attributes, connection.context())
+            record(value, attributes or connection.series.attributes, connection.context())
         except Exception:
             self._histograms.pop(metric, None)
             self.failed(metric.name)
@@ -367,29 +352,22 @@ class Telemetry:
         """Tells a log-based event, of ``at`` (Unix, ns) or of now."""
         at = time.time_ns() if at is None else at
         context = connection.context() if connection else None
-        self._outbox.put(partial(self._log, name, connection, context, severity, extra or {}, at))
 
-    def _log(
-        self,
-        name: str,
-        connection: Connection | None,
-        context: Context | None,
-        severity: SeverityNumber,
-        extra: dict[str, Any],
-        at: int,
-    ) -> None:
-        try:
-            self._logger.emit(
-                timestamp=at,
-                observed_timestamp=at,
-                context=context,
-                severity_number=severity,
-                severity_text=severity.name,
-                attributes={**(connection.attributes if connection else {}), **extra},
-                event_name=name,
-            )
-        except Exception:
-            self.failed("log event")
+        def tell() -> None:
+            try:
+                self._logger.emit(
+                    timestamp=at,
+                    observed_timestamp=at,
+                    context=context,
+                    severity_number=severity,
+                    severity_text=severity.name,
+                    attributes={**(connection.attributes if connection else {}), **(extra or {})},
+                    event_name=name,
+                )
+            except Exception:
+                self.failed("log event")
+
+        self._outbox.put(tell)
 
 
 def _forget(provider: Any) -> None:

@@ -151,6 +151,10 @@ class Scanner(Protocol):
 
     comments: int
 
+    def whole(self, chunk: Buffer) -> str | None:
+        """The type of the one message that the chunk is, where it is not to be fed."""
+        ...
+
     def feed(self, chunk: Buffer) -> Sequence[Told]:
         """The messages that the chunk completes."""
         ...
@@ -194,7 +198,8 @@ def difference(
     end = 0
     for chunk in cut(stream, cuts):
         end += len(chunk)
-        told = scanner.feed(buffer(chunk))
+        known = scanner.whole(buffer(chunk))
+        told = scanner.feed(buffer(chunk)) if known is None else [(known, len(chunk), None)]
         for kind, size, last_id in told:
             if done == len(due):
                 return f"a message too many by byte {end}: {(kind, size, last_id)!r}"

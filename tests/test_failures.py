@@ -168,7 +168,7 @@ async def test_a_bug_of_ours_costs_the_telemetry_alone(
         raise KeyError("a bug")
 
     with caplog.at_level(logging.WARNING, "otel_sse"):
-        for name in ("sampled", "first_message", "closed", "opened"):
+        for name in ("sampled", "record", "closed", "opened"):
             with monkeypatch.context() as patched:
                 patched.setattr(telemetry_module.Telemetry, name, bug)
                 await streams(mw, fed)

@@ -55,8 +55,8 @@ def test_figures_come_back_as_they_were_kept() -> None:
 def test_every_message_fills_a_segment_at_forty() -> None:
     """Under ``all`` a segment is full at 40 messages and tells them all."""
     made = segment(every=True)
-    assert made.full == 40
-    assert keep(made, 40) == list(range(40))
+    assert [made.keep(0.0, 0.0, 1, 1) for _ in range(40)] == [False] * 39 + [True]
+    assert [told.number for told in made.told()] == list(range(40))
 
 
 @pytest.mark.parametrize(("limit", "app_events", "told"), [(10, 0, 10), (10, 4, 6), (128, 100, 28)])
@@ -75,16 +75,16 @@ def test_the_spans_own_limit_less_the_applications_events_holds(
 def test_a_span_without_room_is_told_nothing_and_never_full(every: bool) -> None:
     """With an event limit of 0 no message is kept, and no segment is cut for it."""
     made = segment(every=every, limit=0)
-    assert made.full == 0
-    assert keep(made, 100) == []
+    assert not any(made.keep(0.0, 0.0, 1, 1) for _ in range(100))
+    assert made.told() == []
     assert made.count == 100
 
 
 def test_nothing_is_kept_where_the_span_does_not_record() -> None:
     """An unsampled connection costs no memory for its messages."""
     made = Segment(INVALID_SPAN, 0, keeps=True, every=True)
-    assert keep(made, 100) == []
-    assert made.full == 0
+    assert not any(made.keep(0.0, 0.0, 1, 1) for _ in range(100))
+    assert made.told() == []
 
 
 def test_kept_messages_stay_below_two_kilobytes() -> None:
