@@ -14,8 +14,10 @@ from e2e.processes import opened, serve
 from otlp import Receiver
 
 GRACE = 6
+# gunicorn kills at its limit whatever its workers are about; we tell in the second half of it.
+KILLED_AFTER = 12
 UVICORN = "uvicorn stop_asgi:app --port {port} --log-level error"
-GUNICORN = f"gunicorn -b 127.0.0.1:{{port}} -w 2 --graceful-timeout {GRACE}"
+GUNICORN = f"gunicorn -b 127.0.0.1:{{port}} -w 2 --graceful-timeout {KILLED_AFTER}"
 SERVERS = {
     "uvicorn": f"{UVICORN} --timeout-graceful-shutdown {GRACE} --loop asyncio",
     "uvicorn-uvloop": f"{UVICORN} --timeout-graceful-shutdown {GRACE} --loop uvloop",
