@@ -194,24 +194,19 @@ class Responder:
             self.request.left()
         return message
 
-    def send(self, message: Message) -> Awaitable[None]:
-        # Not a coroutine of its own, which nearly every message of other responses would pay for.
-        connection = self._connection
-        if connection is not None:
-            return self._tell(connection, message)
-        try:
-            starts = message["type"] == "http.response.start" and self._is_stream(message)
-        except Exception:
-            # Whatever that is, it is the server's to judge.
-            starts = False
-        return self._begin(message) if starts else self._send(message)
-
-    async def _tell(self, connection: Connection, message: Message) -> None:
+    async def send(self, message: Message) -> None:
         try:
             # Middleware outside may code the body in place.
             kind, body = message["type"], message.get("body", b"")
         except Exception:
+            # Whatever that is, it is the server's to judge.
             await self._send(message)
+            return
+        connection = self._connection
+        if connection is None:
+            await self._send(message)
+            if kind == "http.response.start":
+                self._start(message)
             return
         last = not message.get("more_body", False) and kind in _BODIES
         # A peer that leaves while this is sent has not left before it.
@@ -227,21 +222,14 @@ class Responder:
         if last:
             connection.end(completed=not gone)
 
-    def _is_stream(self, message: Message) -> bool:
-        for name, value in message.get("headers", ()):
-            if name == b"content-type" or name.lower() == b"content-type":
-                # That of another response is not even decoded.
-                return b"stream" in value.lower() and is_stream(
-                    self._scope["method"], message["status"], value.decode("latin-1")
-                )
-        return False
-
-    async def _begin(self, message: Message) -> None:
-        await self._send(message)
+    def _start(self, message: Message) -> None:
         if self.inner is not None or self.request.connection is not None:
             return
         route, self.route = self.route, None
         try:
+            content_type = _first(message.get("headers", ()), b"content-type") or ""
+            if not is_stream(self._scope["method"], message["status"], content_type):
+                return
             opening = self._opening(message["status"], route or (None,))
             if opening is not None:
                 self._connection = lifecycle.open_connection(self._telemetry, opening, self.request)

@@ -11,6 +11,7 @@ import asyncio
 import concurrent.futures
 import random
 import secrets
+import sys
 from collections.abc import Sequence
 from functools import partial
 from time import perf_counter, time_ns
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from otel_sse.series import Series
 
 _NEVER: Final = float("inf")
+_NO_INDEX: Final = sys.maxsize
 _AT_ONCE: Final = float("-inf")
 _DISCONNECT: Final = {"ClientDisconnect"}
 _BROKEN: Final = {"BrokenResourceError"}
@@ -95,7 +97,7 @@ class Connection:
         recording = self._segment.span.is_recording()
         # When the segment has lasted long enough, and when anything at all has to be looked at.
         self.segment_due = self._next_due(request.started) if recording else _NEVER
-        self._look_again()
+        self.due = self.segment_due
         request.connection = self
         request.span = self._segment.span
         for verb, words in request.said:
@@ -144,21 +146,26 @@ class Connection:
         telemetry = self._telemetry
         try:
             wait = ended - began
-            kind = self._scanner.whole(chunk)
-            if kind is not None and began < self.due and wait < self._mark:
-                # One message like the last, of which nothing more is told.
-                series = self.series
-                index = telemetry.type_index.get(kind)
-                if index is not None and began < series.until and series.left:
-                    series.left -= 1
-                    self.messages[index] += 1
-                    size = len(chunk)
-                    self.io += size
-                    self.send_time += wait
-                    self.last = began
-                    if self._segment.keep(began, wait, size, index):
-                        self._roll(began)
-                    return
+            series = self.series
+            if (
+                began < self.due
+                and wait < self._mark
+                and series.left
+                and began < series.until
+                and not telemetry.tells_each
+                and (kind := self._scanner.whole(chunk)) is not None
+                and (index := telemetry.type_index.get(kind, _NO_INDEX)) < len(self.messages)
+            ):
+                # One message like the last ones, of which nothing more is told.
+                series.left -= 1
+                self.messages[index] += 1
+                size = len(chunk)
+                self.io += size
+                self.send_time += wait
+                self.last = began
+                if self._segment.keep(began, wait, size, index):
+                    self._roll(began)
+                return
             if self._request is None:
                 return
             messages = self._scanner.feed(chunk)
@@ -168,15 +175,14 @@ class Connection:
             if began >= self.due:
                 self._tend(began, bool(messages))
             for kind, size, event_id in messages:
-                index = telemetry.type_index.get(kind)
-                if index is None:
+                index = telemetry.type_index.get(kind, _NO_INDEX)
+                if index == _NO_INDEX:
                     index = telemetry.event_type(kind)
                 try:
                     self.messages[index] += 1
                 except IndexError:
                     self.messages += [0] * (index - len(self.messages)) + [1]
                 sequence = self.sequence
-                series = self.series
                 if began < series.until and series.left:
                     series.left -= 1
                 else:
@@ -267,12 +273,8 @@ class Connection:
             self.stall = LIVELY
         if now >= self.segment_due:
             self._roll(now)
-        self._look_again()
-
-    def _look_again(self) -> None:
         # A stalled connection waits for its next message.
-        at_once = self.stall or self._telemetry.tells_each
-        self.due = _AT_ONCE if at_once else self.segment_due
+        self.due = _AT_ONCE if self.stall else self.segment_due
 
     def _begin(self, opening: Opening | Call, request: Request) -> Context | None:
         """Starts segment 0; returns the context above it, if any."""
@@ -312,8 +314,7 @@ class Connection:
             if not span.is_recording():
                 self._first = self._origin
                 span = self._start(index, self._home(), SpanKind.INTERNAL, at, links)
-            self.segment_due = self._next_due(now)
-            self._look_again()
+            self.segment_due = self.due = self._next_due(now)
         if self._request is not None:
             self._request.span = span
 

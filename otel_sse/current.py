@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -38,15 +38,6 @@ _log = logging.getLogger("otel_sse")
 # The key under which the API keeps the current span.
 (_SPAN_KEY,) = set_span_in_context(INVALID_SPAN, Context())
 
-# How the API gets, sets and resets the current context: where it keeps that in a variable of its
-# own, straight by that, because the detour is much of what a request that is no stream costs.
-_api: Any = otel_context
-_token = _api.attach(Context())
-_api.detach(_token)
-_get, _attach, _detach = _api.get_current, _api.attach, _api.detach
-if isinstance(getattr(_token, "var", None), ContextVar):
-    _get, _attach, _detach = _token.var.get, _token.var.set, _token.var.reset
-
 
 def _to_span(method: str) -> Any:
     def call(request: Request, *args: Any, **kwargs: Any) -> None:
@@ -55,11 +46,8 @@ def _to_span(method: str) -> Any:
     return call
 
 
-class Request(Span if TYPE_CHECKING else object):  # type: ignore[misc]
-    """The proxy span of a request, and the connection that the request became, if it did.
-
-    The API takes it for a ``Span``, but there is one for each request: it has no dictionary.
-    """
+class Request(Span):
+    """The proxy span of a request, and the connection that the request became, if it did."""
 
     __slots__ = ("ambient", "connection", "enclosing", "gone", "said", "span", "started")
 
@@ -88,7 +76,7 @@ class Request(Span if TYPE_CHECKING else object):  # type: ignore[misc]
         A span that is over is none of this request's: servers let contexts leak from the
         request before on a kept-alive connection.
         """
-        ambient = _get()
+        ambient = otel_context.get_current()
         if _SPAN_KEY in ambient:
             enclosing = get_current_span(ambient)
             around = enclosing.get_span_context()
@@ -99,16 +87,14 @@ class Request(Span if TYPE_CHECKING else object):  # type: ignore[misc]
             if enclosing is not self and self.connection is None:
                 self.enclosing = self.span = enclosing
         self.ambient = ambient
-        kind = _Ambient if self.span is INVALID_SPAN else Context
+        context = _Ambient(ambient) if self.span is INVALID_SPAN else Context(ambient)
         # Not by set_value, which copies twice more.
-        values = ambient.copy()
-        values[_SPAN_KEY] = self
-        token: Token[Context] = _attach(kind(values))
-        return token
+        dict.__setitem__(context, _SPAN_KEY, self)
+        return otel_context.attach(context)
 
     def is_current(self) -> bool:
         """Whether it is the current span, though it may not show yet."""
-        return dict.get(_get(), _SPAN_KEY) is self
+        return dict.get(otel_context.get_current(), _SPAN_KEY) is self
 
     def detach(self, attached: Token[Context], served: Token[Request | None]) -> None:
         """Takes back ``attach`` and the setting of ``serving``, at the end of the same frame."""
@@ -117,7 +103,7 @@ class Request(Span if TYPE_CHECKING else object):  # type: ignore[misc]
         except ValueError:
             # The frame is freed, not run to its end, and its context has gone before.
             return
-        _detach(attached)
+        otel_context.detach(attached)
 
     @contextmanager
     def below(self) -> Iterator[None]:
@@ -130,8 +116,7 @@ class Request(Span if TYPE_CHECKING else object):  # type: ignore[misc]
         try:
             yield
         finally:
-            with suppress(ValueError):
-                _detach(token)
+            otel_context.detach(token)
             if self.connection is None:
                 self.ambient, self.enclosing, self.span = before
 
@@ -154,15 +139,9 @@ class Request(Span if TYPE_CHECKING else object):  # type: ignore[misc]
         if self.span is self.enclosing:
             self.span.end(*args, **kwargs)
 
-    __enter__ = Span.__enter__
-    __exit__ = Span.__exit__
-
     def __getattr__(self, name: str) -> Any:
         # What an SDK's span has beyond the API, for whoever looks: name, kind, attributes …
         return getattr(self.span, name)
-
-
-Span.register(Request)
 
 
 class _Ambient(Context):

@@ -126,12 +126,12 @@ def _call(request: Any, response: Any) -> Call:
     )
 
 
-def _iterate(read: Callable[..., Any], original: Any) -> Any:
+def _iterate(reader: Callable[..., Any], original: Any) -> Any:
     @wraps(original)
     def iterate(stream: Any) -> Any:
         watched = vars(stream).get(_KEY)
         chunks = original(stream)
-        return chunks if watched is None else read(chunks, *watched)
+        return chunks if watched is None else reader(chunks, *watched)
 
     return iterate
 

@@ -204,7 +204,7 @@ def read(
     """
     if telemetry.config.excludes(f"{scheme}://{call.host}{call.known_path}"):
         return None
-    if call.port is None:
+    if not call.port:
         call = call._replace(port={"http": 80, "https": 443}.get(scheme))
     reading = Reading(telemetry, call, started, breaks, timeouts)
     weakref.finalize(held, reading.end).atexit = False

@@ -36,7 +36,6 @@ _MAX_KNOWN_LINES: Final = 128
 # Of so many messages that look like none before, so many are tried as the look of the next ones.
 _CYCLE: Final = 32
 _TRIES: Final = 3
-
 _MAX_SHAPES: Final = 128
 
 # Whole event lines met before, to their type: a dict look-up is the cheapest way to read one.
@@ -48,10 +47,9 @@ _known_lines: dict[bytes, str] = {}
 # A plain tuple, because making one is most of what a message costs.
 Message = tuple[str, int, str | None]
 
-# What does not vary from one message to the next: its bytes up to the first value that does, which
-# is from ``begin`` to ``end`` (0 where there is none), those between that and the last line's
-# value, where that begins, and the event type.
-Shape = tuple[bytes, int, int, bytes, int, str]
+# What does not vary from one message to the next: its bytes up to the first value that does and
+# those between that and the last line's value, each with their number, and the event type.
+Shape = tuple[bytes, int, bytes, int, str]
 _shapes: dict[Shape, Shape] = {}
 
 
@@ -93,20 +91,15 @@ class Scanner:
         shape = self._shape
         if shape is None or not self._clean or type(chunk) is not bytes or len(chunk) > _WINDOW:
             return None
-        head, begin, end, middle, rest, kind = shape
-        if chunk[end:rest] != middle:
-            if not begin:
-                return None
-            # The value before it is longer, or shorter, now.
-            end = chunk.find(b"\n", begin)
-            rest = end + len(middle)
-            if chunk[end:rest] != middle:
-                return None
+        head, begin, middle, size, kind = shape
+        end = chunk.find(b"\n", begin) if begin else 0
+        rest = end + size
         if (
-            chunk[-2:] == b"\n\n"
+            chunk[end:rest] == middle
+            and chunk[-2:] == b"\n\n"
             and _LF not in chunk[rest:-2]
             and _CR not in chunk
-            and (not begin or (chunk[:begin] == head and _LF not in chunk[begin:end]))
+            and chunk[:begin] == head
         ):
             return kind
         return None
@@ -137,7 +130,7 @@ class Scanner:
                     if data:
                         self._strange = (self._strange + 1) % _CYCLE
                         if self._strange < _TRIES:
-                            self._shape = _shared(_shape_of(chunk, lines, kind))
+                            self._shape = _shape_of(chunk, lines, kind)
                         return ((kind, len(chunk), None),)
         messages: list[Message] = []
         if type(chunk) is bytes:
@@ -262,20 +255,20 @@ def _shape_of(chunk: bytes, lines: list[bytes], kind: str) -> Shape | None:
     others = (line for line in lines if not line.startswith((b"data:", b"id:")))
     if len(free) > 2 or free[-1] != last or _CR in chunk or any(line[0] != _E for line in others):
         return None
+    begin = end = 0
+    if len(free) == 2:
+        line = lines[free[0]]
+        start = sum(len(each) + 1 for each in lines[: free[0]])
+        begin, end = start + line.index(b":") + 1, start + len(line)
     rest = len(chunk) - 2 - len(lines[last]) + lines[last].index(b":") + 1
-    if len(free) == 1:
-        return b"", 0, 0, chunk[:rest], rest, kind
-    line = lines[free[0]]
-    start = sum(len(each) + 1 for each in lines[: free[0]])
-    begin, end = start + line.index(b":") + 1, start + len(line)
-    return chunk[:begin], begin, end, chunk[end:rest], rest, kind
-
-
-def _shared(shape: Shape | None) -> Shape | None:
-    """The streams of an application look alike."""
+    middle = chunk[end:rest]
+    if begin + len(middle) > _HEAD:
+        return None
+    shape = (chunk[:begin], begin, middle, len(middle), kind)
     if len(_shapes) >= _MAX_SHAPES:
         _shapes.clear()
-    return _shapes.setdefault(shape, shape) if shape else None
+    # The streams of an application look alike: one object serves them all.
+    return _shapes.setdefault(shape, shape)
 
 
 def as_bytes(chunk: bytes | bytearray | memoryview) -> memoryview:

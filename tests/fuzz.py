@@ -104,8 +104,9 @@ def run(task: tuple[str, int]) -> Failure | None:
     seed, count = task
     rng = random.Random(seed)
     for _ in range(count):
-        stream, cuts = alike(rng)
-        if rng.random() < 0.7:
+        if rng.random() < 0.3:
+            stream, cuts = alike(rng)
+        else:
             stream = random_stream(rng)
             cuts = random_cuts(rng, stream)
         ids = rng.random() < 0.3

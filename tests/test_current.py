@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
+import weakref
 from typing import Any
 
 import pytest
 from opentelemetry import baggage, context, trace
 from opentelemetry.propagate import extract
-from opentelemetry.trace import INVALID_SPAN, SpanKind
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 from support import START, Backend, Fed, Stream
 
 import otel_sse
@@ -137,6 +138,21 @@ async def test_a_request_that_is_no_stream_shows_others_no_span(backend: Backend
     assert seen[1] is False
     assert seen[2] is INVALID_SPAN
     assert backend.spans() == []
+
+
+async def test_the_current_span_takes_what_an_sdk_span_takes(backend: Backend) -> None:
+    """Other libraries hang their own things on the current span, and keep weak references to it."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        span: Any = trace.get_current_span()
+        span._of_another_library = 1
+        assert isinstance(span, Span)
+        assert weakref.ref(span)() is span
+        await send(END)
+
+    await run(backend, app)
+    assert len(backend.spans("SSE")) == 1
 
 
 async def test_baggage_and_context_of_the_request_survive(backend: Backend) -> None:

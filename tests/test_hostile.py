@@ -533,6 +533,26 @@ async def test_a_server_that_takes_anything_gets_the_very_objects(backend: Backe
     assert backend.value("sse.server.active_connections") == 0
 
 
+@pytest.mark.parametrize("media_type", [b"application/json", b"text/event-stream"])
+async def test_headers_that_are_read_once_are_the_servers_to_read(
+    media_type: bytes, backend: Backend
+) -> None:
+    """ASGI allows any iterable: one that is exhausted by reading reaches the server whole."""
+    headers = [(b"x-a", b"1"), (b"content-type", media_type), (b"set-cookie", b"b=2")]
+    got: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert asyncio.iscoroutinefunction(send)
+        await send({**START, "headers": iter(headers)})
+        await send(END)
+
+    async def server(message: Any) -> None:
+        got.extend(message.get("headers", ()))
+
+    await SSEMiddleware(app, **backend.providers)(http_scope(), never, server)
+    assert got == headers
+
+
 async def test_a_strange_lifespan_message_is_the_servers_to_judge(backend: Backend) -> None:
     """A lifespan's messages reach the server whatever they are."""
     sendings = (None, {}, 7, {"type": 7}, {"type": "lifespan.startup.complete"})

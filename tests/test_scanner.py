@@ -703,4 +703,21 @@ def test_no_payload_is_kept_as_a_look() -> None:
             for _ in range(3):
                 scanner.feed(first + b"\ndata: " + secret + b"\n\n")
         assert one._shape is two._shape
+    scanner = Scanner()
+    for _ in range(3):
+        scanner.feed(b"data: " + secret + b"\r\ndata: x\n\n")
     assert b"secret" not in repr(list(module._shapes)).encode()
+
+
+def test_looks_are_few_and_short() -> None:
+    """Values of any length have one look; a long head is none."""
+    module._shapes.clear()
+    for length in range(1, 60):
+        scanner = Scanner()
+        for _ in range(3):
+            scanner.feed(b"event: tick\nid: " + b"1" * length + b"\ndata: x\n\n")
+    assert len(module._shapes) == 1
+    scanner = Scanner()
+    for _ in range(3):
+        scanner.feed(b"event: tick\n" * 50 + b"data: x\n\n")
+    assert len(module._shapes) == 1
