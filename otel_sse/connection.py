@@ -8,7 +8,6 @@ rarely is reached from there by one comparison with ``due`` or ``_mark``.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import random
 import secrets
 import sys
@@ -21,9 +20,10 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, set_span_in_context
 
-from otel_sse import garbage, semconv
+from otel_sse import garbage, semconv, witnesses
 from otel_sse.collection import ASKED, LIVELY, QUIET, TOLD
 from otel_sse.opening import Call, Opening
+from otel_sse.pacer import running_loop
 from otel_sse.scanner import Scanner
 from otel_sse.segment import Segment, Told
 from otel_sse.telemetry import Telemetry
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 _NEVER: Final = float("inf")
 _NO_INDEX: Final = sys.maxsize
 _AT_ONCE: Final = float("-inf")
-_DISCONNECT: Final = {"ClientDisconnect"}
-_BROKEN: Final = {"BrokenResourceError"}
-TIMEOUTS: Final = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
 
 
 class Connection:
@@ -67,7 +64,7 @@ class Connection:
         self.status = opening.status
         self.resumed = opening.resumed
         self.transport = opening.transport
-        self.loop = _running_loop()
+        self.loop = running_loop()
         self._scanner = Scanner(capture_id=config.capture_event_id)
         # Messages so far, by the index of their event type.
         self.messages: list[int] = []
@@ -345,11 +342,7 @@ class Connection:
     # --- the ending ------------------------------------------------------------------------
 
     def end(
-        self,
-        error: BaseException | None = None,
-        *,
-        completed: bool = False,
-        cut: bool = False,
+        self, error: BaseException | None = None, *, completed: bool = False, cut: bool = False
     ) -> None:
         """Ends the connection; any call after the first does nothing.
 
@@ -369,12 +362,7 @@ class Connection:
                 return
             if error is None and not (completed or cut or telemetry.stopping):
                 self.left()
-            if self._follows(error):
-                self.gone = True
-                error = None
-            elif error is not None and _kinds(error) == _BROKEN:
-                around = error.__context__
-                error = around if isinstance(around, asyncio.CancelledError) else error
+            error, self.gone = witnesses.weigh(error, self.gone, self._failure)
             reason = self._verdict(error, completed, cut or telemetry.stopping)
             self.gone = True
             now = perf_counter()
@@ -390,7 +378,7 @@ class Connection:
             if self.first is not None:
                 totals[semconv.TOTAL_FIRST_MESSAGE] = self.first
             if error is not None and reason in (semconv.ERROR, semconv.TIMEOUT):
-                totals[semconv.ERROR_TYPE] = telemetry.error_type(_innermost(error))
+                totals[semconv.ERROR_TYPE] = telemetry.error_type(witnesses.innermost(error))
             elif self.status >= 500:
                 totals[semconv.ERROR_TYPE] = str(self.status)
             telemetry.closed(self, totals)
@@ -408,55 +396,7 @@ class Connection:
             if request is not None and request.enclosing.get_span_context().is_valid:
                 request.span = request.enclosing
 
-    def _follows(self, error: BaseException | None) -> bool:
-        """Whether ``error`` says no more than that the peer has left.
-
-        Starlette makes a ClientDisconnect of any OSError in a stream, the application's too. The
-        pipe inside of FastAPI's own streams breaks when the response is given up.
-        """
-        if self.gone and _kinds(error) in (_DISCONNECT, _BROKEN):
-            return True
-        while error is not None and error is not self._failure:
-            error = error.__cause__ or error.__context__
-        return error is not None
-
     def _verdict(self, error: BaseException | None, completed: bool, cut: bool) -> str:
-        """The reason, by the first of the contract's witnesses that speaks."""
-        if self._reason is not None:
-            return self._reason
-        if isinstance(error, Exception):
-            inner = _innermost(error)
-            return semconv.TIMEOUT if isinstance(inner, TIMEOUTS) else semconv.ERROR
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            return semconv.SERVER_SHUTDOWN
-        if completed:
-            return semconv.COMPLETED
-        if cut and not self.gone:
-            return semconv.SERVER_SHUTDOWN
-        if self.gone:
-            return semconv.CLIENT_DISCONNECT
-        # Cancelled, or returned in the middle of the body, and nothing explains it.
-        return semconv.UNKNOWN
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _kinds(error: BaseException | None) -> set[str]:
-    """The names of the classes of ``error``, or of what a task group has wrapped."""
-    inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
-    return {kind for each in inner for kind in _kinds(each)} or {type(error).__name__}
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """What a task group, or a framework that takes it for a disconnect, has wrapped."""
-    if type(error).__name__ == "ClientDisconnect" and error.__context__ is not None:
-        return error.__context__
-    inner: tuple[BaseException, ...]
-    while len(inner := getattr(error, "exceptions", ())) == 1:
-        error = inner[0]
-    return error
+        return witnesses.verdict(
+            error, said=self._reason, completed=completed, cut=cut, gone=self.gone
+        )

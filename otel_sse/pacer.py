@@ -5,6 +5,7 @@ that end at once are therefore ended some hundred at a time, each portion export
 next one begins.
 """
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,14 @@ T = TypeVar("T")
 Work = Callable[[], None]
 # An asyncio event loop (None where there is none to ask), and what it is to run.
 Job = tuple[Any, Work]
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The asyncio event loop of this thread; None where it is another's, or there is none."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def portions(items: Iterable[T]) -> Iterator[Sequence[T]]:

@@ -13,13 +13,14 @@ from typing import Any, Final
 
 from otel_sse import garbage, lifecycle, semconv
 from otel_sse.collection import LIVELY, TOLD
-from otel_sse.connection import TIMEOUTS, Connection
+from otel_sse.connection import Connection
 from otel_sse.current import Request
 from otel_sse.mark import Mark, Marks
 from otel_sse.opening import Call
 from otel_sse.segment import Segment
 from otel_sse.semconv import MAX_SENDERS
 from otel_sse.telemetry import Telemetry
+from otel_sse.witnesses import TIMEOUTS
 
 Errors = tuple[type[BaseException], ...]
 _NEVER: Final = float("inf")

@@ -1,0 +1,82 @@
+"""An ending's witnesses: what each error says, and whose word counts first."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from typing import Final
+
+from otel_sse import semconv
+
+TIMEOUTS: Final = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
+_DISCONNECT: Final = {"ClientDisconnect"}
+_BROKEN: Final = {"BrokenResourceError"}
+
+
+def weigh(
+    error: BaseException | None, gone: bool, failure: BaseException | None
+) -> tuple[BaseException | None, bool]:
+    """The error that counts of what left the application, and whether the peer has left.
+
+    Args:
+        error: what left the application.
+        gone: the peer is known to have left.
+        failure: what the send raised that found the peer gone.
+
+    """
+    if _follows(error, gone, failure):
+        return None, True
+    if error is not None and _kinds(error) == _BROKEN:
+        around = error.__context__
+        error = around if isinstance(around, asyncio.CancelledError) else error
+    return error, gone
+
+
+def verdict(
+    error: BaseException | None, *, said: str | None, completed: bool, cut: bool, gone: bool
+) -> str:
+    """The reason, by the first of the contract's witnesses that speaks."""
+    if said is not None:
+        return said
+    if isinstance(error, Exception):
+        inner = innermost(error)
+        return semconv.TIMEOUT if isinstance(inner, TIMEOUTS) else semconv.ERROR
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return semconv.SERVER_SHUTDOWN
+    if completed:
+        return semconv.COMPLETED
+    if cut and not gone:
+        return semconv.SERVER_SHUTDOWN
+    if gone:
+        return semconv.CLIENT_DISCONNECT
+    # Cancelled, or returned in the middle of the body, and nothing explains it.
+    return semconv.UNKNOWN
+
+
+def innermost(error: BaseException) -> BaseException:
+    """What a task group, or a framework that takes it for a disconnect, has wrapped."""
+    if type(error).__name__ == "ClientDisconnect" and error.__context__ is not None:
+        return error.__context__
+    inner: tuple[BaseException, ...]
+    while len(inner := getattr(error, "exceptions", ())) == 1:
+        error = inner[0]
+    return error
+
+
+def _follows(error: BaseException | None, gone: bool, failure: BaseException | None) -> bool:
+    """Whether ``error`` says no more than that the peer has left.
+
+    Starlette makes a ClientDisconnect of any OSError in a stream, the application's too. The
+    pipe inside of FastAPI's own streams breaks when the response is given up.
+    """
+    if gone and _kinds(error) in (_DISCONNECT, _BROKEN):
+        return True
+    while error is not None and error is not failure:
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _kinds(error: BaseException | None) -> set[str]:
+    """The names of the classes of ``error``, or of what a task group has wrapped."""
+    inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return {kind for each in inner for kind in _kinds(each)} or {type(error).__name__}
