@@ -7,7 +7,6 @@ rarely is reached from there by one comparison with ``due`` or ``_mark``.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import secrets
 import sys
