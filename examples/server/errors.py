@@ -79,7 +79,7 @@ def classify(error: BaseException) -> str:
     for each in _chain(error):
         names = {kind.__name__ for kind in type(each).__mro__}
         text = str(each).lower()
-        if "MemoryError" in names or text.startswith("oom "):
+        if "MemoryError" in names:
             return MEMORY
         if "rate limit" in text or "max number of clients" in text:
             return RATE_LIMIT

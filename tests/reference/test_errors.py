@@ -55,7 +55,9 @@ def _wrapped() -> Exception:
         (redis.exceptions.ConnectionError("max number of clients reached"), "rate_limit"),
         (MemoryError(), "memory_exhausted"),
         (MemoryExhausted("9 of 8 MiB"), "memory_exhausted"),
-        (redis.exceptions.OutOfMemoryError("OOM command not allowed"), "memory_exhausted"),
+        # Redis's memory is not this process's.
+        (redis.exceptions.OutOfMemoryError("command not allowed"), "unknown"),
+        (redis.exceptions.ResponseError("OOM command not allowed"), "unknown"),
         (LookupError("?"), "unknown"),
     ],
 )
