@@ -48,6 +48,10 @@ class Id(NamedTuple):
         return found if found and max(found) <= _MOST else None
 
 
+# No message has a later one.
+LAST: Final = Id(_MOST, _MOST)
+
+
 @dataclass(frozen=True)
 class Message:
     id: Id
