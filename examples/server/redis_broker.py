@@ -20,7 +20,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from server.broker import Broker, Id, Message, Unavailable
 from server.errors import Errors, backoff, within
 from server.meters import Meters
-from server.settings import Settings
+from server.settings import PREFIX, SettingError, Settings
 
 KEY: Final = "sse:messages"
 # Connections to Redis, however many clients come back at once; waiting for one is bounded.
@@ -34,15 +34,7 @@ class RedisBroker(Broker):
     def __init__(self, settings: Settings, errors: Errors, meters: Meters) -> None:
         super().__init__(settings, meters)
         self._errors = errors
-        # No retry of its own: a message whose fate is unknown must not be published twice.
-        self._pool: Any = BlockingConnectionPool.from_url(
-            settings.redis_url,
-            max_connections=CONNECTIONS,
-            timeout=10,
-            decode_responses=True,
-            encoding_errors="replace",
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._pool = _pool(settings.redis_url)
         self._redis: Any = Redis.from_pool(self._pool)
         # Those who come back leave connections to those who publish, and to the reading.
         self._replays = asyncio.Semaphore(CONNECTIONS // 2)
@@ -178,6 +170,22 @@ class RedisBroker(Broker):
                 self._errors.handle(error, "replay")
                 await asyncio.sleep(backoff(failed))
                 failed += 1
+
+
+def _pool(url: str) -> Any:
+    try:
+        return BlockingConnectionPool.from_url(
+            url,
+            max_connections=CONNECTIONS,
+            timeout=10,
+            decode_responses=True,
+            encoding_errors="replace",
+            # A message whose fate is unknown must not be published twice.
+            retry=Retry(NoBackoff(), 0),
+        )
+    except ValueError:
+        # The URL, and what is said of it, may have a password.
+        raise SettingError(f"{PREFIX}REDIS_URL: it takes redis://host:6379/0") from None
 
 
 def _id(text: str) -> Id:
