@@ -103,7 +103,8 @@ class Outlet:
         if left > 0:
             await self._wait(settings.batch_size, left)
         chunk = self._gaps()
-        while self._queue and len(chunk) < settings.batch_size:
+        most = len(chunk) + settings.batch_size
+        while self._queue and len(chunk) < most:
             chunk.append(self._queue.popleft().frame)
             self.bytes -= len(chunk[-1])
         self.last = time.monotonic()

@@ -140,6 +140,14 @@ async def test_what_is_dropped_is_told_at_once() -> None:
     assert await watched.outlet.take() is None
 
 
+async def test_what_is_told_takes_no_messages_place() -> None:
+    """A client that never keeps up gets messages, too, where they are sent one by one."""
+    watched = Watched(replace(QUICK, batch_size=1, queue_length=2))
+    for number in range(3, 30, 3):
+        watched.put(number, number + 1, number + 2)
+        assert await watched.numbers() == [number + 1]
+
+
 async def test_only_who_does_not_take_is_behind() -> None:
     """A message that waits for its batch has not waited yet; one that nobody takes has."""
     watched = Watched(replace(QUICK, batch_seconds=5))
