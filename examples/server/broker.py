@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -47,12 +48,21 @@ class Id(NamedTuple):
         return found if found and max(found) <= _MOST else None
 
 
+# No message has a later one.
+LAST: Final = Id(_MOST, _MOST)
+
+
 @dataclass(frozen=True)
 class Message:
     id: Id
     topic: str
     type: str
     data: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that it takes, about."""
+        return len(self.frame) + sys.getsizeof(self.data)
 
     @cached_property
     def frame(self) -> bytes:
@@ -98,6 +108,7 @@ class Broker(ABC):
         # Messages that are read from the history at once: they fit into a connection's memory.
         fit = settings.queue_bytes // settings.max_message_bytes
         self._portion = max(1, min(100, fit))
+        self._queue_bytes = settings.queue_bytes
         # Readers by topic; "" is all of them. Dictionaries keep the order of arrival.
         self._readers: dict[str, dict[Reader, None]] = {}
         # The last message that readers were given.
@@ -136,8 +147,16 @@ class Broker(ABC):
             after = min(max(after, forgotten), newest)
         joined = False
         while True:
-            messages = await self._read(after, self._portion)
-            full = len(messages) == self._portion
+            read = await self._read(after, self._portion)
+            forgotten, _ = await self._span()
+            if after < forgotten:
+                # Messages are published faster than this reader takes them, and forgotten.
+                oldest = min(forgotten, read[0].id) if read else forgotten
+                self._meters.gaps.add(1)
+                yield gap(reason="history", after=str(after), oldest=str(oldest))
+                after = oldest
+            messages = self._fitting(read)
+            full = len(messages) < len(read) or len(read) == self._portion
             if messages:
                 after = messages[-1].id
                 reader.skip_to(after)
@@ -148,6 +167,15 @@ class Broker(ABC):
                 return
             joined = not full
             (self._join if joined else self.unsubscribe)(reader)
+
+    def _fitting(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The first ones, as many as fit: data of many lines is far longer on the wire."""
+        size = 0
+        for number, message in enumerate(messages):
+            size += len(message.frame)
+            if number and size > self._queue_bytes:
+                return messages[:number]
+        return messages
 
     def unsubscribe(self, reader: Reader) -> None:
         for topic in reader.topics or ("",):
@@ -168,7 +196,8 @@ class Broker(ABC):
 
     def _deliver(self, message: Message) -> None:
         self._last = message.id
-        for topic in (message.topic, ""):
+        # One that others have added may have no topic.
+        for topic in {message.topic, ""}:
             for reader in list(self._readers.get(topic, ())):
                 reader.put(message)
 
@@ -203,10 +232,10 @@ class MemoryBroker(Broker):
             Id(now, 0) if now > last.ms else Id(last.ms, last.seq + 1), topic, type, data
         )
         self._messages.append(message)
-        self._bytes += len(message.frame)
+        self._bytes += message.size
         while len(self._messages) > self._history or self._bytes > HISTORY_BYTES:
             oldest = self._messages.pop(0)
-            self._bytes -= len(oldest.frame)
+            self._bytes -= oldest.size
             self._forgotten = oldest.id
         self._deliver(message)
         return message.id

@@ -78,8 +78,9 @@ async def events(
                     decoder.begin()
                     async for chunk in response.aiter_bytes():
                         for event in decoder.feed(chunk):
-                            failed = 0
                             yield event
+                        if decoder.alive:
+                            failed = 0
         except (httpx.TransportError, httpx.DecodingError):
             pass
         delay = min(MOST_SECONDS, decoder.retry * 2.0 ** min(failed, 10))
@@ -115,6 +116,8 @@ class Decoder:
         # The last line has ended in CR: a LF now is part of its end.
         self._after_cr = False
         self._first = True
+        # A block has ended: the server does more than take the request.
+        self.alive = False
         self._id = self.last_id
         self._new_block()
 
@@ -151,7 +154,7 @@ class Decoder:
         value = value.removeprefix(" ")
         if name == "data":
             self._data.append(value)
-            self._size += len(value)
+            self._size += len(value) + 1
         elif name == "event":
             self._type = value
         elif name == "id" and "\0" not in value:
@@ -161,6 +164,7 @@ class Decoder:
         return None
 
     def _dispatch(self) -> Event | None:
+        self.alive = True
         self.last_id = self._id
         kind, data = self._type or "message", self._data
         self._new_block()

@@ -7,6 +7,7 @@ coders finish what they are given. README.md says when to take it, and when enve
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ import aiohttp
 # A coder belongs to one connection and lives as long: 32 KiB, where zlib's defaults take 256.
 WINDOW_BITS: Final = 12
 MEMORY_LEVEL: Final = 5
+_REFUSED: Final = re.compile(r"\s*q\s*=\s*0(\.0*)?\s*", re.IGNORECASE)
 
 
 class _Coder:
@@ -35,6 +37,15 @@ class _Zlib:
         bits = 16 + WINDOW_BITS if wbits > zlib.MAX_WBITS else wbits
         options |= {"wbits": bits, "memLevel": MEMORY_LEVEL}
         return _Coder(zlib.compressobj(*args, **options))
+
+
+def takes_gzip(accepted: str) -> bool:
+    """Whether a client with that ``Accept-Encoding`` can be sent gzip."""
+    said: dict[str, bool] = {}
+    for each in accepted.split(","):
+        name, _, weight = each.partition(";")
+        said[name.strip().lower()] = not _REFUSED.fullmatch(weight)
+    return said.get("gzip", said.get("*", False))
 
 
 def install() -> None:

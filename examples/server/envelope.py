@@ -19,7 +19,7 @@ from server.meters import Meters
 _log: Final = logging.getLogger("server")
 
 # Bytes of data whose compression would hold up the event loop for more than a millisecond or two.
-IN_THREAD: Final = 65_536
+IN_THREAD: Final = 32_768
 # Bytes that an envelope's text may have at most.
 MAX_SIZE: Final = 16 * 2**20
 

@@ -6,7 +6,9 @@
 | timeout            | the time-out grows by half                                                 |
 | rate_limit         | who asked too fast is told to wait longer: the rate is cut to 0.8          |
 | memory_exhausted   | what waits for slow clients is thrown away                                 |
-| unknown            | logged, and the server goes on                                             |
+| unknown            | the server goes on                                                         |
+
+Each is logged, unless it is repeated.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ def classify(error: BaseException) -> str:
     for each in _chain(error):
         names = {kind.__name__ for kind in type(each).__mro__}
         text = str(each).lower()
-        if "MemoryError" in names or text.startswith("oom "):
+        if "MemoryError" in names:
             return MEMORY
         if "rate limit" in text or "max number of clients" in text:
             return RATE_LIMIT
@@ -190,7 +192,7 @@ class Errors:
         self._meters.errors.add(1, {"class": kind, "pattern": pattern})
         action = self._recover(kind, pattern)
         self._meters.recoveries.add(1, {"action": action})
-        if pattern == "occasional" or kind == UNKNOWN:
+        if pattern != "repeated":
             _log.warning("%s: %s (%s), so: %s", doing, error or type(error).__name__, kind, action)
         return action
 

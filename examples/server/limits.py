@@ -18,7 +18,7 @@ from server.outlet import Outlet
 from server.settings import MIB, Settings
 
 SWEEP_SECONDS: Final = 1.0
-# In an emergency, the part of the connections with a backlog that is cut: the worst ones.
+# In an emergency, the part of the connections that are behind that is cut: the worst ones.
 CUT: Final = 10
 
 
@@ -27,7 +27,6 @@ class Refused(Exception):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"rate limit: {reason}")
-        self.reason = reason
 
 
 class MemoryExhausted(MemoryError):
@@ -121,15 +120,21 @@ class Limits:
         limit = self._settings.memory_limit_mb * MIB
         used = self._memory() if limit else 0
         was, self.short = self.short, used > limit
-        if self.short and not (was and not any(outlet.bytes for outlet in self._outlets)):
+        if self.short and (not was or self._behind()):
             error = MemoryExhausted(f"{used / MIB:.0f} MiB of {limit / MIB:.0f} MiB are used")
             self._errors.handle(error, "look after memory")
 
+    def _behind(self) -> list[Outlet]:
+        """Those whose clients do not keep up, the worst first; others have messages for the time
+        of a batch, which is no reason to lose any.
+        """
+        now = time.monotonic()
+        behind = (each for each in self._outlets if each.waited(now) > SWEEP_SECONDS)
+        return sorted(behind, key=lambda each: -each.bytes)
+
     def _clean_up(self) -> None:
-        """Throws away all that waits, and cuts those for whom most has been waiting."""
-        behind = sorted(
-            (each for each in self._outlets if each.bytes), key=lambda each: -each.bytes
-        )
+        """Throws away all that waits for those who are behind, and cuts the worst of them."""
+        behind = self._behind()
         for number, outlet in enumerate(behind):
             if number * CUT < len(behind):
                 outlet.shed("memory")

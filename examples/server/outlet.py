@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final
 
@@ -51,8 +51,8 @@ class Outlet:
         self._queue: deque[Message] = deque()
         # Since when the first of them waits; what is left of a batch has waited long enough.
         self._since = 0.0
-        # What was dropped since the client was told.
-        self._dropped = 0
+        # How many were dropped since the client was told, by reason.
+        self._dropped: Counter[str] = Counter()
         # All up to this one the client gets from the history.
         self._skipped = Id(0, 0)
         self.started = self.last = time.monotonic()
@@ -60,6 +60,8 @@ class Outlet:
         self.lifetime = settings.age_seconds * random.uniform(0.9, 1.0)
         # When it was told to end; the client then has FLUSH_SECONDS.
         self.ended: float | None = None
+        # Is done from then on.
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # The one who takes, and how many messages are enough for it.
         self._waiter: asyncio.Future[None] | None = None
         self._enough = 1
@@ -80,6 +82,12 @@ class Outlet:
         if len(self._queue) >= self._enough:
             self._wake()
 
+    def waited(self, now: float) -> float:
+        """Seconds that messages have waited beyond the time that batches take; 0: none do. A
+        client that keeps up takes all that waits again and again.
+        """
+        return max(0.0, now - self._since - self._settings.batch_seconds) if self._queue else 0.0
+
     def skip_to(self, last: Id) -> None:
         self._skipped = last
         while self._queue and self._queue[0].id <= last:
@@ -90,22 +98,20 @@ class Outlet:
         settings = self._settings
         await self._wait(1, settings.heartbeat_seconds)
         if not self._queue:
-            return None if self.ended is not None else HEARTBEAT
+            return None if self.ended is not None else b"".join(self._gaps()) or HEARTBEAT
         left = self._since + settings.batch_seconds - time.monotonic()
         if left > 0:
             await self._wait(settings.batch_size, left)
-        chunk = []
-        if self._dropped:
-            chunk.append(gap(reason="slow_client", dropped=self._dropped))
-            self._dropped = 0
-        while self._queue and len(chunk) < settings.batch_size:
+        chunk = self._gaps()
+        most = len(chunk) + settings.batch_size
+        while self._queue and len(chunk) < most:
             chunk.append(self._queue.popleft().frame)
             self.bytes -= len(chunk[-1])
         self.last = time.monotonic()
         return b"".join(chunk)
 
     async def _wait(self, enough: int, seconds: float) -> None:
-        if len(self._queue) >= enough or self.ended is not None:
+        if len(self._queue) >= enough or self.ended is not None or self._only_gaps():
             return
         loop = asyncio.get_running_loop()
         self._enough = enough
@@ -117,6 +123,15 @@ class Outlet:
             timer.cancel()
             self._waiter = None
 
+    def _only_gaps(self) -> bool:
+        return bool(self._dropped) and not self._queue
+
+    def _gaps(self) -> list[bytes]:
+        """What the client is to be told of what it misses."""
+        told = [gap(reason=reason, dropped=count) for reason, count in self._dropped.items()]
+        self._dropped.clear()
+        return told
+
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -125,6 +140,7 @@ class Outlet:
         """No more will come; what waits is yet sent. ``reason`` is of ``sse.close.reason``."""
         if self.ended is None:
             self.ended = time.monotonic()
+            self.over.set_result(None)
             self._told.close(reason)
             self._wake()
 
@@ -153,6 +169,9 @@ class Outlet:
     def _drop(self, count: int, reason: str) -> None:
         if count:
             self._told.dropped(count, reason)
-            self._dropped += count
+            self._dropped[reason] += count
             for _ in range(count):
                 self.bytes -= len(self._queue.popleft().frame)
+            if self._only_gaps():
+                # Nothing may come for a long time.
+                self._wake()

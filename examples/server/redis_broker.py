@@ -15,12 +15,12 @@ from typing import Any, Final
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from server.broker import Broker, Id, Message, Unavailable
 from server.errors import Errors, backoff, within
 from server.meters import Meters
-from server.settings import Settings
+from server.settings import PREFIX, SettingError, Settings
 
 KEY: Final = "sse:messages"
 # Connections to Redis, however many clients come back at once; waiting for one is bounded.
@@ -34,15 +34,11 @@ class RedisBroker(Broker):
     def __init__(self, settings: Settings, errors: Errors, meters: Meters) -> None:
         super().__init__(settings, meters)
         self._errors = errors
-        # No retry of its own: a message whose fate is unknown must not be published twice.
-        self._pool: Any = BlockingConnectionPool.from_url(
-            settings.redis_url,
-            max_connections=CONNECTIONS,
-            timeout=10,
-            decode_responses=True,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._pool = _pool(settings.redis_url)
         self._redis: Any = Redis.from_pool(self._pool)
+        # Those who come back leave connections to those who publish, and to the reading.
+        self._replays = asyncio.Semaphore(CONNECTIONS // 2)
+        self._halving = asyncio.Lock()
         # The stream is being read.
         self._up = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
@@ -55,11 +51,25 @@ class RedisBroker(Broker):
         fields = {"topic": topic, "type": type, "data": data}
 
         async def add() -> Any:
-            return await self._ask(
-                self._redis.xadd(KEY, fields, maxlen=self._history, approximate=True)
-            )
+            try:
+                return await self._ask(
+                    self._redis.xadd(KEY, fields, maxlen=self._history, approximate=True)
+                )
+            except OutOfMemoryError:
+                await self._halve()
+                raise
 
         return _id(await self._errors.attempt(add, "publish"))
+
+    async def _halve(self) -> None:
+        """Nothing else would make room in a Redis that is full before the history is."""
+        # One for all who are refused at once.
+        if self._halving.locked():
+            return
+        async with self._halving:
+            length = await self._ask(self._redis.xlen(KEY))
+            await self._ask(self._redis.xtrim(KEY, maxlen=length // 2, approximate=True))
+            self._meters.recoveries.add(1, {"action": "history_halved"})
 
     async def _ask(self, command: Awaitable[Any]) -> Any:
         """What Redis answers. Whoever waits for it may be cancelled, by a time-out for one."""
@@ -153,12 +163,29 @@ class RedisBroker(Broker):
         while True:
             await self._up.wait()
             try:
-                wait = 10 + self._errors.time_out.seconds
-                return await within(wait, self._ask(operation()))
+                async with self._replays:
+                    wait = 10 + self._errors.time_out.seconds
+                    return await within(wait, self._ask(operation()))
             except Exception as error:
                 self._errors.handle(error, "replay")
                 await asyncio.sleep(backoff(failed))
                 failed += 1
+
+
+def _pool(url: str) -> Any:
+    try:
+        return BlockingConnectionPool.from_url(
+            url,
+            max_connections=CONNECTIONS,
+            timeout=10,
+            decode_responses=True,
+            encoding_errors="replace",
+            # A message whose fate is unknown must not be published twice.
+            retry=Retry(NoBackoff(), 0),
+        )
+    except ValueError:
+        # The URL, and what is said of it, may have a password.
+        raise SettingError(f"{PREFIX}REDIS_URL: it takes redis://host:6379/0") from None
 
 
 def _id(text: str) -> Id:

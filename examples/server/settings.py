@@ -14,7 +14,9 @@ MIB: Final = 2**20
 
 
 class SettingError(ValueError):
-    """A variable has a bad value; tells a person its name, the value, and what it takes."""
+    """A variable has a bad value; tells a person its name, the value where it can be no secret,
+    and what it takes.
+    """
 
 
 @dataclass(frozen=True)

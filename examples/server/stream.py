@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import math
 import random
@@ -17,10 +16,13 @@ from aiohttp import web
 
 import otel_sse
 from server import envelope
-from server.broker import GAP, Broker, Id, Unavailable
+from server.bearer import bears
+from server.broker import GAP, LAST, Broker, Id, Unavailable
+from server.coding import takes_gzip
 from server.errors import Errors
 from server.limits import Limits, Refused
 from server.meters import Meters
+from server.origin import foreign
 from server.outlet import FLUSH_SECONDS, HEARTBEAT, Outlet
 from server.settings import Settings
 
@@ -77,7 +79,8 @@ class Streams:
         told = otel_sse.current()
         outlet = Outlet(self._settings, topics, told, abort, self._limits.limited)
         response = web.StreamResponse(headers=self._headers)
-        if self._settings.content_coding and "gzip" in request.headers.get("Accept-Encoding", ""):
+        accepted = ",".join(request.headers.getall("Accept-Encoding", ()))
+        if self._settings.content_coding and takes_gzip(accepted):
             response.enable_compression(web.ContentCoding.gzip)
         try:
             with self._limits.admitted(outlet, request.remote or ""):
@@ -95,11 +98,15 @@ class Streams:
             await response.write(self._retry(1.0))
             async with aclosing(self._broker.subscribe(outlet, after)) as history:
                 while outlet.ended is None:
-                    chunk = await self._patiently(_next(history), response)
+                    chunk = await self._patiently(_next(history), outlet, response)
                     if chunk is None:
                         break
                     outlet.last = time.monotonic()
                     await response.write(chunk)
+            if outlet.ended is not None:
+                # What waits may come after what the history had yet to give: the client goes on
+                # from the last that it has.
+                outlet.skip_to(LAST)
             while (batch := await outlet.take()) is not None:
                 await response.write(batch)
             # Not all of them come back at once.
@@ -108,15 +115,23 @@ class Streams:
         finally:
             self._broker.unsubscribe(outlet)
 
-    async def _patiently(self, work: Coroutine[Any, Any, T], response: web.StreamResponse) -> T:
-        """What the work gives, with heartbeats meanwhile: the broker may be away."""
+    async def _patiently(
+        self, work: Coroutine[Any, Any, T], outlet: Outlet, response: web.StreamResponse
+    ) -> T | None:
+        """What the work gives, with heartbeats meanwhile: the broker may be away. None where the
+        stream is ended before.
+        """
         task = asyncio.create_task(work)
+        either: set[asyncio.Future[Any]] = {task, outlet.over}
+        seconds = self._settings.heartbeat_seconds
         try:
-            while not task.done():
-                await asyncio.wait({task}, timeout=self._settings.heartbeat_seconds)
-                if not task.done():
-                    await response.write(HEARTBEAT)
-            return task.result()
+            while True:
+                await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                if task.done():
+                    return task.result()
+                if outlet.over.done():
+                    return None
+                await response.write(HEARTBEAT)
         finally:
             if not task.done():
                 task.cancel()
@@ -129,10 +144,12 @@ class Streams:
 
     async def publish(self, request: web.Request) -> web.Response:
         """Takes ``{"topic": ..., "type": ..., "data": ...}``, gives ``{"id": ...}``."""
-        token = self._settings.publish_token
-        given = request.headers.get("Authorization", "")
-        if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            raise Problem(401, "Authorization is to be: Bearer, and the token")
+        if not bears(request, self._settings.publish_token):
+            problem = Problem(401, "Authorization is to be: Bearer, and the token")
+            problem.headers["WWW-Authenticate"] = "Bearer"
+            raise problem
+        if foreign(request, self._settings.cors_origin):
+            raise Problem(403, "pages of that origin may not publish")
         topic, kind, data = self._message(await _json(request))
         packed = await envelope.pack(data, self._settings.compress_from, self._meters)
         try:

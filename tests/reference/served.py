@@ -164,13 +164,14 @@ class Worker(Process):
 class RedisServer(Process):
     """A Redis that keeps its data in a folder, and so over its own restart."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         super().__init__(
             tool("redis-server"),
             *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)),
             *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
+            *options,
         )
 
     async def answers(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -205,6 +206,49 @@ async def test_a_history_that_does_not_reach_back_is_told(backend: Backend) -> N
     assert count(backend, "server.replay_gaps") == 1
 
 
+async def test_a_replay_that_is_overtaken_is_told(backend: Backend) -> None:
+    """Where the history forgets what a slow reader has yet to be given, an event says so in its
+    place; what is left is given, in order, and nothing is missing that no event tells.
+    """
+    settings = replace(QUICK, history=10, queue_bytes=2 * QUICK.max_message_bytes)
+    broker = MemoryBroker(settings, Meters(backend.meter_provider))
+    ids = [await broker.publish("a", "message", str(n)) for n in range(10)]
+    outlet = _outlet(settings)
+    found = b""
+    async for chunk in broker.subscribe(outlet, ids[0]):
+        found += chunk
+        if len(ids) < 45 and b"data: " in chunk and b"gap" not in chunk:
+            for number in range(len(ids), len(ids) + 12):
+                ids.append(await broker.publish("a", "message", str(number)))
+    found += await _rest(outlet)
+    gaps = 0
+    last = ids[0]
+    for block in found.split(b"\n\n")[:-1]:
+        said = block.decode().split("\n")
+        if said[0] == "event: gap":
+            told = json.loads(said[1].removeprefix("data: "))
+            assert told["after"] == str(last)
+            last = Id.parse(told["oldest"])
+            gaps += 1
+        else:
+            place = ids.index(last) + 1
+            assert said == [f"id: {ids[place]}", f"data: {place}"]
+            last = ids[place]
+    assert last == ids[-1]
+    assert gaps == count(backend, "server.replay_gaps") >= 3
+
+
+async def test_a_message_without_a_topic_is_given_once(backend: Backend) -> None:
+    """Readers of all topics have it as any other, and no others have it."""
+    broker = MemoryBroker(QUICK, Meters(backend.meter_provider))
+    every, some = _outlet(), _outlet(QUICK, "a")
+    for outlet in (every, some):
+        await _history(broker, outlet, None)
+    broker._deliver(Message(Id(2**60, 0), "", "message", "1"))
+    assert _DATA.findall(await _rest(every)) == [b"1"]
+    assert _DATA.findall(await _rest(some)) == []
+
+
 async def test_an_id_of_before_a_restart_or_of_the_future(backend: Backend) -> None:
     """A process that has started again knows nothing of what was before, and says so. Who comes
     with an id that was never given is told so too, and is not left without messages for it.
@@ -224,12 +268,13 @@ async def test_the_history_is_bounded_in_bytes(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few large messages take no more memory than many small ones may."""
-    monkeypatch.setattr(module, "HISTORY_BYTES", 10_000)
+    monkeypatch.setattr(module, "HISTORY_BYTES", 20_000)
     broker = MemoryBroker(QUICK, Meters(backend.meter_provider))
     for _ in range(20):
         await broker.publish("a", "message", "x" * 3000)
     assert len(broker._messages) == 3
-    assert broker._bytes == sum(len(each.frame) for each in broker._messages)
+    held = sum(len(each.frame) + sys.getsizeof(each.data) for each in broker._messages)
+    assert broker._bytes == held
 
 
 async def test_a_portion_fits_into_a_connections_memory() -> None:
@@ -242,6 +287,18 @@ async def test_a_portion_fits_into_a_connections_memory() -> None:
     portions = [chunk async for chunk in broker.subscribe(_outlet(), first)]
     assert len(portions) == 4
     assert max(map(len, portions)) < 1000
+
+
+async def test_a_portion_of_many_lines_fits_too() -> None:
+    """Each line of the data has its field, so newlines alone are seven times as long."""
+    settings = replace(QUICK, queue_bytes=1000, max_message_bytes=100)
+    broker = MemoryBroker(settings, Meters(None))
+    first = await broker.publish("a", "message", "x")
+    for _ in range(10):
+        await broker.publish("a", "message", "\n" * 60)
+    portions = [chunk async for chunk in broker.subscribe(_outlet(), first)]
+    assert b"".join(portions).count(b"id: ") == 10
+    assert max(map(len, portions)) <= 1000
 
 
 async def test_an_abandoned_replay_leaves_nothing(backend: Backend) -> None:

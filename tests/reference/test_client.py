@@ -61,7 +61,7 @@ def test_ids_and_retry_are_kept() -> None:
 def test_a_message_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither one line nor many may fill the memory."""
     monkeypatch.setattr(module, "MAX_BYTES", 1000)
-    for chunk in (b"data: xxxxxxxxxx", b"data: xxxxxxxxxx\n"):
+    for chunk in (b"data: xxxxxxxxxx", b"data: xxxxxxxxxx\n", b"data\n" * 10):
         decoder = Decoder()
         with pytest.raises(NotAStream, match="more than 1000 bytes"):
             _feed(decoder, *[chunk] * 200)
@@ -142,6 +142,15 @@ async def test_it_waits_as_long_as_it_is_told() -> None:
     ):
         assert [event async for event in events(http, url)] == []
     assert asked[2][1] - asked[1][1] >= 0.99
+
+
+async def test_a_quiet_stream_is_no_failure() -> None:
+    """Where the server ends streams in which no message has come, it is not asked less and less."""
+    quiet = _stream("retry: 10\n\n: heartbeat\n\n")
+    async with _answers(*[quiet] * 9, _says(204)) as (http, url, asked):
+        assert [event async for event in events(http, url)] == []
+    # The last wait would be 2.5 s or more.
+    assert asked[-1][1] - asked[0][1] < 2
 
 
 async def test_silence_is_a_lost_connection() -> None:

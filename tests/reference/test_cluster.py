@@ -129,6 +129,19 @@ async def test_a_client_cannot_choose_its_address(tmp_path: Path) -> None:
         await second.close()
 
 
+async def test_a_workers_own_pages_are_not_for_all(tmp_path: Path) -> None:
+    """HAProxy lets nobody see a worker's dashboard, status and alerts, however it is asked."""
+    async with _behind_haproxy(tmp_path) as site:
+        for path in ("/", "/status", "/status/events", "/alerts", "//status", "/healthz/../status"):
+            client = await RawClient.get(site.port, path)
+            head = await asyncio.wait_for(client.until(b"\r\n\r\n"), 10)
+            assert head.startswith(b"HTTP/1.1 403 "), path
+            await client.close()
+        answer = await site.http.post(f"{site.url}/alerts", json={})
+        assert answer.status_code == 403
+        await site.publish("x")
+
+
 async def test_a_stopping_worker_is_left_by_the_balancer_first(tmp_path: Path) -> None:
     """While it drains, whoever comes new is served by another worker, and sees no refusal."""
     store = RedisServer(tmp_path)

@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from reference.served import QUICK, serving
 from server.app import STREAMS
+from server.coding import takes_gzip
 from support import Backend, RawClient, until
 
 
@@ -56,11 +57,32 @@ async def test_each_message_is_complete_when_it_comes(backend: Backend, instrume
         await until(lambda: not site.app[STREAMS]._broker._readers)
 
 
+@pytest.mark.parametrize(
+    ("accepted", "takes"),
+    [
+        ("gzip", True),
+        ("br, GZip ; q=0.5", True),
+        ("*", True),
+        ("br;q=1.0, *;q=0.1", True),
+        ("gzip;q=1, *;q=0", True),
+        ("", False),
+        ("br, gzipped", False),
+        ("gzip;q=0", False),
+        ("*, gzip; Q = 0.000", False),
+        ("*;q=0", False),
+    ],
+)
+def test_what_a_client_accepts(accepted: str, takes: bool) -> None:
+    """By name or by ``*``, where its weight is not 0."""
+    assert takes_gzip(accepted) is takes
+
+
 async def test_who_accepts_none_gets_none() -> None:
-    """A client that says nothing of gzip reads plain text; without the setting everyone does."""
-    for settings, accepts in ((replace(QUICK, content_coding="gzip"), "br"), (QUICK, "gzip")):
+    """A client that wants no gzip reads plain text; without the setting everyone does."""
+    coded = replace(QUICK, content_coding="gzip")
+    for settings, accepted in ((coded, "br"), (coded, "br, gzip;q=0"), (QUICK, "gzip")):
         async with serving(settings) as site:
-            client = await RawClient.get(site.port, "/events", f"Accept-Encoding: {accepts}")
+            client = await RawClient.get(site.port, "/events", f"Accept-Encoding: {accepted}")
             assert b"Content-Encoding" not in await client.until(b"\r\n\r\n")
             await client.until(b"retry: 50\n\n")
             await client.close()

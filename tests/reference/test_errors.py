@@ -55,7 +55,9 @@ def _wrapped() -> Exception:
         (redis.exceptions.ConnectionError("max number of clients reached"), "rate_limit"),
         (MemoryError(), "memory_exhausted"),
         (MemoryExhausted("9 of 8 MiB"), "memory_exhausted"),
-        (redis.exceptions.OutOfMemoryError("OOM command not allowed"), "memory_exhausted"),
+        # Redis's memory is not this process's.
+        (redis.exceptions.OutOfMemoryError("command not allowed"), "unknown"),
+        (redis.exceptions.ResponseError("OOM command not allowed"), "unknown"),
         (LookupError("?"), "unknown"),
     ],
 )
@@ -241,3 +243,17 @@ async def test_an_attempt_that_hangs_is_given_up(backend: Backend) -> None:
     with pytest.raises(Unavailable):
         await errors.attempt(asyncio.Event().wait, "test")
     assert errors.time_out.seconds == pytest.approx(0.015)
+
+
+def test_the_log_is_bounded(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    """An error of any class that comes again and again is logged ten times a minute at most."""
+    clock = Clock()
+    errors = _errors(backend, clock)
+    for error in (LookupError("?"), TimeoutError("late")):
+        caplog.clear()
+        for _ in range(500):
+            errors.handle(error, "test")
+        assert 1 <= len(caplog.records) <= 10
+    clock.now += 100
+    errors.handle(LookupError("?"), "test")
+    assert len(caplog.records) == 11

@@ -118,6 +118,49 @@ async def test_the_oldest_are_dropped_and_told() -> None:
     assert b"gap" not in (await watched.outlet.take() or b"")
 
 
+async def test_what_is_dropped_is_told_at_once() -> None:
+    """The client that has nothing else to wait for is told how many and why, and once, also where
+    it waits for a batch to fill.
+    """
+    watched = Watched(replace(QUICK, batch_seconds=60))
+    for reason in ("memory", "slow_client"):
+        taking = asyncio.create_task(watched.outlet.take())
+        await asyncio.sleep(0)
+        watched.put(1, 2)
+        await asyncio.sleep(0)
+        watched.outlet.drop_all(reason)
+        told = await asyncio.wait_for(taking, 1) or b""
+        assert json.loads(told.partition(b"data: ")[2]) == {"reason": reason, "dropped": 2}
+    watched.put(3)
+    watched.outlet.drop_all("memory")
+    watched.put(4)
+    watched.outlet.end()
+    assert (await watched.outlet.take() or b"").count(b"event: gap") == 1
+    watched.outlet.drop_all("memory")
+    assert await watched.outlet.take() is None
+
+
+async def test_what_is_told_takes_no_messages_place() -> None:
+    """A client that never keeps up gets messages, too, where they are sent one by one."""
+    watched = Watched(replace(QUICK, batch_size=1, queue_length=2))
+    for number in range(3, 30, 3):
+        watched.put(number, number + 1, number + 2)
+        assert await watched.numbers() == [number + 1]
+
+
+async def test_only_who_does_not_take_is_behind() -> None:
+    """A message that waits for its batch has not waited yet; one that nobody takes has."""
+    watched = Watched(replace(QUICK, batch_seconds=5))
+    now = time.monotonic()
+    assert watched.outlet.waited(now + 60) == 0
+    watched.put(1)
+    assert watched.outlet.waited(now + 4) == 0
+    assert watched.outlet.waited(now + 60) > 50
+    watched.outlet.end()
+    await watched.numbers()
+    assert watched.outlet.waited(now + 60) == 0
+
+
 async def test_the_queue_is_bounded_in_bytes() -> None:
     """A message that would never fit is left out, too."""
     size = len(message(0, "x" * 100).frame)

@@ -1,7 +1,11 @@
 """Settings are read once, and a bad one is told so that it can be put right."""
 
+import re
+from dataclasses import fields
+
 import pytest
 from reference.served import EXAMPLES, Worker
+from server.app import build
 from server.settings import SettingError, Settings, load
 
 
@@ -66,5 +70,26 @@ def test_the_process_ends_with_2() -> None:
 def test_every_setting_is_in_the_readme() -> None:
     """The table has each variable with its default."""
     readme = (EXAMPLES / "server" / "README.md").read_text()
-    for name in Settings.__dataclass_fields__:
-        assert f"`SSE_SERVER_{name.upper()}`" in readme
+    told: dict[str, str] = {}
+    for names, defaults in re.findall(
+        r"^\| (`SSE_SERVER_[^|]+) \| ([^|]+) \|", readme, re.MULTILINE
+    ):
+        told.update(zip(names.split(", "), defaults.split(", "), strict=True))
+    settings = {
+        f"`SSE_SERVER_{field.name.upper()}`": (
+            f"`{field.default:g}`" if type(field.default) is float else f"`{field.default}`"
+        )
+        for field in fields(Settings)
+    }
+    settings["`SSE_SERVER_THRESHOLDS`"] = "`collector/thresholds.yaml` of the checkout"
+    assert told == {
+        name: "none" if default == "``" else default for name, default in settings.items()
+    }
+
+
+@pytest.mark.parametrize("url", ["foo", "http://:s3cret@host", "redis://:s3cret@host:port/0"])
+def test_a_bad_url_is_told_without_its_password(url: str) -> None:
+    """The message names the variable and what it takes."""
+    with pytest.raises(SettingError) as error:
+        build(Settings(redis_url=url))
+    assert str(error.value) == "SSE_SERVER_REDIS_URL: it takes redis://host:6379/0"

@@ -3,17 +3,22 @@
 import asyncio
 import contextlib
 import json
+import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from reference.served import QUICK, Site, count, serving
+from reference.served import QUICK, Site, Told, count, message, serving
 from server import limits as limits_module
 from server.app import LIMITS, STREAMS
+from server.broker import Id, Message
 from server.client import Event
-from server.limits import resident
+from server.errors import Errors
+from server.limits import Limits, resident
+from server.meters import Meters
+from server.outlet import Outlet
 from server.settings import DISCONNECT, MIB, Settings
 from support import Backend, RawClient, until
 
@@ -183,12 +188,101 @@ async def test_a_charset_that_nobody_knows_is_no_error() -> None:
 async def test_who_publishes_knows_the_token() -> None:
     """Where one is set, nobody else may."""
     async with serving(replace(QUICK, publish_token="s3cret")) as site:
-        for given, status in ((None, 401), ("Bearer s3cre", 401), ("Bearer s3cret", 200)):
+        for given, status in (
+            (None, 401),
+            ("Bearer s3cre", 401),
+            (b"Bearer \xff", 401),
+            ("s3cret", 401),
+            ("Bearer s3cret", 200),
+            ("bearer  s3cret", 200),
+        ):
             headers = {"Authorization": given} if given else {}
             answer = await site.http.post(
                 f"{site.url}/publish", json={"topic": "a", "data": "x"}, headers=headers
             )
             assert answer.status_code == status
+            assert (answer.headers.get("WWW-Authenticate") == "Bearer") == (status == 401)
+
+
+async def test_pages_of_elsewhere_may_not_publish() -> None:
+    """A browser sends a page's text anywhere; it names the page's origin, which has to be the
+    server's own, or the one that may read.
+    """
+    other = "https://shop.example"
+    for allowed, asked in (
+        ("", {None: 200, "own": 200, other: 403, "null": 403}),
+        (other, {"own": 200, other: 200, "https://evil.example": 403}),
+        ("*", {other: 200, "null": 200}),
+    ):
+        async with serving(replace(QUICK, cors_origin=allowed)) as site:
+            for origin, status in asked.items():
+                headers = {"Origin": site.url if origin == "own" else origin} if origin else {}
+                answer = await site.http.post(
+                    f"{site.url}/publish", content='{"topic": "a", "data": "x"}', headers=headers
+                )
+                assert answer.status_code == status
+
+
+@pytest.mark.parametrize("reads", [1, 2, 3])
+async def test_an_end_within_the_history_leaves_nothing_out(reads: int) -> None:
+    """Whatever the client has at the end of its connection has no hole: it goes on from there.
+    The connection ends at once and in order, also where the history is waited for.
+    """
+    settings = replace(QUICK, queue_bytes=2 * QUICK.max_message_bytes, drain_seconds=0)
+    async with serving(settings) as site:
+        ids = [await site.publish(str(n)) for n in range(4)]
+        broker = site.app[STREAMS]._broker
+        read = broker._read
+        left = reads
+        waiting = asyncio.Event()
+
+        async def slow(after: Id, count: int) -> Sequence[Message]:
+            """The last one never comes, as where Redis is away."""
+            nonlocal left
+            left -= 1
+            if left:
+                return await read(after, count)  # type: ignore[no-any-return]
+            # The reader may have been joined already: this waits in its outlet.
+            await broker.publish("a", "message", "4")
+            await broker.publish("a", "message", "5")
+            waiting.set()
+            return await asyncio.Event().wait()  # type: ignore[return-value]
+
+        broker._read = slow
+        client = await RawClient.get(site.port, "/events", f"Last-Event-ID: {ids[0]}")
+        await asyncio.wait_for(waiting.wait(), 10)
+        await asyncio.wait_for(site.app[STREAMS].drain(), 10)
+        rest = await asyncio.wait_for(client.until(END), 10)
+        await client.close()
+        found = re.findall(rb"\ndata: (\d)\n", rest)
+        assert found == [b"1", b"2", b"3"][: (reads - 1) * 2]
+        assert rest.count(b"retry: ") == 2
+
+
+async def test_an_end_while_the_history_is_sent() -> None:
+    """The same where the end comes while a portion is written."""
+    settings = replace(QUICK, queue_bytes=2 * QUICK.max_message_bytes)
+    async with serving(settings) as site:
+        ids = [await site.publish(str(n)) for n in range(4)]
+        broker = site.app[STREAMS]._broker
+        read = broker._read
+
+        async def ending(after: Id, count: int) -> Sequence[Message]:
+            found = await read(after, count)
+            (outlet,) = site.app[LIMITS].outlets
+            if broker._readers:
+                # It is joined, but what it is given now is beyond another portion.
+                for number in range(4, 9):
+                    await broker.publish("a", "message", str(number))
+                outlet.end()
+            return found  # type: ignore[no-any-return]
+
+        broker._read = ending
+        client = await RawClient.get(site.port, "/events", f"Last-Event-ID: {ids[0]}")
+        rest = await asyncio.wait_for(client.until(END), 10)
+        await client.close()
+        found = re.findall(rb"\ndata: (\d)\n", rest)
+        assert found == [b"1", b"2", b"3"]
 
 
 async def test_pages_of_the_named_origin_may_read() -> None:
@@ -386,6 +480,9 @@ async def test_memory_above_the_limit_is_an_emergency(backend: Backend, instrume
         await _flood(site, 120)
         behind = [each for each in limits.outlets if each.bytes]
         assert len(behind) >= 2
+        for each in behind:
+            # As if they had done nothing for so long.
+            each._since -= 10
         used[0] = resident()
         assert used[0] > MIB
         limits.look()
@@ -407,6 +504,28 @@ async def test_memory_above_the_limit_is_an_emergency(backend: Backend, instrume
         for client in (quick, *stuck):
             client.reset()
         await until(lambda: _live(site) == 0)
+
+
+async def test_an_emergency_costs_only_those_who_are_behind(backend: Backend) -> None:
+    """A client whose batch waits for its time loses nothing, however long memory is short, and
+    its batch is no reason for another clean-up.
+    """
+    meters = Meters(backend.meter_provider)
+    settings = replace(QUICK, memory_limit_mb=1)
+    limits = Limits(settings, Errors(meters), meters, lambda: 2 * MIB)
+    told = Told(), Told()
+    quick, stuck = (Outlet(settings, frozenset(), each, bool, limits.limited) for each in told)  # type: ignore[arg-type]
+    with limits.admitted(quick, "a"), limits.admitted(stuck, "b"):
+        for outlet in (quick, stuck):
+            outlet.put(message(1))
+        stuck._since -= 10
+        limits.look()
+        limits.look()
+    assert told[0].drops == told[0].reasons == []
+    assert told[1].drops == [(1, "memory")]
+    assert told[1].reasons == ["timeout"]
+    assert count(backend, "server.recoveries", action="emergency_cleanup") == 1
+    assert quick.bytes > 0
 
 
 async def test_a_client_that_leaves_is_forgotten_at_once(backend: Backend) -> None:
