@@ -92,18 +92,20 @@ function keep(parent, items, key, create, update) {
     update(child, item);
     return child;
   });
-  for (const child of had.values()) child.remove();
+  // Not by key: two items may have the same.
+  const kept = new Set(children);
+  for (const child of [...parent.children]) if (!kept.has(child)) child.remove();
   children.forEach((child, index) => {
     if (parent.children[index] !== child) parent.insertBefore(child, parent.children[index] ?? null);
   });
 }
 
-/** Rows of a name and a value; a row without a value is a heading. */
+/** Rows of a name, a value, and a key where others may bear the name; without a value, a heading. */
 function rows(id, pairs) {
   keep(
     $(id).tBodies[0],
     pairs,
-    ([name]) => name,
+    ([name, , key = name]) => key,
     ([name, value]) => {
       const head = make("th", { scope: value === undefined ? "rowgroup" : "row" }, name);
       if (value === undefined) {
@@ -481,9 +483,9 @@ function showMessages({ messages, processing, connections }) {
   const types = Object.entries(messages.total_by_type);
   rows("routes", [
     ["Open connections"],
-    ...routes.map(([route, count]) => [route || "no route", number(count)]),
+    ...routes.map(([route, count]) => [route || "no route", number(count), `route ${route}`]),
     ["Messages since the start"],
-    ...types.map(([type, count]) => [type, number(count)]),
+    ...types.map(([type, count]) => [type, number(count), `type ${type}`]),
   ]);
 }
 
