@@ -67,11 +67,7 @@ def view(reading: Reading, window: Window) -> dict[str, Any]:
             "max_bytes": _whole(reading.figure("sse.server.backlog.max")),
             "bytes_by_layer": reading.by("sse.server.backlog.size", "sse.backlog.layer"),
         },
-        "server": {
-            name: _own(metric)
-            for name, metric in sorted(reading.metrics.items())[:_MAX_METRICS]
-            if metric.scope == "server" and name != heap.NAME
-        },
+        "server": _application(reading),
     }
 
 
@@ -140,6 +136,15 @@ def _processing(reading: Reading, window: Window) -> dict[str, Any]:
 def _over_all(reading: Reading) -> float | None:
     messages = reading.figure(_MESSAGES)
     return (reading.figure(_SEND_TIME) or 0.0) / messages if messages else None
+
+
+def _application(reading: Reading) -> dict[str, Any]:
+    own = [
+        (name, metric)
+        for name, metric in sorted(reading.metrics.items())
+        if metric.scope == "server" and name != heap.NAME
+    ]
+    return {name: _own(metric) for name, metric in own[:_MAX_METRICS]}
 
 
 def _own(metric: Metric) -> dict[str, Any]:
