@@ -182,6 +182,8 @@ async def test_an_alert_of_alertmanager(chromium: Browser, server: Server) -> No
         await expect(alert).to_contain_text("SSEReconnectStorm")
         await expect(alert).to_contain_text("<img src=x onerror=alert(1)>")
         await expect(alert).to_contain_text("told by Alertmanager, shop, a:1")
+        # It has not begun today.
+        await expect(alert).to_contain_text(re.compile(r"Since \d+ \w+, \d\d:\d\d,"))
         await expect(alert.locator("a, img")).to_have_count(0)
         await server.post(notification("resolved", "SSEReconnectStorm"))
         await expect(alert).to_have_count(0)
@@ -283,6 +285,8 @@ async def test_it_is_readable(scheme: Any, chromium: Browser, server: Server) ->
         for width in (320, 360, 768, 1280):
             await page.set_viewport_size({"width": width, "height": 700})
             assert await page.evaluate("document.documentElement.scrollWidth") <= width
+            if width < 480:
+                assert await page.evaluate(_SIDEWAYS) == []
         poor = json.loads(await page.evaluate(_CONTRAST))
         assert poor == []
         ground = await page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -292,6 +296,12 @@ async def test_it_is_readable(scheme: Any, chromium: Browser, server: Server) ->
     for client in clients:
         await client.close()
     await server.post(notification("resolved", storm))
+
+
+# The regions of which a part is only seen by scrolling sideways.
+_SIDEWAYS = """[...document.querySelectorAll(".scroll")]
+    .filter((it) => it.scrollWidth > it.clientWidth)
+    .map((it) => it.textContent.trim().slice(0, 40))"""
 
 
 # The texts with less contrast to what is behind them than 4.5 to 1.
