@@ -166,8 +166,9 @@ def _own(metric: Metric) -> dict[str, Any]:
 def _top(found: dict[str, float]) -> dict[str, float]:
     """The largest, and the rest as one."""
     pairs = list(found.items())
-    rest = sum(value for _, value in pairs[_MOST:])
-    return dict(pairs[:_MOST]) | ({"others": rest} if rest else {})
+    told, rest = dict(pairs[:_MOST]), sum(value for _, value in pairs[_MOST:])
+    # A route or a type may be named so, too.
+    return told | ({"others": told.get("others", 0) + rest} if rest else {})
 
 
 def _whole(value: float | None) -> int | None:

@@ -158,6 +158,18 @@ async def test_the_metrics_of_others_take_no_place(
         assert list(told["server"]) == [f"server.a{number:02}" for number in range(50)]
 
 
+async def test_a_type_named_others(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
+    """It is counted with those that are not told one by one: no message is lost."""
+    messages = backend.meter_provider.get_meter("otel_sse").create_counter("sse.server.messages")
+    async with watched(monkeypatch, backend) as served:
+        messages.add(100, {"sse.event.type": "others"})
+        for number in range(25):
+            messages.add(2, {"sse.event.type": f"type{number:02}"})
+        told = (await once(served, lambda told: told["messages"]["total"] == 150))["messages"]
+        assert told["total_by_type"]["others"] == 112
+        assert sum(told["total_by_type"].values()) == 150
+
+
 async def test_memory_is_a_metric(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
     """The heap is told through the reader like all else; what is not told says why."""
     async with watched(monkeypatch, backend) as served:
