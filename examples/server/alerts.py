@@ -6,7 +6,6 @@ newest last. The alerts of the process itself are among them.
 
 from __future__ import annotations
 
-import hmac
 import json
 import time
 from collections import deque
@@ -14,6 +13,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from aiohttp import hdrs, web
+
+from server.bearer import bears
+from server.origin import foreign
+from server.refusal import refusal
 
 LIMIT: Final = 50
 MAX_BODY: Final = 2**20
@@ -133,7 +136,8 @@ def _fingerprint(alert: Any) -> str:
 
 class Webhook:
     """The handlers of /alerts. Where there is a token, whoever posts has to bear it:
-    ``Authorization: Bearer ...``.
+    ``Authorization: Bearer ...``. A page of another origin may not post at all: a browser sends a
+    text for it without asking.
     """
 
     def __init__(self, alerts: Alerts, token: str) -> None:
@@ -143,35 +147,24 @@ class Webhook:
     async def get(self, request: web.Request) -> web.Response:
         said = request.query.get("limit", str(LIMIT))
         if not said.isdecimal() or len(said) > 9:
-            return _refusal(400, f"limit takes a number from 0 to {LIMIT}")
+            return refusal(400, f"limit takes a number from 0 to {LIMIT}")
         return web.json_response(self._alerts.last(int(said)))
 
     async def post(self, request: web.Request) -> web.Response:
-        if not self._is_allowed(request):
-            refusal = _refusal(401, "Authorization has to bear SSE_SERVER_ALERTS_TOKEN")
-            refusal.headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
-            return refusal
+        if foreign(request):
+            return refusal(403, "A page of another origin may not tell alerts")
+        if not bears(request, self._token):
+            asked = {hdrs.WWW_AUTHENTICATE: "Bearer"}
+            return refusal(401, "Authorization has to bear SSE_SERVER_ALERTS_TOKEN", asked)
         body = bytearray()
         async for chunk in request.content.iter_any():
             body += chunk
             if len(body) > MAX_BODY:
-                return _refusal(413, f"A notification has {MAX_BODY} bytes at most")
+                return refusal(413, f"A notification has {MAX_BODY} bytes at most")
         try:
             kept = self._alerts.take(json.loads(body))
         except NotificationError as error:
-            return _refusal(400, f"Not a notification of Alertmanager: {error}")
+            return refusal(400, f"Not a notification of Alertmanager: {error}")
         except (ValueError, RecursionError):
-            return _refusal(400, "Not a notification of Alertmanager: the body is no JSON")
+            return refusal(400, "Not a notification of Alertmanager: the body is no JSON")
         return web.json_response({"kept": kept})
-
-    def _is_allowed(self, request: web.Request) -> bool:
-        if not self._token:
-            return True
-        scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-        said = token.strip().encode("utf-8", "surrogateescape")
-        same = hmac.compare_digest(said, self._token.encode())
-        return scheme.lower() == "bearer" and same
-
-
-def _refusal(status: int, why: str) -> web.Response:
-    return web.json_response({"error": why}, status=status)

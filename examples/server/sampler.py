@@ -105,7 +105,7 @@ class Sampler:
         if self._memory.add(Snapshot(reading.at, now, rss, used, active)):
             before = self.moments[-1] if self.moments else None
             self.moments.append(Moment.of(sample, now, before))
-        self._watch.judge(self._window, self._memory.leak(), now)
+        self._watch.judge(self._window, self._memory.leak(), reading.at, now)
         self.number += 1
         self._status = {
             "time": utc(now),
@@ -125,7 +125,7 @@ class Sampler:
         """Works the alerts into the status anew."""
         if not self._status:
             return
-        active = self._watch.active(time.time())
+        active = self._watch.active(time.monotonic())
         own = [each for each in active if each["severity"] != "info"]
         status = {
             **self._status,

@@ -16,6 +16,7 @@ import otel_sse
 from server import thresholds
 from server.alerts import Alerts, Webhook
 from server.figures import NoMetricsError
+from server.refusal import refusal
 from server.sampler import Sampler
 from server.settings import Settings
 
@@ -55,7 +56,7 @@ def add_status(app: web.Application, settings: Settings) -> None:
 
 class _Status:
     def __init__(self, judged: list[thresholds.Threshold] | None) -> None:
-        self.alerts = Alerts(self._alerted)
+        self.alerts = Alerts(self._wake)
         self._thresholds = judged
         self._sampler: Sampler | None = None
         self._why_not = ""
@@ -94,20 +95,21 @@ class _Status:
     async def told(self, _: web.Request) -> web.Response:
         sampler = self._sampler
         if sampler is None:
-            return _refusal(self._why_not)
+            return refusal(503, self._why_not, _HEADERS)
         while not (sampler.number or sampler.failed):
             await self._changed.wait()
         if sampler.failed:
-            return _refusal("The metrics cannot be read; the server's log says why.")
+            return refusal(503, "The metrics cannot be read; the server's log says why.", _HEADERS)
         sampler.refresh()
         return web.Response(body=sampler.json, content_type="application/json", headers=_HEADERS)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """The status as events, for as long as somebody looks at it."""
         if self._sampler is None:
-            return _refusal(self._why_not)
+            return refusal(503, self._why_not, _HEADERS)
         if self._viewers >= MAX_VIEWERS or self._stopping:
-            return _refusal(f"{self._viewers} dashboards are open: no more at once", retry="10")
+            why = f"{self._viewers} dashboards are open: no more at once"
+            return refusal(503, why, _HEADERS | {"Retry-After": "10"})
         response = web.StreamResponse(headers={**_HEADERS, "Content-Type": "text/event-stream"})
         self._viewers += 1
         try:
@@ -148,9 +150,6 @@ class _Status:
             await changed.wait()
         otel_sse.current().close("server_shutdown")
 
-    def _alerted(self) -> None:
-        self._wake()
-
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
@@ -162,8 +161,3 @@ async def _write(response: web.StreamResponse, text: str) -> None:
 
 def _event(kind: str, data: str, number: int = 0) -> str:
     return f"event: {kind}\n" + (f"id: {number}\n" if number else "") + f"data: {data}\n\n"
-
-
-def _refusal(why: str, retry: str = "") -> web.Response:
-    headers = _HEADERS | ({"Retry-After": retry} if retry else {})
-    return web.json_response({"error": why}, status=503, headers=headers)

@@ -24,7 +24,7 @@ import yaml
 from server.figures import Window
 
 DEFAULT: Final = Path(__file__).resolve().parents[2] / "collector" / "thresholds.yaml"
-# Seconds in which an alert is told once at most.
+# Seconds in which an alert is told once at most, and after which one that lasts is told again.
 COOLDOWN: Final = 300.0
 # Rates and means are not judged over less, in seconds.
 SETTLED: Final = 10.0
@@ -70,7 +70,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Active:
-    """A threshold that is breached now; ``value`` in its unit, times in Unix seconds."""
+    """A threshold that is breached now; ``value`` in its unit, ``since`` in Unix seconds."""
 
     threshold: Threshold
     value: float
@@ -160,14 +160,15 @@ def _operand(term: str, window: Window) -> float | None:
 class Watch:
     """Judges the thresholds, and tells what begins and ends to the log and to ``tell``.
 
-    An alert is told once in an episode, and once in the cooldown; its end, where its beginning was.
+    An alert is told once in the cooldown, and again after it while it lasts; its end, where it was
+    told in that episode.
     """
 
     def __init__(self, thresholds: list[Threshold], tell: Callable[[dict[str, Any]], None]) -> None:
         self._thresholds = thresholds
         self._tell = tell
         self._active: dict[str, Active] = {}
-        # When each was told last, in Unix seconds; as many as there are thresholds.
+        # When each was told last (monotonic: a clock may be set); as many as there are thresholds.
         self._told: dict[str, float] = {}
 
     @property
@@ -176,8 +177,10 @@ class Watch:
         limits = [each.limit for each in self._thresholds if each.alert == _LEAK]
         return limits[0] if limits else 0.1
 
-    def judge(self, window: Window, leak: dict[str, Any], now: float) -> None:
-        """Takes the newest figures; ``leak`` is memory.py's verdict, ``now`` Unix seconds."""
+    def judge(self, window: Window, leak: dict[str, Any], at: float, now: float) -> None:
+        """Takes the newest figures; ``leak`` is memory.py's verdict. ``at`` is monotonic, ``now``
+        Unix, in seconds.
+        """
         for threshold in self._thresholds:
             name = threshold.alert
             value = _value(threshold, window, leak)
@@ -187,14 +190,14 @@ class Watch:
                     self._end(self._active.pop(name), now)
                 continue
             active = replace(before, value=value) if before else Active(threshold, value, now)
-            if not active.told and now - self._told.get(name, -COOLDOWN) >= COOLDOWN:
+            if not self._left(name, at):
                 active = replace(active, told=True)
-                self._told[name] = now
+                self._told[name] = at
                 self._say(active, "firing", now)
             self._active[name] = active
 
-    def active(self, now: float) -> list[dict[str, Any]]:
-        """What is breached, the worst first."""
+    def active(self, at: float) -> list[dict[str, Any]]:
+        """What is breached, the worst first; ``at`` is monotonic."""
         order = sorted(
             self._active.values(), key=lambda each: SEVERITIES.index(each.threshold.severity)
         )
@@ -204,14 +207,15 @@ class Watch:
                 "unit": each.threshold.unit,
                 "since": utc(each.since),
                 "cooldown_seconds": COOLDOWN,
-                "cooldown_left_seconds": self._left(each.threshold.alert, now),
+                "cooldown_left_seconds": round(self._left(each.threshold.alert, at), 1),
                 "recommendation": each.threshold.advice,
             }
             for each in order
         ]
 
-    def _left(self, name: str, now: float) -> float:
-        return round(max(0.0, self._told.get(name, now - COOLDOWN) + COOLDOWN - now), 1)
+    def _left(self, name: str, at: float) -> float:
+        """Seconds for which it is not told."""
+        return max(0.0, self._told[name] + COOLDOWN - at) if name in self._told else 0.0
 
     def _end(self, active: Active, now: float) -> None:
         if active.told:

@@ -67,11 +67,7 @@ def view(reading: Reading, window: Window) -> dict[str, Any]:
             "max_bytes": _whole(reading.figure("sse.server.backlog.max")),
             "bytes_by_layer": reading.by("sse.server.backlog.size", "sse.backlog.layer"),
         },
-        "server": {
-            name: _own(metric)
-            for name, metric in sorted(reading.metrics.items())[:_MAX_METRICS]
-            if metric.scope == "server" and name != heap.NAME
-        },
+        "server": _application(reading),
     }
 
 
@@ -142,6 +138,15 @@ def _over_all(reading: Reading) -> float | None:
     return (reading.figure(_SEND_TIME) or 0.0) / messages if messages else None
 
 
+def _application(reading: Reading) -> dict[str, Any]:
+    own = [
+        (name, metric)
+        for name, metric in sorted(reading.metrics.items())
+        if metric.scope == "server" and name != heap.NAME
+    ]
+    return {name: _own(metric) for name, metric in own[:_MAX_METRICS]}
+
+
 def _own(metric: Metric) -> dict[str, Any]:
     """A metric of the application's own, whatever it is."""
     told: dict[str, Any] = {"unit": metric.unit}
@@ -161,8 +166,9 @@ def _own(metric: Metric) -> dict[str, Any]:
 def _top(found: dict[str, float]) -> dict[str, float]:
     """The largest, and the rest as one."""
     pairs = list(found.items())
-    rest = sum(value for _, value in pairs[_MOST:])
-    return dict(pairs[:_MOST]) | ({"others": rest} if rest else {})
+    told, rest = dict(pairs[:_MOST]), sum(value for _, value in pairs[_MOST:])
+    # A route or a type may be named so, too.
+    return told | ({"others": told.get("others", 0) + rest} if rest else {})
 
 
 def _whole(value: float | None) -> int | None:

@@ -149,6 +149,23 @@ async def test_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
         assert names(await served.get("/alerts")) == ["A"]
 
 
+@pytest.mark.parametrize(
+    "origin", ["http://elsewhere.example", "https://127.0.0.1", "http://127.0.0.1:1", "null"]
+)
+async def test_a_page_of_another_origin(origin: str, served: Watched) -> None:
+    """A page that somebody looks at cannot post here by that person's browser, which asks first
+    only for what is no text; a page of the server's own can.
+    """
+    body = notification("firing", "A")
+    plain = {"Content-Type": "text/plain"}
+    status, answer = await served.post(body, Origin=origin, **plain)
+    assert status == 403
+    assert "another origin" in answer["error"]
+    assert await served.get("/alerts") == []
+    own = f"http://127.0.0.1:{served.port}"
+    assert (await served.post(body, Origin=own, **plain))[0] == 200
+
+
 @asynccontextmanager
 async def alertmanager(config: dict[str, Any], folder: Path) -> AsyncIterator[str]:
     """Runs it; yields its address."""

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from aiohttp import ClientSession
@@ -181,6 +182,8 @@ async def test_an_alert_of_alertmanager(chromium: Browser, server: Server) -> No
         await expect(alert).to_contain_text("SSEReconnectStorm")
         await expect(alert).to_contain_text("<img src=x onerror=alert(1)>")
         await expect(alert).to_contain_text("told by Alertmanager, shop, a:1")
+        # It has not begun today.
+        await expect(alert).to_contain_text(re.compile(r"Since \d+ \w+, \d\d:\d\d,"))
         await expect(alert.locator("a, img")).to_have_count(0)
         await server.post(notification("resolved", "SSEReconnectStorm"))
         await expect(alert).to_have_count(0)
@@ -188,6 +191,37 @@ async def test_an_alert_of_alertmanager(chromium: Browser, server: Server) -> No
         rows = page.locator("#history tbody tr")
         await expect(rows.nth(0)).to_contain_text("resolved")
         await expect(rows.nth(1)).to_contain_text("firing")
+
+
+async def test_what_has_one_name(chromium: Browser, server: Server) -> None:
+    """A type that is named as a route, or as a heading, and two alerts that are told alike are one
+    row each, however long one looks at them.
+    """
+    types = ("/ticker", "Open connections")
+    clients = [await RawClient.get(server.port, f"/ticker?type={quote(each)}") for each in types]
+    body = notification("firing", "SSEReconnectStorm", "SSEReconnectStorm")
+    body["alerts"][1]["fingerprint"] = "another"
+    await server.post(body)
+    async with opened(chromium, server) as page:
+        for each in types:
+            await expect(page.locator("#routes tr", has_text=each)).to_have_count(2)
+        for _ in range(3):
+            up = str(await page.locator("#process").text_content())
+            await expect(page.locator("#process")).not_to_have_text(up)
+        rows = await page.locator("#routes tr").all_text_contents()
+        at = rows.index("Messages since the start")
+        assert rows[:at] == ["Open connections", "/ticker2"]
+        names = sorted(re.sub(r"[\d,]+$", "", each) for each in rows[at + 1 :])
+        assert [each for each in names if each != "price"] == ["/ticker", "Open connections"]
+        assert names.count("price") <= 1
+        alert = page.locator("#alerts li")
+        assert await alert.count() == 2
+        for each in body["alerts"]:
+            each["status"] = "resolved"
+        await server.post(body)
+        await expect(alert).to_have_count(0)
+    for client in clients:
+        await client.close()
 
 
 async def test_by_keyboard(chromium: Browser, server: Server) -> None:
@@ -251,6 +285,8 @@ async def test_it_is_readable(scheme: Any, chromium: Browser, server: Server) ->
         for width in (320, 360, 768, 1280):
             await page.set_viewport_size({"width": width, "height": 700})
             assert await page.evaluate("document.documentElement.scrollWidth") <= width
+            if width < 480:
+                assert await page.evaluate(_SIDEWAYS) == []
         poor = json.loads(await page.evaluate(_CONTRAST))
         assert poor == []
         ground = await page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -260,6 +296,12 @@ async def test_it_is_readable(scheme: Any, chromium: Browser, server: Server) ->
     for client in clients:
         await client.close()
     await server.post(notification("resolved", storm))
+
+
+# The regions of which a part is only seen by scrolling sideways.
+_SIDEWAYS = """[...document.querySelectorAll(".scroll")]
+    .filter((it) => it.scrollWidth > it.clientWidth)
+    .map((it) => it.textContent.trim().slice(0, 40))"""
 
 
 # The texts with less contrast to what is behind them than 4.5 to 1.

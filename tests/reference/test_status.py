@@ -141,6 +141,35 @@ async def test_the_applications_own_metrics(
         }
 
 
+async def test_the_metrics_of_others_take_no_place(
+    monkeypatch: pytest.MonkeyPatch, backend: Backend
+) -> None:
+    """The application's own are told beside however many of others; of its own, fifty."""
+    other = backend.meter_provider.get_meter("other")
+    own = backend.meter_provider.get_meter("server")
+    async with watched(monkeypatch, backend) as served:
+        for number in range(60):
+            other.create_counter(f"a{number}").add(1)
+        own.create_counter("server.refused").add(1)
+        await once(served, lambda told: list(told["server"]) == ["server.refused"])
+        for number in range(60):
+            own.create_counter(f"server.a{number:02}").add(1)
+        told = await once(served, lambda told: len(told["server"]) > 1)
+        assert list(told["server"]) == [f"server.a{number:02}" for number in range(50)]
+
+
+async def test_a_type_named_others(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
+    """It is counted with those that are not told one by one: no message is lost."""
+    messages = backend.meter_provider.get_meter("otel_sse").create_counter("sse.server.messages")
+    async with watched(monkeypatch, backend) as served:
+        messages.add(100, {"sse.event.type": "others"})
+        for number in range(25):
+            messages.add(2, {"sse.event.type": f"type{number:02}"})
+        told = (await once(served, lambda told: told["messages"]["total"] == 150))["messages"]
+        assert told["total_by_type"]["others"] == 112
+        assert sum(told["total_by_type"].values()) == 150
+
+
 async def test_memory_is_a_metric(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
     """The heap is told through the reader like all else; what is not told says why."""
     async with watched(monkeypatch, backend) as served:

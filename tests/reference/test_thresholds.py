@@ -11,7 +11,7 @@ from reference.watching import sample
 from server import thresholds
 from server.figures import Window
 from server.memory import Memory
-from server.thresholds import COOLDOWN, SETTLED, Threshold, Watch, load, measure
+from server.thresholds import COOLDOWN, SETTLED, Threshold, Watch, load, measure, utc
 
 CALM = Memory().leak()
 LEAKING = {**CALM, "leaking": True, "rate_mb_per_second": 0.25}
@@ -42,8 +42,8 @@ def active(found: Window, leak: dict[str, Any] = CALM) -> dict[str, float]:
     """The alerts of the list that these figures give, with their values."""
     told: list[dict[str, Any]] = []
     watch = Watch(load() or [], told.append)
-    watch.judge(found, leak, 1000.0)
-    return {each["alert"]: each["value"] for each in watch.active(1000.0)}
+    watch.judge(found, leak, 0.0, 1000.0)
+    return {each["alert"]: each["value"] for each in watch.active(0.0)}
 
 
 # An alert, the figures that are just at its threshold, those just beyond, and the value told. The
@@ -214,8 +214,8 @@ def test_an_episode_is_told_at_its_ends(
     """To the log and to the history: once when it begins, once when it ends."""
     caplog.set_level(logging.INFO, "server.alerts")
     for now in range(1000, 1010):
-        watch.judge(HIGH, CALM, now)
-    watch.judge(CALM_WINDOW, CALM, 1010)
+        watch.judge(HIGH, CALM, now, now)
+    watch.judge(CALM_WINDOW, CALM, 1010, 1010)
     first, second = told
     assert first == {
         "time": "1970-01-01T00:16:40Z",
@@ -236,21 +236,41 @@ def test_an_episode_is_told_at_its_ends(
 def test_the_cooldown(watch: Watch, told: list[dict[str, Any]]) -> None:
     """What flaps is told once in five minutes, and is active whenever it is breached."""
     for now in range(1000, 1000 + int(COOLDOWN)):
-        watch.judge(HIGH if now % 2 else CALM_WINDOW, CALM, now)
+        watch.judge(HIGH if now % 2 else CALM_WINDOW, CALM, now, now)
         assert len(watch.active(now)) == now % 2
     assert [each["status"] for each in told] == ["firing", "resolved"]
     (alert,) = watch.active(1299)
     assert (alert["since"], alert["cooldown_left_seconds"]) == ("1970-01-01T00:21:39Z", 2.0)
-    watch.judge(HIGH, CALM, 1302)
+    watch.judge(HIGH, CALM, 1302, 1302)
     assert [each["status"] for each in told] == ["firing", "resolved", "firing"]
 
 
-def test_what_goes_on_is_not_told_again(watch: Watch, told: list[dict[str, Any]]) -> None:
-    """An alert that lasts for an hour is one alert."""
-    for now in range(1000, 4600, 60):
-        watch.judge(HIGH, CALM, now)
-    assert len(told) == 1
-    assert watch.active(4600)[0]["since"] == "1970-01-01T00:16:40Z"
+def test_what_lasts_is_told_after_each_cooldown(
+    watch: Watch, told: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """An alert that lasts for an hour is one alert, told every five minutes, and its end once."""
+    for now in range(1000, 4600, 50):
+        watch.judge(HIGH, CALM, now, now)
+        (alert,) = watch.active(now)
+        assert alert["since"] == "1970-01-01T00:16:40Z"
+        assert alert["cooldown_left_seconds"] == COOLDOWN - (now - 1000) % COOLDOWN
+    watch.judge(CALM_WINDOW, CALM, 4600, 4600)
+    assert [each["status"] for each in told] == [*["firing"] * 12, "resolved"]
+    assert [each["time"] for each in told[:2]] == ["1970-01-01T00:16:40Z", "1970-01-01T00:21:40Z"]
+    assert caplog.text.count("SSEBacklogHigh firing") == 12
+
+
+@pytest.mark.parametrize("step", [-7200, 7200])
+def test_a_clock_that_is_set(step: int, watch: Watch, told: list[dict[str, Any]]) -> None:
+    """The cooldown is five minutes, whatever the clock says meanwhile; times are the clock's."""
+    watch.judge(HIGH, CALM, 50, 10_000)
+    watch.judge(CALM_WINDOW, CALM, 51, 10_001)
+    watch.judge(HIGH, CALM, 60, 10_010 + step)
+    assert len(told) == 2
+    assert watch.active(60)[0]["cooldown_left_seconds"] == 290
+    watch.judge(HIGH, CALM, 350, 10_300 + step)
+    assert [each["status"] for each in told] == ["firing", "resolved", "firing"]
+    assert told[2]["time"] == utc(10_300 + step)
 
 
 def test_the_worst_is_first(watch: Watch) -> None:
@@ -261,7 +281,7 @@ def test_the_worst_is_first(watch: Watch) -> None:
         sse__server__backlog__max=2e6,
         sse__server__active_connections=20_000.0,
     )
-    watch.judge(bad, CALM, 1000)
+    watch.judge(bad, CALM, 1000, 1000)
     alerts = watch.active(1000)
     assert [each["severity"] for each in alerts] == ["critical", "warning", "info"]
     assert all(each["recommendation"] for each in alerts)

@@ -54,6 +54,11 @@ function seconds(value) {
 }
 
 const clock = (date) => (Number.isNaN(+date) ? "–" : date.toLocaleTimeString("en-GB"));
+/** The time of day, with the day where it is another. */
+const when = (date) =>
+  Number.isNaN(+date) || date.toDateString() === new Date().toDateString()
+    ? clock(date)
+    : date.toLocaleString("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
 const unit = (name) => UNITS[name] ?? (name ?? "").replace(/[{}]/g, "");
 const words = (name) => name.replaceAll("_", " ");
 
@@ -76,6 +81,9 @@ function shape(tag, attributes) {
   return made;
 }
 
+/** A name that may go on in the next line after a dot or a slash, rather than anywhere. */
+const breakable = (name) => name.split(/(?<=[./])/).flatMap((part) => [part, make("wbr")]);
+
 /** Sets a text only where it differs, so that a selection and a reader's place stay. */
 function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
@@ -92,20 +100,22 @@ function keep(parent, items, key, create, update) {
     update(child, item);
     return child;
   });
-  for (const child of had.values()) child.remove();
+  // Not by key: two items may have the same.
+  const kept = new Set(children);
+  for (const child of [...parent.children]) if (!kept.has(child)) child.remove();
   children.forEach((child, index) => {
     if (parent.children[index] !== child) parent.insertBefore(child, parent.children[index] ?? null);
   });
 }
 
-/** Rows of a name and a value; a row without a value is a heading. */
+/** Rows of a name, a value, and a key where others may bear the name; without a value, a heading. */
 function rows(id, pairs) {
   keep(
     $(id).tBodies[0],
     pairs,
-    ([name]) => name,
+    ([name, , key = name]) => key,
     ([name, value]) => {
-      const head = make("th", { scope: value === undefined ? "rowgroup" : "row" }, name);
+      const head = make("th", { scope: value === undefined ? "rowgroup" : "row" }, ...breakable(name));
       if (value === undefined) {
         head.colSpan = 2;
         return make("tr", { className: "group" }, head);
@@ -378,8 +388,8 @@ function showAlerts(alerts) {
       say(summary, [alert.summary, alert.recommendation].filter(Boolean).join(" "));
       const who = alert.source === "process" ? "this process" : ["Alertmanager", alert.job, alert.instance].filter(Boolean).join(", ");
       const left = Math.ceil((alert.cooldown_left_seconds ?? 0) / 60);
-      const quiet = left ? `, not told again for ${left} min` : "";
-      say(more, `Since ${clock(new Date(alert.since))}, told by ${who}${quiet}`);
+      const again = left ? `, told again in ${left} min` : "";
+      say(more, `Since ${when(new Date(alert.since))}, told by ${who}${again}`);
     },
   );
   $("no-alerts").hidden = alerts.length > 0;
@@ -481,9 +491,9 @@ function showMessages({ messages, processing, connections }) {
   const types = Object.entries(messages.total_by_type);
   rows("routes", [
     ["Open connections"],
-    ...routes.map(([route, count]) => [route || "no route", number(count)]),
+    ...routes.map(([route, count]) => [route || "no route", number(count), `route ${route}`]),
     ["Messages since the start"],
-    ...types.map(([type, count]) => [type, number(count)]),
+    ...types.map(([type, count]) => [type, number(count), `type ${type}`]),
   ]);
 }
 
@@ -536,7 +546,7 @@ function showHistory(alerts) {
       make(
         "tr",
         { data: { severity: severity ?? "warning" } },
-        make("td", {}, make("time", { dateTime: time }, clock(new Date(time)))),
+        make("td", {}, make("time", { dateTime: time }, when(new Date(time)))),
         make("td", {}, status),
         make("td", {}, alert, " ", make("span", { className: "badge" }, SEVERITY[severity] ?? severity ?? "")),
         make("td", {}, value == null || isNaN(value) ? String(value ?? "–") : number(Number(value))),

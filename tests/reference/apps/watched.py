@@ -17,15 +17,19 @@ from server.status import add_status
 
 
 async def ticker(request: web.Request) -> web.StreamResponse:
-    """A price, `rate` times a second, of `size` bytes; ends after `count`, fails after `fail`."""
-    asked = {name: float(value) for name, value in request.query.items()}
+    """A price, or what `type` says, `rate` times a second, of `size` bytes; ends after `count`,
+    fails after `fail`.
+    """
+    numbers = ("rate", "size", "count", "fail")
+    asked = {name: float(request.query[name]) for name in numbers if name in request.query}
+    kind = request.query.get("type", "price")
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
     number = 0
     while number < asked.get("count", float("inf")):
         number += 1
         text = "x" * int(asked.get("size", 20))
-        await response.write(f"event: price\nid: {number}\ndata: {text}\n\n".encode())
+        await response.write(f"event: {kind}\nid: {number}\ndata: {text}\n\n".encode())
         if number >= asked.get("fail", float("inf")):
             raise LookupError("the source is gone")
         await asyncio.sleep(random.expovariate(asked.get("rate", 10)))
