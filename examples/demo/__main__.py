@@ -36,6 +36,8 @@ REFERENCE = {
     "SSE_MAX_CONNECTIONS": str(THRESHOLD),
     # Whoever looks at the dashboard is none of the crowd.
     "OTEL_PYTHON_SSE_EXCLUDED_URLS": "/status/events",
+    # Nobody looks at the machine's own, and reading them makes the server's readings seldom.
+    "OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS": "system.*",
 }
 
 

@@ -31,7 +31,7 @@ def test_it_shows_streams_their_endings_and_an_alert() -> None:
     said; and another receiver is told the same.
     """
     with Receiver() as receiver:
-        demo = start(14, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
+        demo = start(18, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
         output, _ = demo.communicate(timeout=110)
         assert demo.returncode == 0, output
         dashboard = re.search(r"The dashboard +(http://127\.0\.0\.1:\d+/)", output)
