@@ -33,7 +33,7 @@ fuzz: .venv/.done-test .venv/.done-wheel ## feed the scanner what nobody would w
 soak: .venv/.done-test .venv/.done-wheel ## serve a million streams, and look for what is left of them
 	@$(BIN)/python tests/soak.py
 
-lint: .venv/.done-test ## check style and types
+lint: .venv/.done-test .venv/.done-wheel ## check style and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy --strict otel_sse
