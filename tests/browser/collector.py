@@ -87,10 +87,11 @@ class Collector:
 
     async def settle(self) -> None:
         """Returns when what it had taken has come to the receiver: a mark comes behind it."""
-        self._marks += 1
         await self.take(MARK)
+        self._marks += 1
         told, marks = self._receiver, self._marks
-        await asyncio.to_thread(told.wait_for, lambda: told.marks == marks, 60.0)
+        # Others may have put theirs behind it, and all may come at once.
+        await asyncio.to_thread(told.wait_for, lambda: told.marks >= marks, 60.0)
 
     async def take(self, name: str) -> None:
         """Sends it a delta of 1, as a page does."""
