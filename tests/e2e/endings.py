@@ -92,9 +92,9 @@ class Server(NamedTuple):
 
 
 _UVICORN = "uvicorn endings_asgi:app --port {port} --timeout-graceful-shutdown 1"
-_GUNICORN = "gunicorn -w 2 -b 127.0.0.1:{port} --graceful-timeout 6 --timeout 120"
+_GUNICORN = "gunicorn -w 2 -b 127.0.0.1:{port} --graceful-timeout 10 --timeout 120"
 _HYPERCORN = "hypercorn endings_asgi:app -b 127.0.0.1:{port} --graceful-timeout 1"
-_GRANIAN = "granian endings_asgi:app --interface asgi --port {port} --workers-kill-timeout 6"
+_GRANIAN = "granian endings_asgi:app --interface asgi --port {port} --workers-kill-timeout 10"
 _AIOHTTP = "python endings_aiohttp.py {port}"
 
 # Those that take longest come first.

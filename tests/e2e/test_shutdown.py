@@ -14,8 +14,8 @@ from e2e.processes import opened, serve
 from otlp import Receiver
 
 GRACE = 6
-# gunicorn kills at its limit whatever its workers are about; we tell in the second half of it.
-KILLED_AFTER = 12
+# gunicorn and granian kill at their limit whatever is under way; it is told in the last 5 s of it.
+KILLED_AFTER = 10
 UVICORN = "uvicorn stop_asgi:app --port {port} --log-level error"
 GUNICORN = f"gunicorn -b 127.0.0.1:{{port}} -w 2 --graceful-timeout {KILLED_AFTER}"
 SERVERS = {
@@ -27,9 +27,9 @@ SERVERS = {
     "gunicorn-uvicorn": f"{GUNICORN} -k uvicorn.workers.UvicornWorker stop_asgi:app",
     "hypercorn": f"hypercorn stop_asgi:app -b 127.0.0.1:{{port}} --graceful-timeout {GRACE}",
     "granian": "granian stop_asgi:app --interface asgi --port {port} --log-level critical"
-    f" --loop uvloop --workers-kill-timeout {GRACE}",
+    f" --loop uvloop --workers-kill-timeout {KILLED_AFTER}",
     "granian-asyncio": "granian stop_asgi:app --interface asgi --port {port} --log-level critical"
-    f" --loop asyncio --workers-kill-timeout {GRACE}",
+    f" --loop asyncio --workers-kill-timeout {KILLED_AFTER}",
     "aiohttp": f"python stop_aiohttp.py {{port}} {GRACE}",
     "gunicorn-aiohttp": f"{GUNICORN} -k aiohttp.GunicornWebWorker stop_aiohttp:app",
     "gunicorn-aiohttp-uvloop": f"{GUNICORN} -k aiohttp.GunicornUVLoopWebWorker stop_aiohttp:app",
