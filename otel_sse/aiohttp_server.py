@@ -56,7 +56,7 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
                     raise
 
             request = Request()
-            attached, served = request.attach(), serving.set(request)
+            request.enter()
             try:
                 return await original(protocol, raw, start_time, watched)
             except GeneratorExit as error:
@@ -71,7 +71,7 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
                     cut = not lost and getattr(protocol, "_force_close", False)
                     connection.end(raised, cut=cut)
                 raised = None
-                request.detach(attached, served)
+                request.exit()
 
         return call
 

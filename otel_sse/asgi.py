@@ -15,7 +15,7 @@ from opentelemetry.propagators.textmap import Getter
 
 from otel_sse import lifecycle
 from otel_sse.connection import Connection
-from otel_sse.current import Request, serving
+from otel_sse.current import Request
 from otel_sse.mark import Marker
 from otel_sse.opening import Opening, is_stream
 from otel_sse.server import stopping, transport_of
@@ -44,8 +44,7 @@ def telling(
         run: takes the owner of the call, scope, receive and send.
         telemetry_of: gives where the owner tells, or None where it does not.
         route_of: gives the route when a stream starts, and whether it is of the whole path; it
-            takes the owner, the path and the path parameters that came before it, and the
-            scope.
+            takes the owner, the path that came before it, and the scope.
 
     """
 
@@ -58,14 +57,15 @@ def telling(
             return
         route = None
         if route_of is not None:
-            route = (route_of, owner, scope.get("root_path", ""), scope.get("path_params", {}))
+            # The path before it, as it is now: routing changes that.
+            route = (route_of, owner, scope.get("root_path", ""))
         outer: Responder | None = scope.get(_KEY)
         if outer is not None:
             outer.route = outer.route or route
             await _run_within(outer, run, owner, scope, receive, send)
             return
         request = Request()
-        attached, served = request.attach(), serving.set(request)
+        request.enter()
         scope[_KEY] = responder = Responder(telemetry, request, scope, receive, send)
         # Not kept in this frame, which lives as long as the stream.
         responder.route, route = route, None
@@ -80,7 +80,7 @@ def telling(
                 request.connection.end(cut=stopping(send))
         finally:
             scope.pop(_KEY, None)
-            request.detach(attached, served)
+            request.exit()
 
     return call
 
@@ -195,18 +195,17 @@ class Responder:
         return message
 
     async def send(self, message: Message) -> None:
+        connection = self._connection
+        if connection is None:
+            await self._send(message)
+            self._look(message)
+            return
         try:
             # Middleware outside may code the body in place.
             kind, body = message["type"], message.get("body", b"")
         except Exception:
             # Whatever that is, it is the server's to judge.
             await self._send(message)
-            return
-        connection = self._connection
-        if connection is None:
-            await self._send(message)
-            if kind == "http.response.start":
-                self._start(message)
             return
         last = not message.get("more_body", False) and kind in _BODIES
         # A peer that leaves while this is sent has not left before it.
@@ -222,14 +221,17 @@ class Responder:
         if last:
             connection.end(completed=not gone)
 
-    def _start(self, message: Message) -> None:
-        if self.inner is not None or self.request.connection is not None:
-            return
-        route, self.route = self.route, None
+    def _look(self, message: Message) -> None:
+        """Begins to tell the stream that ``message`` starts, if it does."""
         try:
-            content_type = _first(message.get("headers", ()), b"content-type") or ""
+            if message["type"] != "http.response.start":
+                return
+            content_type = _first(message.get("headers", ()), b"content-type").decode("latin-1")
             if not is_stream(self._scope["method"], message["status"], content_type):
                 return
+            if self.inner is not None or self.request.connection is not None:
+                return
+            route, self.route = self.route, None
             opening = self._opening(message["status"], route or (None,))
             if opening is not None:
                 self._connection = lifecycle.open_connection(self._telemetry, opening, self.request)
@@ -242,7 +244,7 @@ class Responder:
         scope = self._scope
         headers = scope["headers"]
         scheme, path = scope.get("scheme", "http"), scope["path"]
-        host = _first(headers, b"host") or ""
+        host = _first(headers, b"host").decode("latin-1")
         if self._telemetry.config.excludes(f"{scheme}://{host}{path}"):
             return None
         client = scope.get("client")
@@ -256,27 +258,28 @@ class Responder:
             scheme=scheme,
             known_path=path if whole else None,
             client=str(client[0]) if client else None,
-            user_agent=_first(headers, b"user-agent"),
+            user_agent=_first(headers, b"user-agent") or None,
             protocol=scope.get("http_version", "1.1"),
             status=status,
-            resumed=_first(headers, b"last-event-id") is not None,
+            resumed=any(name.lower() == b"last-event-id" for name, _ in headers),
             carrier=headers,
             getter=_getter,
             transport=transport_of(self._send) or transport_of(self._receive),
         )
 
 
-def _first(headers: Headers, wanted: bytes) -> str | None:
+def _first(headers: Headers, wanted: bytes) -> bytes:
+    """The first value of a header; empty where there is none."""
     for name, value in headers:
-        if name == wanted or name.lower() == wanted:
-            return value.decode("latin-1")
-    return None
+        if len(name) == len(wanted) and name.lower() == wanted:
+            return value
+    return b""
 
 
 def _may_grow(headers: Headers) -> bool:
     """Whether bytes may be put into a body: none of its length or coding is told yet."""
-    names = (b"content-length", b"content-encoding")
-    return all(_first(headers, name) in (None, "identity") for name in names)
+    coding = _first(headers, b"content-encoding")
+    return not _first(headers, b"content-length") and coding in (b"", b"identity")
 
 
 def _marking(send: Send) -> Send:

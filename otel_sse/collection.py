@@ -1,7 +1,7 @@
 """One collection: what live connections hold and closed ones left, added up for each series.
 
 It runs on a metric reader's thread and only reads. What it finds due (segments of silent
-streams, stalls) it names; the pacer hands that to the event loops.
+streams, stalls) it hands to the event loops that own them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from otel_sse import backlog, semconv
-from otel_sse.pacer import Job, Pacer
+from otel_sse.loops import Job, hand
 from otel_sse.semconv import Metric
 from otel_sse.series import Series, Totals
 
@@ -183,7 +183,6 @@ class Collector:
                 self._observe(meter, metrics[meaning], kind, read)
 
     def reset(self) -> None:
-        self._pacer = Pacer(self._telemetry.flush)
         # The collection under way, and the instruments that have read it.
         self._collection: Collection | None = None
         self._readers: set[str] = set()
@@ -235,6 +234,4 @@ class Collector:
         for mark, connections in ((ASKED, spoken), (QUIET, quiet)):
             for connection in connections:
                 connection.stall = mark
-        if not self._pacer.hand(jobs):
-            for connection in stalled:
-                connection.stall = LIVELY
+        hand(jobs)

@@ -21,8 +21,8 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, set_span
 
 from otel_sse import garbage, semconv, witnesses
 from otel_sse.collection import ASKED, LIVELY, QUIET, TOLD
+from otel_sse.loops import running_loop
 from otel_sse.opening import Call, Opening
-from otel_sse.pacer import running_loop
 from otel_sse.scanner import Scanner
 from otel_sse.segment import Segment, Told
 from otel_sse.telemetry import Telemetry
@@ -85,7 +85,7 @@ class Connection:
         # Random, 16 hexadecimal digits.
         self.id = secrets.token_hex(8)
         self._path = semconv.text(opening.known_path)
-        self._agent = semconv.text(opening.user_agent)
+        self._agent = opening.user_agent
         self._protocol = opening.protocol
         # The context above segment 0, where there is one; segment 0; the first of this trace.
         self._parent = self._begin(opening, request)
@@ -121,7 +121,7 @@ class Connection:
             semconv.PROTOCOL_VERSION: self._protocol,
             semconv.URL_PATH: self._path,
             semconv.CLIENT_ADDRESS: self.client,
-            semconv.USER_AGENT: self._agent,
+            semconv.USER_AGENT: semconv.text(self._agent),
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -332,8 +332,7 @@ class Connection:
 
     def _end_segment(self, segment: Segment, at: int, totals: dict[str, Any]) -> None:
         attributes = {semconv.SEGMENT_MESSAGES: segment.count, **totals}
-        told = segment.told()
-        self._telemetry.end_span(self, segment.span, at, attributes, told, segment.before)
+        self._telemetry.end_span(self, segment, at, attributes)
 
     def _next_due(self, now: float) -> float:
         return now + self._telemetry.config.segment_seconds * random.uniform(0.9, 1.1)

@@ -49,12 +49,15 @@ def _to_span(method: str) -> Any:
 class Request(Span):
     """The proxy span of a request, and the connection that the request became, if it did."""
 
-    __slots__ = ("ambient", "connection", "enclosing", "gone", "said", "span", "started")
+    __slots__ = "_around _attached ambient connection enclosing gone said span started".split()
 
     def __init__(self) -> None:
         # The request's start, monotonic seconds.
         self.started = perf_counter()
-        # The context that the request came with, the span in it, and what stands for that now.
+        # What the running code served when this request came, and how to get its context back.
+        self._around: Request | None
+        self._attached: Token[Context]
+        # The context above the stream, the span in it, and what stands for that now.
         self.ambient: Context
         self.enclosing: Span = INVALID_SPAN
         self.span: Span = INVALID_SPAN
@@ -70,7 +73,21 @@ class Request(Span):
         if self.connection is not None:
             self.connection.gone = True
 
-    def attach(self) -> Token[Context]:
+    def enter(self) -> None:
+        """Makes this what the running code serves and its current span, until ``exit``."""
+        self._around = serving.get()
+        # Its token would weigh more than what it would put back.
+        serving.set(self)
+        self._attached = self._attach()
+
+    def exit(self) -> None:
+        """Takes back ``enter``, at the end of the same frame."""
+        if serving.get() is self:
+            serving.set(self._around)
+            otel_context.detach(self._attached)
+        # Else the frame is freed, not run to its end, and its context has gone before.
+
+    def _attach(self) -> Token[Context]:
         """Makes this the current span below what is current now; detaching takes the token.
 
         A span that is over is none of this request's: servers let contexts leak from the
@@ -96,15 +113,6 @@ class Request(Span):
         """Whether it is the current span, though it may not show yet."""
         return dict.get(otel_context.get_current(), _SPAN_KEY) is self
 
-    def detach(self, attached: Token[Context], served: Token[Request | None]) -> None:
-        """Takes back ``attach`` and the setting of ``serving``, at the end of the same frame."""
-        try:
-            serving.reset(served)
-        except ValueError:
-            # The frame is freed, not run to its end, and its context has gone before.
-            return
-        otel_context.detach(attached)
-
     @contextmanager
     def below(self) -> Iterator[None]:
         """Attaches below what is current now, for the length of a block.
@@ -112,7 +120,7 @@ class Request(Span):
         A stream that starts in the block has that for its enclosing span; a later one has not.
         """
         before = (self.ambient, self.enclosing, self.span)
-        token = self.attach()
+        token = self._attach()
         try:
             yield
         finally:

@@ -33,8 +33,9 @@ class Opening(NamedTuple):
     """What is known of a connection when its response starts.
 
     ``known_path`` is None where no route matches the whole path: it may be anything that a
-    stranger typed, a secret too. ``carrier`` and ``getter`` are what a remote parent is extracted
-    from; ``transport`` is the asyncio transport, where it is known.
+    stranger typed, a secret too. ``user_agent`` is as the server holds it. ``carrier`` and
+    ``getter`` are what a remote parent is extracted from; ``transport`` is the asyncio transport,
+    where it is known.
     """
 
     method: str
@@ -42,7 +43,7 @@ class Opening(NamedTuple):
     scheme: str
     known_path: str | None
     client: str | None
-    user_agent: str | None
+    user_agent: str | bytes | None
     protocol: str
     status: int
     resumed: bool

@@ -10,10 +10,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from otel_sse.pacer import PORTION, Work
+from otel_sse.loops import Work
 
-# At most so many in a second are told at once.
+# At most so many in a second are told at once, and so many between two flushes then.
 _ROOM: Final = 1024
+_PORTION: Final = 256
 # More than that do not wait: whether they are dropped is the queue's matter.
 _MOST: Final = 50_000
 # A flush that takes longer, in seconds, is an exporter's that does not work.
@@ -58,7 +59,7 @@ class Outbox:
         slow = False
         while self._waiting:
             with self._busy:
-                for _ in range(min(PORTION, len(self._waiting))):
+                for _ in range(min(_PORTION, len(self._waiting))):
                     self._waiting.popleft()()
                 if not slow:
                     began = time.monotonic()

@@ -213,13 +213,16 @@ def read(
 
 
 class _Anywhere:
-    """In place of the event loop of a reader that has none."""
+    """In place of the event loop of a reader that has none: a thread for each call."""
 
     def is_running(self) -> bool:
         return True
 
-    def call_soon_threadsafe(self, work: Callable[[], None]) -> None:
-        work()
+    def call_soon_threadsafe(self, work: Callable[..., None], *args: Any) -> None:
+        garbage.in_thread(work, *args)
+
+    def call_later(self, _: float, work: Callable[..., None], *args: Any) -> None:
+        garbage.in_thread(work, *args)
 
 
 _anywhere: Final[Any] = _Anywhere()

@@ -211,9 +211,11 @@ MAX_STALL_EVENTS: Final = 100
 @overload
 def text(value: str) -> str: ...
 @overload
-def text(value: None) -> None: ...
-def text(value: str | None) -> str | None:
-    """``value`` as it may be exported: cut, and without what UTF-8 cannot hold."""
+def text(value: str | bytes | None) -> str | None: ...
+def text(value: str | bytes | None) -> str | None:
+    """``value``, or a header's, as it may be exported: cut, and without what UTF-8 cannot hold."""
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
     if value is None or (value.isascii() and len(value) <= MAX_TEXT_BYTES):
         return value
     return value.encode("utf-8", "replace")[:MAX_TEXT_BYTES].decode("utf-8", "ignore")

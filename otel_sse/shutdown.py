@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any, Final
 
 from otel_sse.garbage import in_thread
-from otel_sse.pacer import by_loop, run_on
+from otel_sse.loops import by_loop, portions, run_on
 from otel_sse.telemetry import FLUSH_MILLIS, Telemetry
 
 _log = logging.getLogger("otel_sse")
@@ -34,7 +34,8 @@ _log = logging.getLogger("otel_sse")
 _KILLED_AFTER: Final = 10.0
 # The part of that time in which the streams that are still live are told, and at most how long.
 _TELLING: Final = (0.5, 5.0)
-# Seconds that an event loop is given to end a portion of its streams.
+# Streams that an event loop is to end at a time, and the seconds that it is given for that.
+_PORTION: Final = 256
 _PATIENCE: Final = 1.0
 _POLL: Final = 0.05
 
@@ -163,10 +164,11 @@ class Exit:
         for telemetry in self._telemetries():
             telemetry.stopping = True
             live = telemetry.snapshot()
-            for loop, portion in by_loop((each.loop, partial(each.end, cut=True)) for each in live):
-                if not run_on(loop, portion, _PATIENCE):
-                    for end in portion:
-                        end()
+            for loop, ends in by_loop((each.loop, partial(each.end, cut=True)) for each in live):
+                for portion in portions(ends, _PORTION):
+                    if not run_on(loop, portion, _PATIENCE):
+                        for end in portion:
+                            end()
         self._flush()
 
     def _flush(self) -> None:

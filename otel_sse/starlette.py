@@ -32,10 +32,8 @@ class SSEStarletteInstrumentor(SSEInstrumentor):
         )
 
 
-def _route(
-    router: Router, root_path: str, path_params: Any, scope: Scope
-) -> tuple[str | None, bool]:
-    return template(router.routes, {**scope, "root_path": root_path, "path_params": path_params})
+def _route(router: Router, root_path: str, scope: Scope) -> tuple[str | None, bool]:
+    return template(router.routes, {**scope, "root_path": root_path})
 
 
 def template(routes: Iterable[Any], scope: dict[str, Any]) -> tuple[str | None, bool]:

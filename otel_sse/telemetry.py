@@ -35,7 +35,7 @@ from otel_sse.version import __version__
 
 if TYPE_CHECKING:
     from otel_sse.connection import Connection
-    from otel_sse.segment import Told
+    from otel_sse.segment import Segment, Told
 
 _log = logging.getLogger("otel_sse")
 
@@ -257,20 +257,14 @@ class Telemetry:
             return INVALID_SPAN
 
     def end_span(
-        self,
-        connection: Connection,
-        span: Span,
-        at: int,
-        attributes: dict[str, Any],
-        messages: Sequence[Told],
-        before: int,
+        self, connection: Connection, segment: Segment, at: int, attributes: dict[str, Any]
     ) -> None:
-        """Ends a segment's span at ``at`` (Unix, ns), with the messages that it tells; ``before``
-        others precede the segment.
-        """
+        """Ends a segment's span at ``at`` (Unix, ns), with the messages that it tells."""
 
         def tell() -> None:
+            span, before = segment.span, segment.before
             try:
+                messages = segment.told()
                 if "span" in self.config.message_events:
                     told = [
                         (self._told(each, before), connection.unix(each.at)) for each in messages

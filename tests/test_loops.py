@@ -1,8 +1,9 @@
-"""What collections find due is told by the loops, in portions, and nothing is dropped."""
+"""What a collection finds due is told by the loops, in portions, and nothing is dropped."""
 
 import asyncio
 import threading
 import time
+from functools import partial
 from typing import Any
 
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -10,7 +11,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from support import Backend, Fed, Stream, until
 
 from otel_sse import SSEMiddleware
-from otel_sse.pacer import PORTION, Pacer, portions
+from otel_sse.loops import PORTION, hand, portions
 
 
 class _Slow(SpanExporter):
@@ -40,9 +41,9 @@ class _Threads(SpanProcessor):
 
 
 async def test_ten_thousand_segments_due_at_once_are_all_told(backend: Backend) -> None:
-    """One collection finds 10,000 old segments of silent streams; their loop ends them in
-    portions that the SDK's batch queue of 2,048 can take, none is dropped, and the collection
-    itself ends nothing.
+    """One collection finds 10,000 old segments of silent streams; their loop rolls them in
+    portions, they come in portions that the SDK's batch queue of 2,048 can take, none is dropped,
+    and the collection itself ends nothing.
     """
     exporter, threads = _Slow(), _Threads()
     provider = TracerProvider(shutdown_on_exit=False)
@@ -61,7 +62,7 @@ async def test_ten_thousand_segments_due_at_once_are_all_told(backend: Backend) 
     collecting = asyncio.get_running_loop().run_in_executor(None, backend.metrics)
     await collecting
     await until(lambda: exporter.indexes.count(0) == 10_000, 60)
-    assert threads.names == {threading.current_thread().name}
+    assert threads.names == {threading.current_thread().name, "otel-sse-outbox"}
     for stream in streams:
         stream.task.cancel()
     await asyncio.gather(*(stream.task for stream in streams), return_exceptions=True)
@@ -70,40 +71,42 @@ async def test_ten_thousand_segments_due_at_once_are_all_told(backend: Backend) 
 
 def test_portions_are_whole_and_bounded() -> None:
     """Every item is in exactly one portion."""
-    found = list(portions(range(1000)))
+    found = list(portions(range(1000), 64))
     assert [item for portion in found for item in portion] == list(range(1000))
-    assert max(len(portion) for portion in found) <= PORTION
+    assert max(len(portion) for portion in found) == 64
 
 
-async def test_a_flush_follows_every_portion_before_the_next_begins() -> None:
-    """The queue is empty again before more is put into it."""
-    order: list[str] = []
-    pacer = Pacer(lambda: order.append("flush"))
-    loop = asyncio.get_running_loop()
-    jobs: list[Any] = [(loop, lambda: order.append("job"))] * (PORTION + 3)
-    assert pacer.hand(jobs)
-    await until(lambda: order.count("flush") == 2)
-    assert order == ["job"] * PORTION + ["flush"] + ["job"] * 3 + ["flush"]
+async def test_a_loop_does_other_work_between_portions() -> None:
+    """What is handed over comes in order, and never more than a portion holds the loop."""
+    order: list[int] = []
+    worst = 0
 
+    async def watch() -> None:
+        nonlocal worst
+        seen = 0
+        while len(order) < 1000:
+            await asyncio.sleep(0)
+            worst, seen = max(worst, len(order) - seen), len(order)
 
-async def test_a_busy_pacer_takes_no_more(backend: Backend) -> None:
-    """What is handed while a portion is under way stays with the caller, and is due again."""
-    hold = threading.Event()
-    pacer = Pacer(hold.wait)  # type: ignore[arg-type]
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-    assert pacer.hand([(loop, done.set)])
-    await done.wait()
-    assert not pacer.hand([(loop, done.set)])
-    hold.set()
-    await until(lambda: pacer.hand([(loop, done.set)]))
+    hand((asyncio.get_running_loop(), partial(order.append, number)) for number in range(1000))
+    assert order == []
+    await asyncio.wait_for(watch(), 30)
+    assert order == list(range(1000))
+    assert worst == PORTION
 
 
 async def test_loops_that_are_gone_or_foreign_are_passed_over() -> None:
-    """A closed loop, or none, costs nothing: the end tells what is left."""
+    """A closed loop, or none, costs nothing, and the others do what is theirs."""
     closed = asyncio.new_event_loop()
     closed.close()
-    flushed: list[int] = []
-    pacer = Pacer(lambda: flushed.append(1))
-    assert pacer.hand([(closed, lambda: None), (None, lambda: None)])
-    await until(lambda: len(flushed) == 2)
+    done = asyncio.Event()
+    never: list[int] = []
+    hand(
+        [
+            (closed, partial(never.append, 1)),
+            (None, partial(never.append, 2)),
+            (asyncio.get_running_loop(), done.set),
+        ]
+    )
+    await asyncio.wait_for(done.wait(), 30)
+    assert not never
