@@ -892,7 +892,7 @@ class _Gate(SpanProcessor):
         self.open = threading.Event()
 
     def on_end(self, span: ReadableSpan) -> None:
-        if threading.current_thread().name.startswith("otel-sse"):
+        if not threading.current_thread().name.startswith("asyncio"):
             self.reached.set()
             self.open.wait(20)
 
