@@ -12,13 +12,14 @@ import secrets
 import socket
 import threading
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from itertools import cycle, islice
 from time import perf_counter, process_time, thread_time
 from typing import Any, TypeVar
 
 import variants
 from opentelemetry import _logs, trace
+from turns import Micros, by_turns
 
 # A browser's, because its length is held for each connection.
 _USER_AGENT = (
@@ -26,6 +27,8 @@ _USER_AGENT = (
     b"Chrome/130.0.0.0 Safari/537.36"
 )
 _TICK = 0.001
+# Requests of a turn.
+_REQUESTS = 500
 
 T = TypeVar("T")
 
@@ -139,28 +142,86 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.new_event_loop().run_until_complete(work)
 
 
-def json_requests(variant: str, requests: int) -> dict[str, float]:
+def starlette_json(variant: str, rounds: int) -> Micros:
     """CPU (us) of a request to Starlette that is answered with a little JSON."""
-    variants.set_up(variant, "starlette")
-    live = Live(variant, 0)
+    variants.provide()
+    live = Live(variants.PLAIN, 0)
     cycle = Cycle(socket.socket())
     scope = cycle.scope("/json")
 
-    async def run(count: int) -> float:
-        began = process_time()
-        for _ in range(count):
+    async def requests() -> None:
+        for _ in range(_REQUESTS):
             await live.app(dict(scope), cycle.receive, cycle.send)
-        return (process_time() - began) / count * 1e6
 
-    _run(run(requests // 10))
-    return {"us": _run(run(requests))}
+    return _run(_in_turn("starlette", variant, requests, rounds))
+
+
+def aiohttp_json(variant: str, rounds: int) -> Micros:
+    """CPU (us) of a request to aiohttp.web, of many that come at once, answered likewise."""
+    from aiohttp import web
+
+    variants.provide()
+
+    async def run() -> Micros:
+        runner = web.AppRunner(variants.aiohttp_app(_nothing), access_log=None)
+        await runner.setup()
+        server: Any = runner.server
+
+        async def requests() -> None:
+            pipe = _Pipe(_REQUESTS)
+            protocol = server()
+            protocol.connection_made(pipe)
+            protocol.data_received(b"GET /json HTTP/1.1\r\nHost: localhost\r\n\r\n" * _REQUESTS)
+            await pipe.answered.wait()
+            protocol.connection_lost(None)
+
+        return await _in_turn("aiohttp", variant, requests, rounds)
+
+    return _run(run())
+
+
+async def _in_turn(
+    framework: str, variant: str, requests: Callable[[], Awaitable[None]], rounds: int
+) -> Micros:
+    async def turn(name: str) -> float:
+        with variants.instrumented(framework, name):
+            began = process_time()
+            await requests()
+            return (process_time() - began) / _REQUESTS * 1e6
+
+    return await by_turns((variants.PLAIN, variant), turn, rounds)
+
+
+async def _nothing(_: str) -> AsyncIterator[bytes]:
+    return
+    yield b""
+
+
+class _Pipe(asyncio.Transport):
+    """A server's side of a connection, on which so many answers are awaited."""
+
+    def __init__(self, answers: int) -> None:
+        super().__init__()
+        self.answered = asyncio.Event()
+        self._left = answers
+
+    def write(self, data: Any) -> None:
+        self._left -= bytes(data).count(b"HTTP/1.1 200")
+        if not self._left:
+            self.answered.set()
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
 
 
 def memory(variant: str, connections: int, few: int, many: int) -> dict[str, float]:
     """Traced bytes of a live connection after ``few`` messages and after ``many``; and of the
     SDK span of each alone, with its context and attributes.
     """
-    variants.set_up(variant, "starlette")
+    variants.set_up(variant)
 
     async def run() -> dict[str, float]:
         warm = Live(variant, 8)
@@ -211,7 +272,7 @@ def crowd(variant: str, connections: int, messages: int) -> dict[str, float]:
     """CPU (us) of a message while so many connections are live: when all send in turn, and when
     one alone does. Where there is something to collect, also what that takes; see ``_collect``.
     """
-    reader = variants.set_up(variant, "starlette")
+    reader = variants.set_up(variant)
 
     async def run() -> dict[str, float]:
         live = Live(variant, connections)
@@ -219,7 +280,7 @@ def crowd(variant: str, connections: int, messages: int) -> dict[str, float]:
         each = max(1, messages // connections)
         in_turn = await live.send(each, connections) / (each * connections)
         alone = await live.send(messages, 1) / messages
-        variants.check(reader, variant, (3 + each) * connections + messages)
+        variants.check(reader, (3 + each) * connections + messages)
         found = {"in_turn": in_turn * 1e6, "alone": alone * 1e6}
         if reader is not None:
             found |= await _collect(reader)

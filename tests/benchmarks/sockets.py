@@ -1,11 +1,8 @@
 """Workers with real sockets: the CPU of a serving process, for each message or request.
 
-CPU is ``time.process_time`` of the whole process, every thread of the SDK included, from the end
-of a warm-up to the last message. The peer, another process, reads all the time.
-
-The sockets are Unix ones by default. On TCP, what the kernel takes for a write depends on how the
-writes of a variant happen to be timed (0.8 or 4 us here, changing within a run), which hides a
-difference of 2 us that is none of the kernel's.
+The peers, processes of their own, read all the time. The sockets are Unix ones by default. On TCP,
+what the kernel takes for a write depends on how the writes of a variant happen to be timed (0.8 or
+4 us here, changing within a run), which hides a difference of 2 us that is none of the kernel's.
 """
 
 from __future__ import annotations
@@ -15,107 +12,98 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from itertools import cycle, islice
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import process_time
 from typing import Any
 
 import variants
+from turns import Micros, Streams, by_turns
+from variants import OURS, PLAIN
 
-_WARM_UP = 0.1
+# Messages of a turn.
+_SIZE = 250
 
-Serve = Callable[[socket.socket, "subprocess.Popen[bytes]"], Coroutine[Any, Any, None]]
-
-
-class Meter:
-    """CPU between the end of the warm-up and the last of ``count`` messages or requests."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.warm = int(count * _WARM_UP)
-        self._seen = 0
-        self._began = self._ended = 0.0
-
-    def tick(self) -> None:
-        """Notes a request."""
-        self._seen += 1
-        if self._seen == self.warm:
-            self._began = process_time()
-        elif self._seen == self.warm + self.count:
-            self._ended = process_time()
-
-    async def messages(self) -> AsyncIterator[bytes]:
-        messages = cycle(variants.MESSAGES)
-        for message in islice(messages, self.warm):
-            yield message
-        self._began = process_time()
-        for message in islice(messages, self.count):
-            yield message
-        self._ended = process_time()
-
-    def micros(self) -> float:
-        """CPU for each of them, in microseconds."""
-        return (self._ended - self._began) / self.count * 1e6
+Connect = Callable[[str], None]
 
 
-def starlette_stream(variant: str, messages: int, *, tcp: bool = False) -> dict[str, float]:
-    """One stream of Starlette on uvicorn, uvloop and httptools, as fast as it goes."""
+def starlette_streams(variant: str, rounds: int, *, tcp: bool = False) -> Micros:
+    """A plain stream and one of ``variant``, of Starlette on uvicorn with uvloop and httptools."""
     import uvicorn
 
-    reader = variants.set_up(variant, "starlette")
-    meter = Meter(messages)
-    app = variants.starlette_app(variant, meter.messages)
-    config = uvicorn.Config(
-        app, loop="uvloop", http="httptools", log_level="warning", lifespan="off"
-    )
-    server = uvicorn.Server(config)
+    reader = variants.provide()
+    streams = Streams(_SIZE)
+    apps = {
+        f"/{number}": variants.starlette_app(name, partial(streams.source, name))
+        for number, name in enumerate((PLAIN, variant))
+    }
 
-    async def serve(listener: socket.socket, peer: subprocess.Popen[bytes]) -> None:
-        serving = asyncio.create_task(server.serve([listener]))
-        await asyncio.to_thread(peer.wait)
-        server.should_exit = True
-        await serving
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await apps[scope["path"]]({**scope, "path": "/stream"}, receive, send)
 
-    _run(serve, "/stream", 1, tcp=tcp)
-    variants.check(reader, variant, meter.warm + messages)
-    return {"us": meter.micros()}
+    async def run() -> Micros:
+        config = uvicorn.Config(
+            app, loop="uvloop", http="httptools", log_level="critical", lifespan="off"
+        )
+        server = uvicorn.Server(config)
+        async with _listening(tcp=tcp) as (listener, connect):
+            serving = asyncio.create_task(server.serve([listener]))
+            found = await _in_turn(streams, variant, connect, "starlette", rounds)
+            server.should_exit = server.force_exit = True
+            await serving
+        return found
 
-
-def aiohttp_stream(variant: str, messages: int, *, tcp: bool = False) -> dict[str, float]:
-    """One stream of aiohttp.web on uvloop, as fast as it goes."""
-    return _aiohttp(variant, "/stream", messages, 1, tcp)
-
-
-def aiohttp_json(variant: str, requests: int, *, tcp: bool = False) -> dict[str, float]:
-    """Pipelined requests that aiohttp.web answers with a little JSON."""
-    return _aiohttp(variant, "/json", requests, requests + int(requests * _WARM_UP), tcp)
+    return _checked(run(), reader, streams)
 
 
-def _aiohttp(variant: str, path: str, count: int, requests: int, tcp: bool) -> dict[str, float]:
+def aiohttp_streams(variant: str, rounds: int, *, tcp: bool = False) -> Micros:
+    """The same of aiohttp.web on uvloop."""
     from aiohttp import web
 
-    reader = variants.set_up(variant, "aiohttp")
-    meter = Meter(count)
-    app: Any = variants.aiohttp_app(meter.messages, meter.tick)
+    reader = variants.provide()
+    streams = Streams(_SIZE)
+    app = variants.aiohttp_app(lambda number: streams.source((PLAIN, variant)[int(number)]))
 
-    async def serve(listener: socket.socket, peer: subprocess.Popen[bytes]) -> None:
-        runner = web.AppRunner(app, access_log=None)
+    async def run() -> Micros:
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
-        await web.SockSite(runner, listener).start()
-        await asyncio.to_thread(peer.wait)
-        await runner.cleanup()
+        async with _listening(tcp=tcp) as (listener, connect):
+            await web.SockSite(runner, listener).start()
+            found = await _in_turn(streams, variant, connect, "aiohttp", rounds)
+            await runner.cleanup()
+        return found
 
-    _run(serve, path, requests, tcp=tcp)
-    if path == "/stream":
-        variants.check(reader, variant, meter.warm + count)
-    return {"us": meter.micros()}
+    return _checked(run(), reader, streams)
 
 
-def _run(serve: Serve, path: str, requests: int, *, tcp: bool) -> None:
-    """Has ``serve`` serve a listener until the peer, which is told to read ``path``, has ended."""
+def _checked(run: Coroutine[Any, Any, Micros], reader: Any, streams: Streams) -> Micros:
     import uvloop
 
+    found: Micros = uvloop.run(run)
+    if streams.sent[OURS]:
+        variants.check(reader, streams.sent[OURS])
+    return found
+
+
+async def _in_turn(
+    streams: Streams, variant: str, connect: Connect, framework: str, rounds: int
+) -> Micros:
+    connect("/0")
+    await streams.begun()
+    # The plain stream has begun without it.
+    if variant == OURS:
+        variants.instrument(framework)
+    connect("/1")
+    await streams.begun()
+    return await by_turns((PLAIN, variant), streams.turn, rounds)
+
+
+@asynccontextmanager
+async def _listening(*, tcp: bool) -> AsyncIterator[tuple[socket.socket, Connect]]:
+    """A listener, and what has a new peer read a path of it; the peers go with the block."""
+    drain = str(Path(__file__).with_name("drain.py"))
+    peers: list[subprocess.Popen[bytes]] = []
     with TemporaryDirectory() as folder:
         if tcp:
             listener = socket.create_server(("127.0.0.1", 0))
@@ -125,6 +113,12 @@ def _run(serve: Serve, path: str, requests: int, *, tcp: bool) -> None:
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(address)
             listener.listen()
-        drain = str(Path(__file__).with_name("drain.py"))
-        with subprocess.Popen([sys.executable, drain, address, path, str(requests)]) as peer:
-            uvloop.run(serve(listener, peer))
+        try:
+            yield (
+                listener,
+                lambda path: peers.append(subprocess.Popen([sys.executable, drain, address, path])),
+            )
+        finally:
+            for peer in peers:
+                peer.kill()
+                peer.wait()

@@ -1,12 +1,13 @@
 """What is compared: the same application, plain, with ours, and with contrib's instrumentation.
 
-A variant is set up once in a process of its own, with SDK providers as an application has them
-(batch processors, a periodic reader) whose exporters discard, so that no network is measured.
+The SDK's providers are as an application has them (batch processors, a periodic reader), but their
+exporters discard, so that no network is measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from opentelemetry import _logs, metrics, trace
@@ -35,12 +36,15 @@ MESSAGES = tuple(
 # PLAIN has neither an instrumentation nor a provider.
 PLAIN = "plain"
 OURS = "ours"
-# Every message as a span event; and a tracer that samples nothing.
+# Every message as a span event; none; and a tracer that samples nothing.
 ALL = "all"
+BARE = "bare"
 UNSAMPLED = "unsampled"
 # contrib's as it comes, and without its spans for ASGI sends and receives.
 CONTRIB = "contrib"
 CONTRIB_QUIET = "contrib, no send/receive spans"
+
+Source = Callable[[], AsyncIterator[bytes]]
 
 
 class _NoSpans(SpanExporter):
@@ -86,21 +90,45 @@ def provide(*, sampled: bool = True) -> PeriodicExportingMetricReader:
     return reader
 
 
-def set_up(variant: str, framework: str) -> PeriodicExportingMetricReader | None:
-    """Instruments ``framework`` (starlette, aiohttp) in this process, before it has an app."""
+def set_up(variant: str) -> PeriodicExportingMetricReader | None:
+    """Instruments Starlette in this process, but for PLAIN."""
     if variant == PLAIN:
         return None
     reader = provide(sampled=variant != UNSAMPLED)
-    if variant == CONTRIB:
-        _contrib(framework)
-    elif variant != CONTRIB_QUIET:
-        _ours(framework, "all" if variant == ALL else "edges")
+    instrument("starlette", message_events="none" if variant == BARE else None)
     return reader
+
+
+def instrument(framework: str, **options: Any) -> None:
+    """Instruments ``framework`` (starlette, aiohttp), with the default settings or others."""
+    _instrumentor(framework).instrument(**options)
+
+
+@contextmanager
+def instrumented(framework: str, variant: str) -> Iterator[None]:
+    """``framework`` instrumented for the length of a block, but for PLAIN."""
+    if variant == PLAIN:
+        yield
+        return
+    instrument(framework)
+    try:
+        yield
+    finally:
+        _instrumentor(framework).uninstrument()
+
+
+def _instrumentor(framework: str) -> Any:
+    if framework == "starlette":
+        from otel_sse.starlette import SSEStarletteInstrumentor
+
+        return SSEStarletteInstrumentor()
+    from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
+
+    return SSEAiohttpServerInstrumentor()
 
 
 def check(
     reader: PeriodicExportingMetricReader | None,
-    variant: str,
     messages: int,
     name: str = "sse.server.messages",
 ) -> None:
@@ -110,7 +138,7 @@ def check(
         RuntimeError: it has not.
 
     """
-    if reader is None or variant not in (OURS, ALL, UNSAMPLED):
+    if reader is None:
         return
     reader.collect()
     told = sum(
@@ -122,34 +150,14 @@ def check(
         for point in metric.data.data_points
     )
     if told != messages:
-        raise RuntimeError(f"{variant}: {told} messages told of {messages}")
+        raise RuntimeError(f"{told} messages told of {messages}")
 
 
-def _ours(framework: str, detail: str) -> None:
-    if framework == "starlette":
-        from otel_sse.starlette import SSEStarletteInstrumentor
-
-        SSEStarletteInstrumentor().instrument(message_event_detail=detail)
-    else:
-        from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
-
-        SSEAiohttpServerInstrumentor().instrument(message_event_detail=detail)
-
-
-def _contrib(framework: str) -> None:
-    if framework == "starlette":
-        from opentelemetry.instrumentation.starlette import StarletteInstrumentor
-
-        StarletteInstrumentor().instrument()
-    else:
-        from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
-
-        AioHttpServerInstrumentor().instrument()
-
-
-def starlette_app(variant: str, source: Callable[[], AsyncIterator[bytes]]) -> Any:
-    """``/stream`` sends what ``source`` yields, ``/json`` a small answer."""
-    from starlette import applications
+def starlette_app(variant: str, source: Source) -> Any:
+    """``/stream`` sends what ``source`` yields, ``/json`` a small answer. What tells it alone is
+    part of it; ours tells every application of the framework.
+    """
+    from starlette.applications import Starlette
     from starlette.responses import JSONResponse, StreamingResponse
     from starlette.routing import Route
 
@@ -159,30 +167,39 @@ def starlette_app(variant: str, source: Callable[[], AsyncIterator[bytes]]) -> A
     async def json(_: Any) -> JSONResponse:
         return JSONResponse({"status": "ok"})
 
-    app = applications.Starlette(routes=[Route("/stream", stream), Route("/json", json)])
-    if variant == CONTRIB_QUIET:
+    app = Starlette(routes=[Route("/stream", stream), Route("/json", json)])
+    if variant == ALL:
+        from otel_sse import SSEMiddleware
+
+        # A meter provider has one configuration.
+        own = MeterProvider([PeriodicExportingMetricReader(_NoMetrics())])
+        return SSEMiddleware(app, message_event_detail="all", meter_provider=own)
+    if variant == CONTRIB:
+        from opentelemetry.instrumentation.starlette import StarletteInstrumentor
+
+        StarletteInstrumentor.instrument_app(app)
+    elif variant == CONTRIB_QUIET:
         from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
         app.add_middleware(OpenTelemetryMiddleware, exclude_spans=["receive", "send"])
     return app
 
 
-def aiohttp_app(source: Callable[[], AsyncIterator[bytes]], served: Callable[[], None]) -> Any:
-    """``/stream`` sends what ``source`` yields; ``/json`` a small answer, and calls ``served``."""
+def aiohttp_app(source: Callable[[str], AsyncIterator[bytes]]) -> Any:
+    """``/0`` and ``/1`` send what ``source`` yields for the number; ``/json`` a small answer."""
     from aiohttp import web
 
     async def stream(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        async for chunk in source():
+        async for chunk in source(request.match_info["number"]):
             await response.write(chunk)
         return response
 
     async def json(_: web.Request) -> web.Response:
-        served()
         return web.json_response({"status": "ok"})
 
     app = web.Application()
-    app.router.add_get("/stream", stream)
+    app.router.add_get(r"/{number:\d}", stream)
     app.router.add_get("/json", json)
     return app
