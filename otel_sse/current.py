@@ -82,10 +82,8 @@ class Request(Span):
 
     def exit(self) -> None:
         """Takes back ``enter``, at the end of the same frame."""
-        if serving.get() is self:
+        if _detach(self._attached):
             serving.set(self._around)
-            otel_context.detach(self._attached)
-        # Else the frame is freed, not run to its end, and its context has gone before.
 
     def _attach(self) -> Token[Context]:
         """Makes this the current span below what is current now; detaching takes the token.
@@ -124,7 +122,7 @@ class Request(Span):
         try:
             yield
         finally:
-            otel_context.detach(token)
+            _detach(token)
             if self.connection is None:
                 self.ambient, self.enclosing, self.span = before
 
@@ -150,6 +148,16 @@ class Request(Span):
     def __getattr__(self, name: str) -> Any:
         # What an SDK's span has beyond the API, for whoever looks: name, kind, attributes …
         return getattr(self.span, name)
+
+
+def _detach(token: Token[Context]) -> bool:
+    """Takes back an attach; whether it could. By the token, because the API logs a failure."""
+    try:
+        token.var.reset(token)
+    except ValueError:
+        # The frame is freed, not run to its end, and its context has gone before.
+        return False
+    return True
 
 
 class _Ambient(Context):

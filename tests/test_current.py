@@ -1,15 +1,18 @@
 """The request that runs: the proxy span, its context, and what the application says."""
 
 import asyncio
+import contextvars
 import logging
+import types
 import weakref
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 from opentelemetry import baggage, context, trace
 from opentelemetry.propagate import extract
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
-from support import START, Backend, Fed, Stream
+from support import START, Backend, Fed, Stream, http_scope
 
 import otel_sse
 from otel_sse import SSEMiddleware
@@ -221,3 +224,35 @@ async def test_the_context_is_as_before_when_the_request_is_over(backend: Backen
     await mw(http_scope(), None, send)  # type: ignore[arg-type]
     assert context.get_current() is before
     assert otel_sse.current()._request is None
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_frame_that_is_freed_in_another_context_leaves_that_alone(
+    nested: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Garbage is collected wherever that happens to run: in a task of the request's own, too. What
+    is current there stays, and nothing is logged.
+    """
+
+    async def app(*_: Any) -> None:
+        await _pause()
+
+    async def wrapping(scope: Any, receive: Any, send: Any) -> None:
+        async def wrapped(message: Any) -> None:
+            await send(message)
+
+        await SSEMiddleware(app)(scope, receive, wrapped)
+
+    frame: Any = SSEMiddleware(wrapping if nested else app)(http_scope(), Fed, Fed)
+    request = contextvars.copy_context()
+    request.run(frame.send, None)
+    task = request.run(contextvars.copy_context)
+    before = task.run(context.get_current)
+    task.run(frame.close)
+    assert task.run(context.get_current) is before
+    assert caplog.text == ""
+
+
+@types.coroutine
+def _pause() -> Generator[None, None, None]:
+    yield
