@@ -33,6 +33,8 @@ _TYPE: Final = re.compile(r"[^\r\n\0]{1,100}")
 MAX_TOPICS: Final = 20
 # Types that a client would take for something else.
 RESERVED: Final = (GAP, "open", "error")
+# Streams that a stopping server ends at a time: the loop has others to serve.
+_PORTION: Final = 100
 
 
 class Streams:
@@ -110,8 +112,7 @@ class Streams:
             while (batch := await outlet.take()) is not None:
                 await response.write(batch)
             # Not all of them come back at once.
-            await response.write(self._retry(random.uniform(0.5, 1.5)))
-            await response.write_eof()
+            await response.write_eof(self._retry(random.uniform(0.5, 1.5)))
         finally:
             self._broker.unsubscribe(outlet)
 
@@ -201,11 +202,18 @@ class Streams:
         """Ends all streams in order: first the balancer is to know, then the clients."""
         self._draining = True
         await asyncio.sleep(self._settings.drain_seconds)
-        deadline = time.monotonic() + FLUSH_SECONDS + 0.5
-        for outlet in self._limits.outlets:
+        # Those who may take longest come first.
+        outlets = sorted(self._limits.outlets, key=lambda each: -each.bytes)
+        for number, outlet in enumerate(outlets, 1):
             outlet.end("server_shutdown")
-        while self._limits.outlets and time.monotonic() < deadline:
+            if not number % _PORTION:
+                await asyncio.sleep(0)
+        # With very many it may be later than that when the last one is cut.
+        deadline = time.monotonic() + FLUSH_SECONDS + 0.5
+        over = False
+        while self._limits.outlets and not over:
             await asyncio.sleep(0.02)
+            over = time.monotonic() > deadline
             for outlet in self._limits.outlets:
                 outlet.cut_if_late(time.monotonic())
 
