@@ -32,7 +32,6 @@ from support import free_port, until  # noqa: E402
 EXAMPLES = HERE.parents[1] / "examples"
 INSTRUMENT = str(Path(sys.executable).parent / "opentelemetry-instrument")
 SETTINGS = {
-    "SSE_SERVER_MAX_CONNECTIONS_PER_CLIENT": "10000",
     # Messages alike would become too small to stop anybody.
     "SSE_SERVER_COMPRESS_FROM": "0",
     "OTEL_PYTHON_SSE_EXCLUDED_URLS": "/status/events",
@@ -291,10 +290,17 @@ async def compare(
 
 async def main(clients: int) -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < clients + 500:
+        sys.exit(f"{clients} clients take as many files: `ulimit -Hn` is {most}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     port, checks = free_port(), Checks()
     with Kept() as receiver:
-        env = {**os.environ, **SETTINGS, **receiver.environment, "SSE_SERVER_PORT": str(port)}
+        own = {
+            "SSE_SERVER_PORT": str(port),
+            "SSE_SERVER_MAX_CONNECTIONS": str(clients),
+            "SSE_SERVER_MAX_CONNECTIONS_PER_CLIENT": str(clients),
+        }
+        env = {**os.environ, **SETTINGS, **receiver.environment, **own}
         process = await asyncio.create_subprocess_exec(
             *(INSTRUMENT, sys.executable, "-m", "server"), cwd=EXAMPLES, env=env
         )
