@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from server.bearer import bears
 from server.origin import foreign
-from server.refusal import refusal
+from server.refusal import Refusal
 
 LIMIT: Final = 50
 MAX_BODY: Final = 2**20
@@ -147,24 +147,25 @@ class Webhook:
     async def get(self, request: web.Request) -> web.Response:
         said = request.query.get("limit", str(LIMIT))
         if not said.isdecimal() or len(said) > 9:
-            return refusal(400, f"limit takes a number from 0 to {LIMIT}")
+            raise Refusal(400, f"limit takes a number from 0 to {LIMIT}")
         return web.json_response(self._alerts.last(int(said)))
 
     async def post(self, request: web.Request) -> web.Response:
         if foreign(request):
-            return refusal(403, "A page of another origin may not tell alerts")
+            raise Refusal(403, "A page of another origin may not tell alerts")
         if not bears(request, self._token):
-            asked = {hdrs.WWW_AUTHENTICATE: "Bearer"}
-            return refusal(401, "Authorization has to bear SSE_SERVER_ALERTS_TOKEN", asked)
+            asked = {"WWW-Authenticate": "Bearer"}
+            raise Refusal(401, "Authorization has to bear SSE_SERVER_ALERTS_TOKEN", asked)
         body = bytearray()
         async for chunk in request.content.iter_any():
             body += chunk
             if len(body) > MAX_BODY:
-                return refusal(413, f"A notification has {MAX_BODY} bytes at most")
+                raise Refusal(413, f"A notification has {MAX_BODY} bytes at most")
         try:
             kept = self._alerts.take(json.loads(body))
         except NotificationError as error:
-            return refusal(400, f"Not a notification of Alertmanager: {error}")
+            raise Refusal(400, f"Not a notification of Alertmanager: {error}") from None
         except (ValueError, RecursionError):
-            return refusal(400, "Not a notification of Alertmanager: the body is no JSON")
+            why = "Not a notification of Alertmanager: the body is no JSON"
+            raise Refusal(400, why) from None
         return web.json_response({"kept": kept})

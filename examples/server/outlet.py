@@ -62,24 +62,26 @@ class Outlet:
         self.ended: float | None = None
         # Is done from then on.
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # The one who takes, and how many messages are enough for it.
+        # The one who takes, while it waits, and what ends its wait.
         self._waiter: asyncio.Future[None] | None = None
-        self._enough = 1
+        self._timer: asyncio.TimerHandle | None = None
 
     def put(self, message: Message) -> None:
         if message.id <= self._skipped or self.ended is not None:
             return
+        settings = self._settings
         if not self._queue:
             self._since = time.monotonic()
+            if self._waiter is not None:
+                self._wake_after(settings.batch_seconds)
         self._queue.append(message)
         self.bytes += len(message.frame)
-        settings = self._settings
         while len(self._queue) > settings.queue_length or self.bytes > settings.queue_bytes:
             if settings.slow_client == DISCONNECT:
                 self.shed("slow_client")
             else:
                 self._drop(1, "slow_client")
-        if len(self._queue) >= self._enough:
+        if len(self._queue) >= settings.batch_size:
             self._wake()
 
     def waited(self, now: float) -> float:
@@ -96,12 +98,12 @@ class Outlet:
     async def take(self) -> bytes | None:
         """The next batch, as one chunk; a heartbeat where none came; None at the end."""
         settings = self._settings
-        await self._wait(1, settings.heartbeat_seconds)
+        if not self._queue:
+            await self._wait(settings.heartbeat_seconds)
+        elif len(self._queue) < settings.batch_size:
+            await self._wait(self._since + settings.batch_seconds - time.monotonic())
         if not self._queue:
             return None if self.ended is not None else b"".join(self._gaps()) or HEARTBEAT
-        left = self._since + settings.batch_seconds - time.monotonic()
-        if left > 0:
-            await self._wait(settings.batch_size, left)
         chunk = self._gaps()
         most = len(chunk) + settings.batch_size
         while self._queue and len(chunk) < most:
@@ -110,18 +112,23 @@ class Outlet:
         self.last = time.monotonic()
         return b"".join(chunk)
 
-    async def _wait(self, enough: int, seconds: float) -> None:
-        if len(self._queue) >= enough or self.ended is not None or self._only_gaps():
+    async def _wait(self, seconds: float) -> None:
+        """At most so long; ``put`` may make it shorter, since a wait less is much for many."""
+        if seconds <= 0 or self.ended is not None or self._only_gaps():
             return
-        loop = asyncio.get_running_loop()
-        self._enough = enough
-        self._waiter = loop.create_future()
-        timer = loop.call_later(seconds, self._wake)
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._wake_after(seconds)
         try:
             await self._waiter
         finally:
-            timer.cancel()
             self._waiter = None
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _wake_after(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._wake)
 
     def _only_gaps(self) -> bool:
         return bool(self._dropped) and not self._queue

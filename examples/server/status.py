@@ -16,7 +16,7 @@ import otel_sse
 from server import thresholds
 from server.alerts import Alerts, Webhook
 from server.figures import NoMetricsError
-from server.refusal import refusal
+from server.refusal import Refusal
 from server.sampler import Sampler
 from server.settings import Settings
 
@@ -95,21 +95,21 @@ class _Status:
     async def told(self, _: web.Request) -> web.Response:
         sampler = self._sampler
         if sampler is None:
-            return refusal(503, self._why_not, _HEADERS)
+            raise Refusal(503, self._why_not, _HEADERS)
         while not (sampler.number or sampler.failed):
             await self._changed.wait()
         if sampler.failed:
-            return refusal(503, "The metrics cannot be read; the server's log says why.", _HEADERS)
+            raise Refusal(503, "The metrics cannot be read; the server's log says why.", _HEADERS)
         sampler.refresh()
         return web.Response(body=sampler.json, content_type="application/json", headers=_HEADERS)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """The status as events, for as long as somebody looks at it."""
         if self._sampler is None:
-            return refusal(503, self._why_not, _HEADERS)
+            raise Refusal(503, self._why_not, _HEADERS)
         if self._viewers >= MAX_VIEWERS or self._stopping:
             why = f"{self._viewers} dashboards are open: no more at once"
-            return refusal(503, why, _HEADERS | {"Retry-After": "10"})
+            raise Refusal(503, why, _HEADERS, retry_after=10)
         response = web.StreamResponse(headers={**_HEADERS, "Content-Type": "text/event-stream"})
         self._viewers += 1
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import random
 import re
 import time
@@ -24,6 +23,7 @@ from server.limits import Limits, Refused
 from server.meters import Meters
 from server.origin import foreign
 from server.outlet import FLUSH_SECONDS, HEARTBEAT, Outlet
+from server.refusal import Refusal
 from server.settings import Settings
 
 T = TypeVar("T")
@@ -33,6 +33,8 @@ _TYPE: Final = re.compile(r"[^\r\n\0]{1,100}")
 MAX_TOPICS: Final = 20
 # Types that a client would take for something else.
 RESERVED: Final = (GAP, "open", "error")
+# Streams that a stopping server ends at a time: the loop has others to serve.
+_PORTION: Final = 100
 
 
 class Streams:
@@ -69,9 +71,9 @@ class Streams:
         """The messages of ``?topic=``, which may be given again, or of all topics."""
         topics = frozenset(request.query.getall("topic", ()))
         if len(topics) > MAX_TOPICS or not all(map(_TOPIC.fullmatch, topics)):
-            raise Problem(400, f"topic is {_TOPIC.pattern}, at most {MAX_TOPICS} times")
+            raise Refusal(400, f"topic is {_TOPIC.pattern}, at most {MAX_TOPICS} times")
         if self._draining:
-            raise Problem(503, "the server is stopping", 1)
+            raise Refusal(503, "the server is stopping", retry_after=1)
         # A browser cannot send the header when it first connects.
         resumed = request.headers.get("Last-Event-ID") or request.query.get("last_event_id")
         transport = request.transport
@@ -88,7 +90,7 @@ class Streams:
                 await self._serve(response, outlet, Id.parse(resumed))
         except Refused as refused:
             wait = self._errors.retry_after.seconds
-            raise Problem(503, str(refused), wait) from None
+            raise Refusal(503, str(refused), retry_after=wait) from None
         except ConnectionError:
             pass  # the client has left
         return response
@@ -110,8 +112,7 @@ class Streams:
             while (batch := await outlet.take()) is not None:
                 await response.write(batch)
             # Not all of them come back at once.
-            await response.write(self._retry(random.uniform(0.5, 1.5)))
-            await response.write_eof()
+            await response.write_eof(self._retry(random.uniform(0.5, 1.5)))
         finally:
             self._broker.unsubscribe(outlet)
 
@@ -145,36 +146,35 @@ class Streams:
     async def publish(self, request: web.Request) -> web.Response:
         """Takes ``{"topic": ..., "type": ..., "data": ...}``, gives ``{"id": ...}``."""
         if not bears(request, self._settings.publish_token):
-            problem = Problem(401, "Authorization is to be: Bearer, and the token")
-            problem.headers["WWW-Authenticate"] = "Bearer"
-            raise problem
+            asked = {"WWW-Authenticate": "Bearer"}
+            raise Refusal(401, "Authorization is to be: Bearer, and the token", asked)
         if foreign(request, self._settings.cors_origin):
-            raise Problem(403, "pages of that origin may not publish")
+            raise Refusal(403, "pages of that origin may not publish")
         topic, kind, data = self._message(await _json(request))
         packed = await envelope.pack(data, self._settings.compress_from, self._meters)
         try:
             id_ = await self._broker.publish(topic, kind, packed)
         except Unavailable as error:
-            raise Problem(503, str(error), error.retry_after) from None
+            raise Refusal(503, str(error), retry_after=error.retry_after) from None
         return web.json_response({"id": str(id_)})
 
     def _message(self, body: Any) -> tuple[str, str, str]:
         if not isinstance(body, dict):
-            raise Problem(400, "the body is to be a JSON object")
+            raise Refusal(400, "the body is to be a JSON object")
         topic, kind = body.get("topic"), body.get("type", "message")
         data = body.get("data")
         if not isinstance(topic, str) or not _TOPIC.fullmatch(topic):
-            raise Problem(400, f"topic is to be a text of {_TOPIC.pattern}")
+            raise Refusal(400, f"topic is to be a text of {_TOPIC.pattern}")
         if not isinstance(kind, str) or not _TYPE.fullmatch(kind) or kind in RESERVED:
-            raise Problem(400, f"type is to be a line of 1 to 100 characters, not of {RESERVED}")
+            raise Refusal(400, f"type is to be a line of 1 to 100 characters, not of {RESERVED}")
         if not isinstance(data, str):
-            raise Problem(400, "data is to be a text")
+            raise Refusal(400, "data is to be a text")
         try:
             size = len(f"{kind}{data}".encode())
         except UnicodeEncodeError:
-            raise Problem(400, "type and data are to be Unicode texts") from None
+            raise Refusal(400, "type and data are to be Unicode texts") from None
         if size > self._settings.max_message_bytes:
-            raise Problem(413, f"data has {size} of {self._settings.max_message_bytes} bytes")
+            raise Refusal(413, f"data has {size} of {self._settings.max_message_bytes} bytes")
         return topic, kind, data
 
     # --- the balancer ----------------------------------------------------------------------
@@ -182,11 +182,11 @@ class Streams:
     async def healthz(self, _: web.Request) -> web.Response:
         """200 where a new client would be served well."""
         if self._draining:
-            raise Problem(503, "the server is stopping")
+            raise Refusal(503, "the server is stopping")
         try:
             await self._broker.ping()
         except Unavailable as error:
-            raise Problem(503, str(error), error.retry_after) from None
+            raise Refusal(503, str(error), retry_after=error.retry_after) from None
         return web.json_response({"status": "ok"})
 
     async def preflight(self, _: web.Request) -> web.Response:
@@ -201,11 +201,18 @@ class Streams:
         """Ends all streams in order: first the balancer is to know, then the clients."""
         self._draining = True
         await asyncio.sleep(self._settings.drain_seconds)
-        deadline = time.monotonic() + FLUSH_SECONDS + 0.5
-        for outlet in self._limits.outlets:
+        # Those who may take longest come first.
+        outlets = sorted(self._limits.outlets, key=lambda each: -each.bytes)
+        for number, outlet in enumerate(outlets, 1):
             outlet.end("server_shutdown")
-        while self._limits.outlets and time.monotonic() < deadline:
+            if not number % _PORTION:
+                await asyncio.sleep(0)
+        # With very many it may be later than that when the last one is cut.
+        deadline = time.monotonic() + FLUSH_SECONDS + 0.5
+        over = False
+        while self._limits.outlets and not over:
             await asyncio.sleep(0.02)
+            over = time.monotonic() > deadline
             for outlet in self._limits.outlets:
                 outlet.cut_if_late(time.monotonic())
 
@@ -220,19 +227,9 @@ async def _json(request: web.Request) -> Any:
     try:
         return json.loads(await request.read())
     except web.HTTPRequestEntityTooLarge:
-        raise Problem(413, "the body is larger than that of any message") from None
+        raise Refusal(413, "the body is larger than that of any message") from None
     except (ValueError, RecursionError):
-        raise Problem(400, "the body is to be JSON in UTF-8") from None
-
-
-class Problem(web.HTTPException):
-    """An answer that says in JSON what is wrong, and where it may help when to come back."""
-
-    def __init__(self, status: int, why: str, retry_after: float | None = None) -> None:
-        self.status_code = status
-        wait = {} if retry_after is None else {"Retry-After": str(math.ceil(retry_after))}
-        text = json.dumps({"error": why})
-        super().__init__(text=text, content_type="application/json", headers=wait)
+        raise Refusal(400, "the body is to be JSON in UTF-8") from None
 
 
 def _nothing() -> None:

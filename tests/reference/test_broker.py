@@ -277,26 +277,18 @@ async def test_the_history_is_bounded_in_bytes(
     assert broker._bytes == held
 
 
-async def test_a_portion_fits_into_a_connections_memory() -> None:
-    """However long the history and large its messages, one portion is all that replay holds."""
-    settings = replace(QUICK, queue_bytes=1000, max_message_bytes=300)
+@pytest.mark.parametrize(("most", "data", "count"), [(300, "x" * 200, 4), (100, "\n" * 60, 5)])
+async def test_a_portion_fits_into_a_connections_memory(most: int, data: str, count: int) -> None:
+    """However long the history and large its messages, one portion is all that replay holds; and
+    newlines alone are seven times as long on the wire, where each line has its field.
+    """
+    settings = replace(QUICK, queue_bytes=1000, max_message_bytes=most)
     broker = MemoryBroker(settings, Meters(None))
     first = await broker.publish("a", "message", "x")
     for _ in range(10):
-        await broker.publish("a", "message", "x" * 200)
+        await broker.publish("a", "message", data)
     portions = [chunk async for chunk in broker.subscribe(_outlet(), first)]
-    assert len(portions) == 4
-    assert max(map(len, portions)) < 1000
-
-
-async def test_a_portion_of_many_lines_fits_too() -> None:
-    """Each line of the data has its field, so newlines alone are seven times as long."""
-    settings = replace(QUICK, queue_bytes=1000, max_message_bytes=100)
-    broker = MemoryBroker(settings, Meters(None))
-    first = await broker.publish("a", "message", "x")
-    for _ in range(10):
-        await broker.publish("a", "message", "\n" * 60)
-    portions = [chunk async for chunk in broker.subscribe(_outlet(), first)]
+    assert len(portions) == count
     assert b"".join(portions).count(b"id: ") == 10
     assert max(map(len, portions)) <= 1000
 

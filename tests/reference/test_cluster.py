@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from reference.served import HAProxy, RedisServer, Site, Worker, running, visiting
-from support import RawClient, until
+from support import RawClient, serve_aiohttp, until
 
 CLIENTS = 400
 MESSAGES = 40
@@ -140,6 +141,26 @@ async def test_a_workers_own_pages_are_not_for_all(tmp_path: Path) -> None:
         answer = await site.http.post(f"{site.url}/alerts", json={})
         assert answer.status_code == 403
         await site.publish("x")
+
+
+async def test_a_worker_that_answers_late_is_not_left(tmp_path: Path) -> None:
+    """One that sends a message to very many has no time for a health check that comes then."""
+    checked = 0
+
+    async def late(_: web.Request) -> web.Response:
+        nonlocal checked
+        checked += 1
+        await asyncio.sleep(1)
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/healthz", late)
+    async with serve_aiohttp(app) as port:
+        with HAProxy(tmp_path, port) as proxy:
+            await until(lambda: checked == 3)
+            client = await RawClient.get(proxy.port, "/healthz")
+            assert await asyncio.wait_for(client.until(b"\r\n"), 10) == b"HTTP/1.1 200 OK\r\n"
+            await client.close()
 
 
 async def test_a_stopping_worker_is_left_by_the_balancer_first(tmp_path: Path) -> None:

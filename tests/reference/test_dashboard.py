@@ -2,12 +2,8 @@
 
 import asyncio
 import json
-import os
 import re
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,20 +12,20 @@ from urllib.parse import quote
 
 import pytest
 from aiohttp import ClientSession
+from collector.processes import INSTRUMENT, Process
 from playwright.async_api import Browser, Page, async_playwright, expect
 from reference.watching import notification
 from support import RawClient, free_port
 from tools import tool
 
 _APP = Path(__file__).resolve().parent / "apps" / "watched.py"
-_INSTRUMENT = Path(sys.executable).parent / "opentelemetry-instrument"
 # Milliseconds, for a busy machine.
 _SLOW = 60_000
 expect.set_options(timeout=_SLOW)
 
 
-class Server:
-    """The application as a process that can be stopped and started again on its port."""
+class Server(Process):
+    """The application, which can be stopped and started again on its port."""
 
     def __init__(self, **environment: str) -> None:
         self.port = free_port()
@@ -37,53 +33,22 @@ class Server:
         quiet = dict.fromkeys(
             ("OTEL_TRACES_EXPORTER", "OTEL_METRICS_EXPORTER", "OTEL_LOGS_EXPORTER"), "none"
         )
-        kept = {name: value for name, value in os.environ.items() if name[:4] not in _OURS}
-        self._environment = {
-            **kept,
+        super().__init__(
+            *(str(INSTRUMENT), sys.executable, str(_APP), str(self.port)),
             **quiet,
-            "OTEL_SERVICE_NAME": "shop",
-            "OTEL_PYTHON_SSE_EXCLUDED_URLS": "/status/events",
-            "OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS": "system.*",
+            OTEL_SERVICE_NAME="shop",
+            OTEL_PYTHON_SSE_EXCLUDED_URLS="/status/events",
+            OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS="system.*",
             **environment,
-        }
-
-    def __enter__(self) -> "Server":
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+        )
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
-            [_INSTRUMENT, sys.executable, _APP, str(self.port)],
-            env=self._environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for _ in range(600):
-            assert self._process.poll() is None, "it has ended"
-            try:
-                with urllib.request.urlopen(f"{self.url}/alerts", timeout=20):
-                    return
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError("the server does not answer")
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        super().start()
+        self.ready(f"{self.url}/alerts")
 
     async def post(self, body: dict[str, Any]) -> None:
         async with ClientSession() as client, client.post(f"{self.url}/alerts", json=body) as said:
             assert said.status == 200, await said.text()
-
-
-_OURS = ("SSE_", "OTEL")
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +109,9 @@ async def test_it_is_live(chromium: Browser, server: Server) -> None:
         connections = chart(page, "Open connections").locator(".value")
         await expect(connections).to_have_text("0")
         await expect(page.locator("#no-alerts")).to_be_visible()
+        # Other tests have left the same server before.
+        left = page.locator("#endings tr", has_text="Left by the client").locator("td").first
+        before = int(await left.inner_text()) if await left.count() else 0
         clients = [await RawClient.get(server.port, "/ticker?rate=50") for _ in range(3)]
         await expect(connections).to_have_text("3")
         await expect(chart(page, "Messages").locator(".value")).to_contain_text(
@@ -162,7 +130,7 @@ async def test_it_is_live(chromium: Browser, server: Server) -> None:
             await client.close()
         await expect(connections).to_have_text("0")
         await expect(alert).to_have_count(0)
-        await expect(page.locator("#endings")).to_contain_text("Left by the client3")
+        await expect(left).to_have_text(str(before + 3))
         rows = page.locator("#history tbody tr")
         await expect(rows.nth(0)).to_contain_text(re.compile("resolved.*SSEConnectionsHigh"))
         await expect(rows.nth(1)).to_contain_text(re.compile("firing.*SSEConnectionsHigh"))
@@ -329,7 +297,7 @@ async def test_a_server_that_goes_away(chromium: Browser, server: Server) -> Non
     await page.goto("/")
     await shows(page, "state", "Live")
     first = await page.locator("#process").text_content()
-    server.stop()
+    server.kill()
     await shows(page, "state", re.compile(r"Reconnecting since \d\d:\d\d:\d\d"))
     await expect(page.locator("body[data-old]")).to_have_count(1)
     await asyncio.to_thread(server.start)

@@ -67,6 +67,19 @@ async def test_a_batch_ends_when_it_is_full() -> None:
     assert await asyncio.wait_for(taking, 5) == list(range(10))
 
 
+async def test_who_takes_is_woken_once_for_a_batch() -> None:
+    """The first message wakes nobody: with very many clients, waking is what a message costs."""
+    watched = Watched(replace(QUICK, batch_seconds=0.05))
+    taking = asyncio.create_task(watched.numbers())
+    await asyncio.sleep(0)
+    waiter = watched.outlet._waiter
+    assert waiter is not None
+    watched.put(0, 1, 2)
+    assert not waiter.done()
+    assert await asyncio.wait_for(taking, 1) == [0, 1, 2]
+    assert waiter.done()
+
+
 async def test_a_batch_ends_in_time() -> None:
     """Counted from the first that waits, not from when somebody came to take it."""
     watched = Watched(replace(QUICK, batch_seconds=0.2))

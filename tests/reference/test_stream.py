@@ -2,16 +2,19 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import re
 import socket
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from reference.served import QUICK, Site, Told, count, message, serving
 from server import limits as limits_module
+from server import stream as stream_module
 from server.app import LIMITS, STREAMS
 from server.broker import Id, Message
 from server.client import Event
@@ -568,3 +571,46 @@ async def test_a_drain_flushes_and_ends_in_order(backend: Backend, instrument: A
         }
         assert reasons == {"server_shutdown"}
         stuck.reset()
+
+
+class _Behind:
+    """An outlet for which so many bytes wait; none is ever taken."""
+
+    def __init__(self, waits: int, note: Callable[[int], None]) -> None:
+        self.bytes = waits
+        self._note = note
+        self.cut = 0.0
+
+    def end(self, reason: str) -> None:
+        self._note(self.bytes)
+
+    def cut_if_late(self, now: float) -> None:
+        self.cut = now
+
+
+async def test_a_drain_of_very_many_lets_others_run(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams are ended some at a time, first those that may take longest; and none that has not
+    ended is left without a last look after its time.
+    """
+    monkeypatch.setattr(stream_module, "FLUSH_SECONDS", 0)
+    ended: list[int] = []
+    turns: list[int] = []
+    outlets = [_Behind(number, ended.append) for number in range(1000)]
+
+    async def others() -> None:
+        while True:
+            turns.append(len(ended))
+            await asyncio.sleep(0)
+
+    async with serving(replace(QUICK, drain_seconds=0), backend) as site:
+        monkeypatch.setattr(Limits, "outlets", outlets)
+        turning = asyncio.create_task(others())
+        began = time.monotonic()
+        await site.app[STREAMS].drain()
+        turning.cancel()
+        monkeypatch.undo()
+    assert ended == list(range(999, -1, -1))
+    assert max(after - before for before, after in itertools.pairwise(turns)) <= 100
+    assert all(each.cut > began + 0.5 for each in outlets)
