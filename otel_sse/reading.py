@@ -125,9 +125,16 @@ class Reading(Connection):
                     self._delivered(self._mark_of_next)
                     self._mark_of_next = None
             if self.sequence and not marks.found:
-                self._marks = None
+                self._unmark()
         except Exception:
             self._telemetry.failed("a mark")
+
+    def _unmark(self) -> None:
+        """There are no marks from here on: what was held back as one is none."""
+        marks, self._marks = self._marks, None
+        if marks is not None and (rest := marks.rest()):
+            now = perf_counter()
+            self.sent(rest, now, now)
 
     def _delivered(self, mark: Mark) -> None:
         took = time_ns() - mark.sent
@@ -173,9 +180,7 @@ class Reading(Connection):
             garbage.later(partial(self.end, error, completed=completed, cut=cut))
             return
         with self._lock:
-            if self._marks is not None and (rest := self._marks.rest()):
-                now = perf_counter()
-                self.sent(rest, now, now)
+            self._unmark()
             super().end(error, completed=completed, cut=cut)
 
     def _verdict(self, error: BaseException | None, completed: bool, cut: bool) -> str:

@@ -1022,6 +1022,24 @@ def test_a_mock_that_streams_is_told(package: Any, told: Backend) -> None:
 
 
 @pytest.mark.parametrize("package", [httpx, httpx2])
+def test_a_comment_that_is_cut_where_marks_are_given_up_is_counted(
+    package: Any, told: Backend
+) -> None:
+    """Its first byte might have been a mark's, until a message had come without one."""
+    pieces = [FIRST + b":", b" ping\n\n", FIRST]
+
+    def answer(request: Any) -> Any:
+        headers = {"Content-Type": "text/event-stream"}
+        return package.Response(200, headers=headers, content=iter(pieces))
+
+    with package.Client(transport=package.MockTransport(answer)) as client:
+        assert client.get("http://mock/").content == b"".join(pieces)
+    assert told.value("sse.client.messages") == 2
+    assert told.value("sse.client.comments") == 1
+    assert told.value("sse.client.io") == len(b"".join(pieces))
+
+
+@pytest.mark.parametrize("package", [httpx, httpx2])
 async def test_an_application_without_a_server(package: Any, told: Backend) -> None:
     """ASGITransport calls the application; its response is told as any other."""
     app = Fed()
