@@ -32,8 +32,8 @@ in_hand: Final[ContextVar[bool]] = ContextVar("otel_sse_in_hand", default=False)
 class Reading(Connection):
     """Told of every read, and of the one end.
 
-    A reader may have no event loop that could tell of its silence: then whichever thread asks does
-    that while the reader's thread waits, and holds it up if the wait is over meanwhile.
+    Its silence is told while it waits alone, and by any thread: the reader may have no event loop,
+    or be read in another thread than it was begun in. If the wait is over meanwhile, it is held up.
 
     Args:
         telemetry: where it tells.
@@ -165,7 +165,7 @@ class Reading(Connection):
             # First this, then a look at the other: the reader does it the other way round.
             self._tended = True
             try:
-                if self._waits or self.loop is not _anywhere:
+                if self._waits:
                     super().tend()
                 elif self.stall != TOLD:
                     # A later collection finds it again.

@@ -869,13 +869,32 @@ async def test_a_busy_reader_is_no_silent_stream(
             busy.set()
             work.wait(20)
 
-    with _instrumented(backend, stall_seconds=0.1):
+    await _busy_then_silent(name, read, busy, work, server, backend)
+
+
+@asynchronous
+async def test_a_busy_task_is_no_silent_stream(name: str, server: Server, backend: Backend) -> None:
+    """Nor is a reader that has a loop, which may be read in any other thread."""
+    busy, work = asyncio.Event(), asyncio.Event()
+
+    async def read(response: Any) -> None:
+        async for _ in response.content if name == "aiohttp" else response.aiter_lines():
+            busy.set()
+            await work.wait()
+
+    await _busy_then_silent(name, read, busy, work, server, backend)
+
+
+async def _busy_then_silent(
+    name: str, read: Way, busy: Any, work: Any, server: Server, backend: Backend
+) -> None:
+    with _instrumented(backend, segment_seconds=0.1, stall_seconds=0.1):
         task = asyncio.ensure_future(CLIENTS[name](read, server.url + "/endless"))
         await until(busy.is_set)
         for _ in range(10):
             await asyncio.sleep(0.03)
             backend.metrics()
-        assert backend.events("sse.connection.stalled") == []
+        assert backend.events("sse.connection.stalled") == backend.spans("SSE") == []
         work.set()
         await until(lambda: backend.metrics() and backend.events("sse.connection.stalled"))
         await server.stop(cut=True)
