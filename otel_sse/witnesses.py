@@ -71,9 +71,14 @@ def _follows(error: BaseException | None, gone: bool, failure: BaseException | N
     """
     if gone and _kinds(error) in (_DISCONNECT, _BROKEN):
         return True
-    while error is not None and error is not failure:
+    # Causes may lead round in a circle.
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if error is failure:
+            return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return error is not None
+    return False
 
 
 def _kinds(error: BaseException | None) -> set[str]:
