@@ -59,7 +59,7 @@ class Connection:
         self.started = self.last = request.started
         self.first: float | None = None
         self.series: Series = opening.series(telemetry)
-        self.client = semconv.text(opening.client)
+        self.client = semconv.text(opening.client) or None  # it is empty behind a Unix socket
         self.status = opening.status
         self.resumed = opening.resumed
         self.transport = opening.transport
