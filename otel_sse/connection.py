@@ -81,7 +81,7 @@ class Connection:
         # The send that found the peer gone, by what it raised.
         self._failure: OSError | None = None
         # The ending's reason, as the application has said it.
-        self._reason: str | None = None
+        self._reason = request.reason
         # Random, 16 hexadecimal digits.
         self.id = secrets.token_hex(8)
         self._path = semconv.text(opening.known_path)
@@ -96,8 +96,8 @@ class Connection:
         self.due = self.segment_due
         request.connection = self
         request.span = self._segment.span
-        for verb, words in request.said:
-            getattr(self, verb)(*words)
+        for reason, n in (request.dropped or {}).items():
+            self.say_dropped(n, reason)
         telemetry.opened(self)
 
     @property

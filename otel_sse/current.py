@@ -26,7 +26,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from otel_sse.semconv import CLOSE_REASONS
+from otel_sse.semconv import CLOSE_REASONS, MAX_DROP_REASONS, OTHER
 
 if TYPE_CHECKING:
     from contextvars import Token
@@ -49,7 +49,9 @@ def _to_span(method: str) -> Any:
 class Request(Span):
     """The proxy span of a request, and the connection that the request became, if it did."""
 
-    __slots__ = "_around _attached ambient connection enclosing gone said span started".split()
+    __slots__ = (
+        "_around _attached ambient connection dropped enclosing gone reason span started"
+    ).split()
 
     def __init__(self) -> None:
         # The request's start, monotonic seconds.
@@ -64,14 +66,25 @@ class Request(Span):
         self.connection: Connection | None = None
         # The peer has left.
         self.gone = False
-        # What the application said before the stream started.
-        self.said: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+        # What the application said before the stream started: its end's reason, and what was
+        # dropped, by reason.
+        self.reason: str | None = None
+        self.dropped: dict[str, int] | None = None
 
     def left(self) -> None:
         """The peer has left, before the stream's start or within it."""
         self.gone = True
         if self.connection is not None:
             self.connection.gone = True
+
+    def say_reason(self, reason: str) -> None:
+        self.reason = reason
+
+    def say_dropped(self, n: int, reason: str) -> None:
+        dropped = self.dropped = self.dropped or {}
+        if len(dropped) >= MAX_DROP_REASONS and reason not in dropped:
+            reason = OTHER
+        dropped[reason] = dropped.get(reason, 0) + n
 
     def enter(self) -> None:
         """Makes this what the running code serves and its current span, until ``exit``."""
@@ -217,12 +230,8 @@ class Current:
 
     def _say(self, verb: str, *words: Any) -> None:
         request = self._request
-        if request is None:
-            return
-        if request.connection is not None:
-            getattr(request.connection, verb)(*words)
-        else:
-            request.said += ((verb, words),)
+        if request is not None:
+            getattr(request.connection or request, verb)(*words)
 
 
 def current() -> Current:

@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import logging
+import tracemalloc
 import types
 import weakref
 from collections.abc import Generator
@@ -42,6 +43,27 @@ async def test_what_is_said_before_the_start_holds(backend: Backend) -> None:
     await run(backend, app)
     assert backend.value("sse.server.dropped_messages") == 5
     assert backend.spans("SSE")[0].attributes["sse.close.reason"] == "timeout"
+
+
+async def test_what_is_said_where_no_stream_starts_takes_no_memory(backend: Backend) -> None:
+    """Code that streams and other responses share may speak for as long as it likes."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        mine = otel_sse.current()
+        tracemalloc.start()
+        for number in range(10_000):
+            mine.dropped(1, f"{number}")
+            mine.close("timeout")
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert kept < 10_000
+        await send(START)
+        await send(END)
+
+    await run(backend, app)
+    assert backend.value("sse.server.dropped_messages") == 10_000
+    assert backend.value("sse.server.dropped_messages", sse__drop__reason="15") == 1
+    assert backend.value("sse.server.dropped_messages", sse__drop__reason="_OTHER") == 9_984
 
 
 async def test_outside_of_a_stream_current_is_a_no_op() -> None:
