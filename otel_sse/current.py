@@ -57,8 +57,8 @@ class Request(Span):
         # The request's start, monotonic seconds.
         self.started = perf_counter()
         # What the running code served when this request came, and how to get its context back.
-        self._around: Request | None
-        self._attached: Token[Context]
+        self._around: Request | None = None
+        self._attached: Token[Context] | None = None
         # The context above the stream, the span in it, and what stands for that now.
         self.ambient: Context
         self.enclosing: Span = INVALID_SPAN
@@ -95,21 +95,28 @@ class Request(Span):
 
     def exit(self) -> None:
         """Takes back ``enter``, at the end of the same frame."""
-        if _detach(self._attached):
+        if self._attached is not None and _detach(self._attached):
             serving.set(self._around)
+        # A server may begin the next request of a kept-alive connection in this one's context, and
+        # so on for ever: what that one then keeps of this one keeps nothing itself.
+        self._around = self._attached = None
+        self.ambient = Context()
 
     def _attach(self) -> Token[Context]:
         """Makes this the current span below what is current now; detaching takes the token.
 
-        A span that is over is none of this request's: servers let contexts leak from the
-        request before on a kept-alive connection.
+        A span or a request that is over is not around this one: servers let contexts leak from
+        the request before on a kept-alive connection.
         """
         ambient = otel_context.get_current()
         if _SPAN_KEY in ambient:
             enclosing = get_current_span(ambient)
+            left = False
+            if isinstance(enclosing, Request) and enclosing is not self:
+                left, enclosing = enclosing._attached is None, enclosing.span
             around = enclosing.get_span_context()
             over = not enclosing.is_recording() and around.trace_flags.sampled
-            if over and not around.is_remote:
+            if left or (over and not around.is_remote):
                 enclosing = INVALID_SPAN
                 ambient = set_span_in_context(INVALID_SPAN, ambient)
             if enclosing is not self and self.connection is None:
