@@ -163,8 +163,11 @@ class Exit:
             telemetry.stopping = True
             live = telemetry.snapshot()
             for loop, ends in by_loop((each.loop, partial(each.end, cut=True)) for each in live):
+                answers = True
                 for portion in portions(ends, _PORTION):
-                    if not run_on(loop, portion, _PATIENCE):
+                    # A loop that has been waited for once is blocked, and time is short.
+                    answers = answers and run_on(loop, portion, _PATIENCE)
+                    if not answers:
                         for end in portion:
                             end()
         self._flush()
