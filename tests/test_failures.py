@@ -193,6 +193,24 @@ async def test_causes_that_go_round_in_a_circle(backend: Backend) -> None:
     assert span.attributes["error.type"] == "ValueError"
 
 
+@pytest.mark.parametrize("inner", [None, 1, "text", lambda: ()])
+async def test_an_error_that_has_the_name_of_a_groups_errors(inner: Any, backend: Backend) -> None:
+    """It is no group: it is told as itself."""
+    error = ValueError("alone")
+    error.exceptions = inner  # type: ignore[attr-defined]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        raise error
+
+    stream = Stream(SSEMiddleware(app, **backend.providers))
+    with pytest.raises(ValueError, match="alone"):
+        await stream.task
+    (span,) = backend.spans("SSE")
+    assert span.attributes["error.type"] == "ValueError"
+    assert backend.value("sse.server.connection.duration", sse__close__reason="error") == 1
+
+
 async def test_one_meter_provider_may_serve_two_sets_of_other_providers() -> None:
     """The first tracer provider of a meter provider is kept: one set of instruments, one owner."""
     meter = MeterProvider(shutdown_on_exit=False)
