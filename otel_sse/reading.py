@@ -99,14 +99,11 @@ class Reading(Connection):
 
     def received(self, chunk: bytes, waited: bool = False) -> None:
         """The reader is given ``chunk``, at the end of a wait or without one."""
-        now = perf_counter()
+        before = self._left
+        self.waited()
+        now = self._left
         if not waited:
-            self.last += now - self._left
-        self._left = now
-        self._waits = False
-        if self._tended:
-            with self._lock:
-                pass
+            self.last += now - before
         if self._marks is None:
             self.sent(chunk, now, now)
         else:
