@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from otel_sse import backlog, semconv
-from otel_sse.loops import Job, hand
+from otel_sse.loops import Job, hand, runs
 from otel_sse.semconv import Metric
 from otel_sse.series import Series, Totals
 
@@ -225,7 +225,9 @@ class Collector:
 
     def _hand(self, collection: Collection) -> None:
         """Has the event loops tell what the collection found due."""
-        stalled, due = collection.stalled, collection.due
+        # A stall that nobody could tell is found again.
+        stalled = [each for each in collection.stalled if runs(each.loop)]
+        due = collection.due
         collection.stalled, collection.due = [], []
         spoken, quiet = stalled[: semconv.MAX_STALL_EVENTS], stalled[semconv.MAX_STALL_EVENTS :]
         jobs: list[Job] = [(each.loop, each.tend) for each in (*stalled, *due)]

@@ -59,7 +59,7 @@ class Connection:
         self.started = self.last = request.started
         self.first: float | None = None
         self.series: Series = opening.series(telemetry)
-        self.client = semconv.text(opening.client)
+        self.client = semconv.text(opening.client) or None  # it is empty behind a Unix socket
         self.status = opening.status
         self.resumed = opening.resumed
         self.transport = opening.transport
@@ -81,7 +81,7 @@ class Connection:
         # The send that found the peer gone, by what it raised.
         self._failure: OSError | None = None
         # The ending's reason, as the application has said it.
-        self._reason: str | None = None
+        self._reason = request.reason
         # Random, 16 hexadecimal digits.
         self.id = secrets.token_hex(8)
         self._path = semconv.text(opening.known_path)
@@ -96,8 +96,8 @@ class Connection:
         self.due = self.segment_due
         request.connection = self
         request.span = self._segment.span
-        for verb, words in request.said:
-            getattr(self, verb)(*words)
+        for reason, n in (request.dropped or {}).items():
+            self.say_dropped(n, reason)
         telemetry.opened(self)
 
     @property
@@ -125,9 +125,9 @@ class Connection:
         }
         return {name: value for name, value in found.items() if value is not None}
 
-    def context(self) -> Context:
-        """The context in which this connection's records are made: that of its segment."""
-        return set_span_in_context(self._segment.span)
+    def context(self, span: Span | None = None) -> Context:
+        """The context of a record of this connection: of ``span``, or of its current segment."""
+        return set_span_in_context(span or self._segment.span)
 
     def unix(self, at: float) -> int:
         """Monotonic seconds as Unix nanoseconds."""
@@ -196,7 +196,8 @@ class Connection:
                 if event_id is not None:
                     segment.keep_id(event_id)
                 if telemetry.tells_each:
-                    telemetry.message(self, Told(sequence, began, wait, size, index, event_id), 0)
+                    told = Told(segment.count - 1, began, wait, size, index, event_id)
+                    telemetry.message(self, segment, told)
                 if full:
                     self._roll(began)
         except Exception:
@@ -297,7 +298,7 @@ class Connection:
         """Ends the segment and starts the next: full, in the same trace; old, in a new one."""
         segment = self._segment
         at = self.unix(now)
-        self._end_segment(segment, at, {})
+        self._telemetry.end_span(self, segment, at)
         links = [Link(segment.span.get_span_context())]
         if segment.index:
             links.append(Link(self._origin))
@@ -329,10 +330,6 @@ class Connection:
             every=telemetry.config.message_event_detail == "all",
         )
         return span
-
-    def _end_segment(self, segment: Segment, at: int, totals: dict[str, Any]) -> None:
-        attributes = {semconv.SEGMENT_MESSAGES: segment.count, **totals}
-        self._telemetry.end_span(self, segment, at, attributes)
 
     def _next_due(self, now: float) -> float:
         return now + self._telemetry.config.segment_seconds * random.uniform(0.9, 1.1)
@@ -381,7 +378,7 @@ class Connection:
                 totals[semconv.ERROR_TYPE] = str(self.status)
             telemetry.closed(self, totals)
             final = {semconv.SEGMENT_FINAL: True, **totals}
-            self._end_segment(self._segment, self.unix(now), final)
+            telemetry.end_span(self, self._segment, self.unix(now), final)
         except Exception:
             telemetry.failed("an ending")
         finally:

@@ -26,7 +26,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from otel_sse.semconv import CLOSE_REASONS
+from otel_sse.semconv import CLOSE_REASONS, MAX_DROP_REASONS, OTHER
 
 if TYPE_CHECKING:
     from contextvars import Token
@@ -49,14 +49,16 @@ def _to_span(method: str) -> Any:
 class Request(Span):
     """The proxy span of a request, and the connection that the request became, if it did."""
 
-    __slots__ = "_around _attached ambient connection enclosing gone said span started".split()
+    __slots__ = (
+        "_around _attached ambient connection dropped enclosing gone reason span started"
+    ).split()
 
     def __init__(self) -> None:
         # The request's start, monotonic seconds.
         self.started = perf_counter()
         # What the running code served when this request came, and how to get its context back.
-        self._around: Request | None
-        self._attached: Token[Context]
+        self._around: Request | None = None
+        self._attached: Token[Context] | None = None
         # The context above the stream, the span in it, and what stands for that now.
         self.ambient: Context
         self.enclosing: Span = INVALID_SPAN
@@ -64,14 +66,25 @@ class Request(Span):
         self.connection: Connection | None = None
         # The peer has left.
         self.gone = False
-        # What the application said before the stream started.
-        self.said: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+        # What the application said before the stream started: its end's reason, and what was
+        # dropped, by reason.
+        self.reason: str | None = None
+        self.dropped: dict[str, int] | None = None
 
     def left(self) -> None:
         """The peer has left, before the stream's start or within it."""
         self.gone = True
         if self.connection is not None:
             self.connection.gone = True
+
+    def say_reason(self, reason: str) -> None:
+        self.reason = reason
+
+    def say_dropped(self, n: int, reason: str) -> None:
+        dropped = self.dropped = self.dropped or {}
+        if len(dropped) >= MAX_DROP_REASONS and reason not in dropped:
+            reason = OTHER
+        dropped[reason] = dropped.get(reason, 0) + n
 
     def enter(self) -> None:
         """Makes this what the running code serves and its current span, until ``exit``."""
@@ -82,21 +95,28 @@ class Request(Span):
 
     def exit(self) -> None:
         """Takes back ``enter``, at the end of the same frame."""
-        if _detach(self._attached):
+        if self._attached is not None and _detach(self._attached):
             serving.set(self._around)
+        # A server may begin the next request of a kept-alive connection in this one's context, and
+        # so on for ever: what that one then keeps of this one keeps nothing itself.
+        self._around = self._attached = None
+        self.ambient = Context()
 
     def _attach(self) -> Token[Context]:
         """Makes this the current span below what is current now; detaching takes the token.
 
-        A span that is over is none of this request's: servers let contexts leak from the
-        request before on a kept-alive connection.
+        A span or a request that is over is not around this one: servers let contexts leak from
+        the request before on a kept-alive connection.
         """
         ambient = otel_context.get_current()
         if _SPAN_KEY in ambient:
             enclosing = get_current_span(ambient)
+            left = False
+            if isinstance(enclosing, Request) and enclosing is not self:
+                left, enclosing = enclosing._attached is None, enclosing.span
             around = enclosing.get_span_context()
             over = not enclosing.is_recording() and around.trace_flags.sampled
-            if over and not around.is_remote:
+            if left or (over and not around.is_remote):
                 enclosing = INVALID_SPAN
                 ambient = set_span_in_context(INVALID_SPAN, ambient)
             if enclosing is not self and self.connection is None:
@@ -217,12 +237,8 @@ class Current:
 
     def _say(self, verb: str, *words: Any) -> None:
         request = self._request
-        if request is None:
-            return
-        if request.connection is not None:
-            getattr(request.connection, verb)(*words)
-        else:
-            request.said += ((verb, words),)
+        if request is not None:
+            getattr(request.connection or request, verb)(*words)
 
 
 def current() -> Current:

@@ -13,6 +13,9 @@ Tell = Callable[[], None]
 
 _collecting: int | None = None
 _waiting: Final[deque[Tell]] = deque()
+# Whenever so many more wait, another thread is tried: the last one may not have started, or is a
+# forked child's parent's.
+_TRY: Final = 64
 
 
 def watch() -> None:
@@ -29,7 +32,7 @@ def is_collected() -> bool:
 def later(tell: Tell) -> None:
     """Calls ``tell`` soon, in another thread."""
     _waiting.append(tell)
-    if len(_waiting) == 1:
+    if len(_waiting) % _TRY == 1:
         in_thread(_tell)
 
 

@@ -16,8 +16,6 @@ T = TypeVar("T")
 Work = Callable[[], None]
 # An asyncio event loop (None where there is none to ask), and what it is to run.
 Job = tuple[Any, Work]
-# What there is to ask of a loop that is closed, or is none.
-_GONE: Final = (AttributeError, RuntimeError)
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -26,6 +24,11 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def runs(loop: Any) -> bool:
+    """Whether there is a loop, and it runs: one that does not would keep what it is given."""
+    return loop is not None and bool(loop.is_running())
 
 
 def by_loop(jobs: Iterable[Job]) -> list[tuple[Any, list[Work]]]:
@@ -44,10 +47,12 @@ def portions(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def hand(jobs: Iterable[Job]) -> None:
-    """Has every job done soon, by its own loop; returns at once."""
+    """Has every job done soon, by its own loop if that runs; returns at once."""
     for loop, works in by_loop(jobs):
-        with suppress(*_GONE):
-            loop.call_soon_threadsafe(_turn, loop, deque(works))
+        # It may be closed meanwhile.
+        with suppress(RuntimeError):
+            if runs(loop):
+                loop.call_soon_threadsafe(_turn, loop, deque(works))
 
 
 def _turn(loop: Any, works: "deque[Work]") -> None:
@@ -68,10 +73,10 @@ def run_on(loop: Any, portion: Sequence[Work], seconds: float) -> bool:
         finally:
             done.set()
 
+    if not runs(loop):
+        return False
     try:
-        if not loop.is_running():
-            return False
         loop.call_soon_threadsafe(run)
-    except _GONE:
+    except RuntimeError:
         return False
     return done.wait(seconds)

@@ -32,8 +32,8 @@ in_hand: Final[ContextVar[bool]] = ContextVar("otel_sse_in_hand", default=False)
 class Reading(Connection):
     """Told of every read, and of the one end.
 
-    A reader may have no event loop that could tell of its silence: then whichever thread asks does
-    that while the reader's thread waits, and holds it up if the wait is over meanwhile.
+    Its silence is told while it waits alone, and by any thread: the reader may have no event loop,
+    or be read in another thread than it was begun in. If the wait is over meanwhile, it is held up.
 
     Args:
         telemetry: where it tells.
@@ -99,14 +99,11 @@ class Reading(Connection):
 
     def received(self, chunk: bytes, waited: bool = False) -> None:
         """The reader is given ``chunk``, at the end of a wait or without one."""
-        now = perf_counter()
+        before = self._left
+        self.waited()
+        now = self._left
         if not waited:
-            self.last += now - self._left
-        self._left = now
-        self._waits = False
-        if self._tended:
-            with self._lock:
-                pass
+            self.last += now - before
         if self._marks is None:
             self.sent(chunk, now, now)
         else:
@@ -125,9 +122,16 @@ class Reading(Connection):
                     self._delivered(self._mark_of_next)
                     self._mark_of_next = None
             if self.sequence and not marks.found:
-                self._marks = None
+                self._unmark()
         except Exception:
             self._telemetry.failed("a mark")
+
+    def _unmark(self) -> None:
+        """There are no marks from here on: what was held back as one is none."""
+        marks, self._marks = self._marks, None
+        if marks is not None and (rest := marks.rest()):
+            now = perf_counter()
+            self.sent(rest, now, now)
 
     def _delivered(self, mark: Mark) -> None:
         took = time_ns() - mark.sent
@@ -158,7 +162,7 @@ class Reading(Connection):
             # First this, then a look at the other: the reader does it the other way round.
             self._tended = True
             try:
-                if self._waits or self.loop is not _anywhere:
+                if self._waits:
                     super().tend()
                 elif self.stall != TOLD:
                     # A later collection finds it again.
@@ -173,9 +177,7 @@ class Reading(Connection):
             garbage.later(partial(self.end, error, completed=completed, cut=cut))
             return
         with self._lock:
-            if self._marks is not None and (rest := self._marks.rest()):
-                now = perf_counter()
-                self.sent(rest, now, now)
+            self._unmark()
             super().end(error, completed=completed, cut=cut)
 
     def _verdict(self, error: BaseException | None, completed: bool, cut: bool) -> str:

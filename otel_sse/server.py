@@ -6,6 +6,7 @@ middleware wraps them in objects and closures.
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 _DEPTH: Final = 8
@@ -41,10 +42,12 @@ def _behind(channel: Any, wanted: Callable[[Any], Any]) -> Any:
     for _ in range(_DEPTH):
         inner: list[Any] = []
         for item in layer:
-            found = wanted(item)
-            if found is not None:
-                return found
-            inner += [each for each in _inside(item) if id(each) not in seen]
+            # What reading a stranger's attributes raises ends the search there alone.
+            with suppress(Exception):
+                found = wanted(item)
+                if found is not None:
+                    return found
+                inner += [each for each in _inside(item) if id(each) not in seen]
             seen.update((id(each), each) for each in inner)
         layer = inner
     return None

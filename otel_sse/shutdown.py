@@ -8,7 +8,6 @@ nothing, since the frame that it interrupts may hold any lock: it starts a threa
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import logging
 import multiprocessing
@@ -24,7 +23,7 @@ from types import FrameType
 from typing import Any, Final
 
 from otel_sse.garbage import in_thread
-from otel_sse.loops import by_loop, portions, run_on
+from otel_sse.loops import by_loop, portions, run_on, running_loop
 from otel_sse.telemetry import FLUSH_MILLIS, Telemetry
 
 _log = logging.getLogger("otel_sse")
@@ -107,9 +106,8 @@ class Exit:
     async def flush(self) -> None:
         """Exports everything while the event loop goes on."""
         work = partial(self._bounded, self._flush)
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
+        loop = running_loop()
+        if loop is None:
             work()
         else:
             await loop.run_in_executor(None, work)
@@ -165,8 +163,11 @@ class Exit:
             telemetry.stopping = True
             live = telemetry.snapshot()
             for loop, ends in by_loop((each.loop, partial(each.end, cut=True)) for each in live):
+                answers = True
                 for portion in portions(ends, _PORTION):
-                    if not run_on(loop, portion, _PATIENCE):
+                    # A loop that has been waited for once is blocked, and time is short.
+                    answers = answers and run_on(loop, portion, _PATIENCE)
+                    if not answers:
                         for end in portion:
                             end()
         self._flush()

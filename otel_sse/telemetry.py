@@ -221,14 +221,14 @@ class Telemetry:
             severity = SeverityNumber.ERROR if failed else SeverityNumber.INFO
             self._emit(semconv.CLOSED, connection, severity, totals)
 
-    def message(self, connection: Connection, told: Told, before: int) -> None:
-        """Tells a message that ``before`` others precede as a log-based event."""
-        at = connection.unix(told.at)
-        self._emit(semconv.MESSAGE, connection, extra=self._told(told, before), at=at)
+    def message(self, connection: Connection, segment: Segment, told: Told) -> None:
+        """Tells a message of ``segment``, which may be over, as a log-based event."""
+        at, extra = connection.unix(told.at), self._told(segment, told)
+        self._emit(semconv.MESSAGE, connection, extra=extra, at=at, span=segment.span)
 
-    def _told(self, told: Told, before: int) -> dict[str, Any]:
+    def _told(self, segment: Segment, told: Told) -> dict[str, Any]:
         attributes = {
-            semconv.MESSAGE_SEQUENCE: before + told.number + 1,
+            semconv.MESSAGE_SEQUENCE: segment.before + told.number + 1,
             semconv.EVENT_TYPE: self.type_names[told.type],
             semconv.TOLD_SIZE: told.size,
         }
@@ -257,22 +257,29 @@ class Telemetry:
             return INVALID_SPAN
 
     def end_span(
-        self, connection: Connection, segment: Segment, at: int, attributes: dict[str, Any]
+        self,
+        connection: Connection,
+        segment: Segment,
+        at: int,
+        totals: dict[str, Any] | None = None,
     ) -> None:
-        """Ends a segment's span at ``at`` (Unix, ns), with the messages that it tells."""
+        """Ends a segment's span at ``at`` (Unix, ns), with the messages that it tells; the last one
+        bears the connection's ``totals``.
+        """
+        attributes = {semconv.SEGMENT_MESSAGES: segment.count, **(totals or {})}
 
         def tell() -> None:
-            span, before = segment.span, segment.before
+            span = segment.span
             try:
                 messages = segment.told()
                 if "span" in self.config.message_events:
                     told = [
-                        (self._told(each, before), connection.unix(each.at)) for each in messages
+                        (self._told(segment, each), connection.unix(each.at)) for each in messages
                     ]
                     events.add(span, semconv.MESSAGE, told)
                 if "log" in self.config.message_events and not self.tells_each:
                     for each in messages:
-                        self.message(connection, each, before)
+                        self.message(connection, segment, each)
                 span.set_attributes(attributes)
                 if semconv.ERROR_TYPE in attributes:
                     span.set_status(Status(StatusCode.ERROR))
@@ -342,10 +349,13 @@ class Telemetry:
         severity: SeverityNumber = SeverityNumber.INFO,
         extra: dict[str, Any] | None = None,
         at: int | None = None,
+        span: Span | None = None,
     ) -> None:
-        """Tells a log-based event, of ``at`` (Unix, ns) or of now."""
+        """Tells a log-based event, of ``at`` (Unix, ns) or of now, and of ``span`` or of the
+        connection's current one.
+        """
         at = time.time_ns() if at is None else at
-        context = connection.context() if connection else None
+        context = connection.context(span) if connection else None
 
         def tell() -> None:
             try:

@@ -57,8 +57,7 @@ def innermost(error: BaseException) -> BaseException:
     """What a task group, or a framework that takes it for a disconnect, has wrapped."""
     if type(error).__name__ == "ClientDisconnect" and error.__context__ is not None:
         return error.__context__
-    inner: tuple[BaseException, ...]
-    while len(inner := getattr(error, "exceptions", ())) == 1:
+    while len(inner := _inside(error)) == 1:
         error = inner[0]
     return error
 
@@ -71,12 +70,22 @@ def _follows(error: BaseException | None, gone: bool, failure: BaseException | N
     """
     if gone and _kinds(error) in (_DISCONNECT, _BROKEN):
         return True
-    while error is not None and error is not failure:
+    # Causes may lead round in a circle.
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if error is failure:
+            return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return error is not None
+    return False
 
 
 def _kinds(error: BaseException | None) -> set[str]:
     """The names of the classes of ``error``, or of what a task group has wrapped."""
-    inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
-    return {kind for each in inner for kind in _kinds(each)} or {type(error).__name__}
+    return {kind for each in _inside(error) for kind in _kinds(each)} or {type(error).__name__}
+
+
+def _inside(error: BaseException | None) -> tuple[BaseException, ...]:
+    """The errors of a group; of any other, whatever it has by that name, none."""
+    inner = getattr(error, "exceptions", None)
+    return inner if isinstance(inner, tuple) else ()

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import itertools
+import time
 from typing import Any
 
 import pytest
@@ -405,6 +406,28 @@ async def test_message_events_have_the_messages_own_time(backend: Backend) -> No
         first.timestamp,
         second.timestamp,
     ]
+
+
+async def test_a_message_event_is_of_its_own_segment_however_late_it_is_told(
+    backend: Backend,
+) -> None:
+    """A segment that waits in the outbox until the next one has begun tells its own messages."""
+    fed = Fed()
+    mw = SSEMiddleware(fed, **backend.providers, message_events="log", segment_seconds=0.01)
+    stream = Stream(mw)
+    outbox = mw._telemetry._outbox
+    with outbox._busy:
+        await fed.feed(b"data: first\n\n")
+        outbox._told, outbox._since = 10_000, time.monotonic() + 60
+        await asyncio.sleep(0.02)
+        await fed.feed(b"data: second\n\n")
+        assert backend.spans("SSE") == []
+    fed.end()
+    await stream.task
+    mw._telemetry.empty()
+    spans = {span.context.span_id: span for span in backend.spans("SSE")}
+    told = [spans[event.span_id].attributes for event in backend.events("sse.message")]
+    assert [each["sse.segment.index"] for each in told] == [0, 1]
 
 
 async def test_event_ids_are_told_only_where_asked_for(backend: Backend) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextvars
+import gc
 import logging
+import tracemalloc
 import types
 import weakref
 from collections.abc import Generator
@@ -11,11 +13,19 @@ from typing import Any
 import pytest
 from opentelemetry import baggage, context, trace
 from opentelemetry.propagate import extract
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    ParentBased,
+    Sampler,
+    SamplingResult,
+)
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
-from support import START, Backend, Fed, Stream, http_scope
+from support import START, Backend, Fed, Stream, http_scope, serve_asgi, until
 
 import otel_sse
 from otel_sse import SSEMiddleware
+from otel_sse.current import Request
 
 END = {"type": "http.response.body", "body": b"", "more_body": False}
 TRACEPARENT = (b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01")
@@ -42,6 +52,27 @@ async def test_what_is_said_before_the_start_holds(backend: Backend) -> None:
     await run(backend, app)
     assert backend.value("sse.server.dropped_messages") == 5
     assert backend.spans("SSE")[0].attributes["sse.close.reason"] == "timeout"
+
+
+async def test_what_is_said_where_no_stream_starts_takes_no_memory(backend: Backend) -> None:
+    """Code that streams and other responses share may speak for as long as it likes."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        mine = otel_sse.current()
+        tracemalloc.start()
+        for number in range(10_000):
+            mine.dropped(1, f"{number}")
+            mine.close("timeout")
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert kept < 10_000
+        await send(START)
+        await send(END)
+
+    await run(backend, app)
+    assert backend.value("sse.server.dropped_messages") == 10_000
+    assert backend.value("sse.server.dropped_messages", sse__drop__reason="15") == 1
+    assert backend.value("sse.server.dropped_messages", sse__drop__reason="_OTHER") == 9_984
 
 
 async def test_outside_of_a_stream_current_is_a_no_op() -> None:
@@ -193,6 +224,48 @@ async def test_a_span_that_leaked_from_an_earlier_request_is_no_parent(backend: 
     assert span.kind is SpanKind.SERVER
 
 
+class _First(Sampler):
+    """Drops the first trace."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
+        self.asked += 1
+        return (ALWAYS_OFF if self.asked == 1 else ALWAYS_ON).should_sample(*args, **kwargs)
+
+    def get_description(self) -> str:
+        return "all but the first"
+
+
+async def test_requests_that_a_client_pipelines_are_each_their_own() -> None:
+    """Uvicorn runs each in the context of the one before: none is kept for that, and one that is
+    not sampled is not the parent of the rest.
+    """
+    backend = Backend(sampler=ParentBased(_First()))
+    count, kept = 200, 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal kept
+        await send({**START, "headers": [*START["headers"], (b"content-length", b"9")]})
+        await send({"type": "http.response.body", "body": b"data: x\n\n"})
+        if scope["path"] == "/last":
+            gc.collect()
+            kept = sum(type(each) is Request for each in gc.get_objects())
+
+    async with serve_asgi(SSEMiddleware(app, **backend.providers)) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        paths = [*["/"] * (count - 1), "/last"]
+        writer.write(b"".join(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % p.encode() for p in paths))
+        for _ in paths:
+            await reader.readuntil(b"data: x\n\n")
+        writer.close()
+        await until(lambda: kept)
+    assert kept < count / 2
+    assert len(backend.spans("SSE")) == count - 1
+    assert {span.parent for span in backend.spans("SSE")} == {None}
+
+
 async def test_an_unsampled_server_span_is_respected(backend: Backend) -> None:
     """Where the enclosing span was sampled out, the connection is no trace of its own."""
     fed = Fed()
@@ -218,8 +291,6 @@ async def test_the_context_is_as_before_when_the_request_is_over(backend: Backen
 
     async def send(message: Any) -> None:
         pass
-
-    from support import http_scope
 
     await mw(http_scope(), None, send)  # type: ignore[arg-type]
     assert context.get_current() is before

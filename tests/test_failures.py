@@ -9,7 +9,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.trace import NoOpTracerProvider
-from support import Backend, Fed, Stream
+from support import START, Backend, Fed, Stream
 
 from otel_sse import SSEMiddleware
 from otel_sse import telemetry as telemetry_module
@@ -175,6 +175,40 @@ async def test_a_bug_of_ours_costs_the_telemetry_alone(
     assert 1 <= len(caplog.records) <= 4
     await streams(mw, fed, 1)
     assert backend.value("sse.server.active_connections") == 0
+
+
+async def test_causes_that_go_round_in_a_circle(backend: Backend) -> None:
+    """An error may be the cause of its own cause: the ending is told, and takes no time."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        first, second = ValueError("first"), KeyError("second")
+        first.__cause__, second.__cause__ = second, first
+        await send(START)
+        raise first
+
+    stream = Stream(SSEMiddleware(app, **backend.providers))
+    with pytest.raises(ValueError, match="first"):
+        await stream.task
+    (span,) = backend.spans("SSE")
+    assert span.attributes["error.type"] == "ValueError"
+
+
+@pytest.mark.parametrize("inner", [None, 1, "text", lambda: ()])
+async def test_an_error_that_has_the_name_of_a_groups_errors(inner: Any, backend: Backend) -> None:
+    """It is no group: it is told as itself."""
+    error = ValueError("alone")
+    error.exceptions = inner  # type: ignore[attr-defined]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        raise error
+
+    stream = Stream(SSEMiddleware(app, **backend.providers))
+    with pytest.raises(ValueError, match="alone"):
+        await stream.task
+    (span,) = backend.spans("SSE")
+    assert span.attributes["error.type"] == "ValueError"
+    assert backend.value("sse.server.connection.duration", sse__close__reason="error") == 1
 
 
 async def test_one_meter_provider_may_serve_two_sets_of_other_providers() -> None:

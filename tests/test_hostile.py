@@ -8,6 +8,7 @@ import os
 import socket
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypercorn.asyncio
@@ -29,6 +30,7 @@ from support import (
     SSE,
     START,
     Backend,
+    Fed,
     RawClient,
     Stream,
     http_scope,
@@ -551,6 +553,70 @@ async def test_headers_that_are_read_once_are_the_servers_to_read(
 
     await SSEMiddleware(app, **backend.providers)(http_scope(), never, server)
     assert got == headers
+
+
+async def test_a_send_that_shows_nothing_of_itself_is_told(
+    backend: Backend,
+) -> None:
+    """A proxy may raise at every look for what is behind it: a stream is told all the same, and
+    where hypercorn is asked whether it stops, nothing of that reaches the application.
+    """
+    fed = Fed()
+    fed.end(b"data: x\n\n", None)
+    mw = SSEMiddleware(fed, **backend.providers)
+
+    class Proxy:
+        def __init__(self, send: Any) -> None:
+            self._call = send
+
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("outside of its context")
+
+        async def __call__(self, message: Any) -> None:
+            await self._call(message)
+
+    stream = Stream(lambda scope, receive, send: mw(scope, receive, Proxy(send)))
+    await stream.task
+    assert stream.body == b"data: x\n\n"
+    assert backend.value("sse.server.messages") == 1
+    assert backend.value("sse.server.connection.duration", sse__close__reason="completed") == 1
+
+
+async def test_peers_of_a_unix_socket_are_not_one_client(
+    backend: Backend, instrument: Callable[..., None], tmp_path: Path
+) -> None:
+    """They have an empty address in aiohttp: behind a proxy on such a socket, nobody is told as the
+    client of all.
+    """
+    instrument()
+    done = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: x\n\n")
+        await done.wait()
+        return response
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.UnixSite(runner, tmp_path / "socket").start()
+    writers = []
+    for _ in range(3):
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "socket")
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"data: x")
+        writers.append(writer)
+    assert backend.value("sse.server.active_connections") == 3
+    assert backend.value("sse.server.connections_per_client.max") == 0
+    done.set()
+    await until(lambda: len(backend.spans("SSE")) == 3)
+    assert "client.address" not in backend.spans("SSE")[0].attributes
+    for writer in writers:
+        writer.close()
+    await runner.cleanup()
 
 
 async def test_a_strange_lifespan_message_is_the_servers_to_judge(backend: Backend) -> None:

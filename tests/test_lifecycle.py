@@ -1,14 +1,22 @@
 """The end of the process: what is live is told, everything arrives, the exit status stays."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from otlp import Receiver
+
+from otel_sse.shutdown import Exit
+from otel_sse.telemetry import FLUSH_MILLIS
 
 LIVE = Path(__file__).parent / "apps" / "live.py"
 INSTRUMENT = Path(sys.executable).parent / "opentelemetry-instrument"
@@ -137,6 +145,41 @@ def test_exporters_that_hang_delay_the_end_by_no_more_than_their_time(receiver: 
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == -signal.SIGTERM
     process.communicate()
+
+
+def test_a_loop_that_is_blocked_is_waited_for_once() -> None:
+    """The time for an end is short: ten thousand streams of such a loop are told in it, too."""
+    blocked, go_on, loop = threading.Event(), threading.Event(), asyncio.new_event_loop()
+
+    def block() -> None:
+        blocked.set()
+        go_on.wait()
+
+    class Live:
+        ended = 0
+
+        def __init__(self) -> None:
+            self.loop = loop
+
+        def end(self, *, cut: bool) -> None:
+            Live.ended += cut
+
+    telemetry: Any = SimpleNamespace(
+        snapshot=lambda: [Live() for _ in range(10_000)], empty=lambda: None
+    )
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    loop.call_soon_threadsafe(block)
+    blocked.wait()
+    began = time.monotonic()
+    Exit(lambda: [telemetry])._finish()
+    took = time.monotonic() - began
+    go_on.set()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+    assert Live.ended >= 10_000
+    assert took < FLUSH_MILLIS / 1000 / 2
 
 
 def test_a_forked_child_begins_with_nothing(receiver: Receiver) -> None:

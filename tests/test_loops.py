@@ -95,6 +95,37 @@ async def test_a_loop_does_other_work_between_portions() -> None:
     assert worst == PORTION
 
 
+def test_a_loop_that_does_not_run_is_given_nothing_until_it_does(backend: Backend) -> None:
+    """It would keep what each collection finds due, for as long as it stands still. When it runs
+    again, the stall and the segment are told.
+    """
+    loop = asyncio.new_event_loop()
+    fed = Fed()
+    mw = SSEMiddleware(fed, **backend.providers, segment_seconds=0.05, stall_seconds=0.05)
+
+    async def begin() -> Stream:
+        stream = Stream(mw)
+        await fed.idle.wait()
+        return stream
+
+    stream = loop.run_until_complete(begin())
+    time.sleep(0.1)
+    waiting = len(loop._ready)  # type: ignore[attr-defined]
+    for _ in range(20):
+        assert backend.value("sse.server.stalled_connections") == 1
+    assert len(loop._ready) == waiting  # type: ignore[attr-defined]
+
+    async def told() -> None:
+        await until(lambda: backend.metrics() and backend.events("sse.connection.stalled"))
+        await until(lambda: backend.metrics() and backend.spans("SSE"))
+        fed.end()
+        await stream.task
+
+    loop.run_until_complete(told())
+    loop.close()
+    assert len(backend.events("sse.connection.stalled")) == 1
+
+
 async def test_loops_that_are_gone_or_foreign_are_passed_over() -> None:
     """A closed loop, or none, costs nothing, and the others do what is theirs."""
     closed = asyncio.new_event_loop()

@@ -8,6 +8,7 @@ import textwrap
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
-from support import Backend, RawClient, serve_aiohttp, serve_asgi
+from support import Backend, RawClient, serve_aiohttp, serve_asgi, wait_until
 
 import otel_sse
+from otel_sse import garbage
 
 STREAMS = 240
 MESSAGES = 12
@@ -191,6 +193,22 @@ def _assert_segments_whole(backend: Backend) -> None:
         assert found[-1]["sse.segment.final"] is True
         assert found[-1]["sse.messages"] == MESSAGES
         assert sum(each["sse.segment.messages"] for each in found) == MESSAGES
+
+
+def test_garbage_is_told_though_a_thread_could_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system had no thread left for the first: it is told with the ones that come later."""
+    told: list[int] = []
+
+    def none_left(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(garbage, "start_new_thread", none_left)
+        garbage.later(partial(told.append, 0))
+    for number in range(1, 100):
+        garbage.later(partial(told.append, number))
+    wait_until(lambda: len(told) == 100)
+    assert sorted(told) == [*range(100)]
 
 
 # A stream whose loop has gone away is freed by the garbage collector, wherever that may run: here

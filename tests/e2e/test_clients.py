@@ -869,13 +869,32 @@ async def test_a_busy_reader_is_no_silent_stream(
             busy.set()
             work.wait(20)
 
-    with _instrumented(backend, stall_seconds=0.1):
+    await _busy_then_silent(name, read, busy, work, server, backend)
+
+
+@asynchronous
+async def test_a_busy_task_is_no_silent_stream(name: str, server: Server, backend: Backend) -> None:
+    """Nor is a reader that has a loop, which may be read in any other thread."""
+    busy, work = asyncio.Event(), asyncio.Event()
+
+    async def read(response: Any) -> None:
+        async for _ in response.content if name == "aiohttp" else response.aiter_lines():
+            busy.set()
+            await work.wait()
+
+    await _busy_then_silent(name, read, busy, work, server, backend)
+
+
+async def _busy_then_silent(
+    name: str, read: Way, busy: Any, work: Any, server: Server, backend: Backend
+) -> None:
+    with _instrumented(backend, segment_seconds=0.1, stall_seconds=0.1):
         task = asyncio.ensure_future(CLIENTS[name](read, server.url + "/endless"))
         await until(busy.is_set)
         for _ in range(10):
             await asyncio.sleep(0.03)
             backend.metrics()
-        assert backend.events("sse.connection.stalled") == []
+        assert backend.events("sse.connection.stalled") == backend.spans("SSE") == []
         work.set()
         await until(lambda: backend.metrics() and backend.events("sse.connection.stalled"))
         await server.stop(cut=True)
@@ -1019,6 +1038,24 @@ def test_a_mock_that_streams_is_told(package: Any, told: Backend) -> None:
     (span,) = told.spans("SSE")
     assert span.attributes["sse.messages"] == 2
     assert span.attributes["sse.close.reason"] == "completed"
+
+
+@pytest.mark.parametrize("package", [httpx, httpx2])
+def test_a_comment_that_is_cut_where_marks_are_given_up_is_counted(
+    package: Any, told: Backend
+) -> None:
+    """Its first byte might have been a mark's, until a message had come without one."""
+    pieces = [FIRST + b":", b" ping\n\n", FIRST]
+
+    def answer(request: Any) -> Any:
+        headers = {"Content-Type": "text/event-stream"}
+        return package.Response(200, headers=headers, content=iter(pieces))
+
+    with package.Client(transport=package.MockTransport(answer)) as client:
+        assert client.get("http://mock/").content == b"".join(pieces)
+    assert told.value("sse.client.messages") == 2
+    assert told.value("sse.client.comments") == 1
+    assert told.value("sse.client.io") == len(b"".join(pieces))
 
 
 @pytest.mark.parametrize("package", [httpx, httpx2])
