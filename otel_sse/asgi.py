@@ -229,7 +229,9 @@ class Responder:
             content_type = _first(message.get("headers", ()), b"content-type").decode("latin-1")
             if not is_stream(self._scope["method"], message["status"], content_type):
                 return
-            if self.inner is not None or self.request.connection is not None:
+            # Once the application has returned nobody would end what a task of it starts.
+            over = _KEY not in self._scope
+            if over or self.inner is not None or self.request.connection is not None:
                 return
             route, self.route = self.route, None
             opening = self._opening(message["status"], route or (None,))

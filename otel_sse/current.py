@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
@@ -37,6 +37,7 @@ _log = logging.getLogger("otel_sse")
 
 # The key under which the API keeps the current span.
 (_SPAN_KEY,) = set_span_in_context(INVALID_SPAN, Context())
+_NOTHING: Final = Context()
 
 
 def _to_span(method: str) -> Any:
@@ -100,7 +101,7 @@ class Request(Span):
         # A server may begin the next request of a kept-alive connection in this one's context, and
         # so on for ever: what that one then keeps of this one keeps nothing itself.
         self._around = self._attached = None
-        self.ambient = Context()
+        self.ambient = _NOTHING
 
     def _attach(self) -> Token[Context]:
         """Makes this the current span below what is current now; detaching takes the token.

@@ -536,3 +536,28 @@ async def test_other_kinds_of_bytes_count_too(body: Any, backend: Backend) -> No
     assert stream.sent[1]["body"] is body
     assert backend.value("sse.server.messages") == 1
     assert backend.value("sse.server.io") == 9
+
+
+async def test_what_starts_after_the_application_has_returned_is_no_connection(
+    backend: Backend,
+) -> None:
+    """A task that the application has left behind answers: the server gets it, and nothing is live
+    for ever.
+    """
+    late = asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def answer() -> None:
+            await late.wait()
+            await send(START)
+
+        tasks.append(asyncio.ensure_future(answer()))
+
+    stream = Stream(SSEMiddleware(app, **backend.providers))
+    await stream.task
+    late.set()
+    await tasks[0]
+    assert stream.sent == [START]
+    assert backend.value("sse.server.active_connections") == 0
+    assert otel_sse.connections() == []
