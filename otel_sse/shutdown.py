@@ -52,6 +52,10 @@ class Exit:
         # Seconds that the end of the process may yet be delayed.
         self._left = FLUSH_MILLIS / 1000
         self._draining = False
+        # The interpreter is about to end, and the SDK after us.
+        self._ending = False
+        # Held for a flush, so that none is under way when the SDK ends.
+        self._flushing = threading.Lock()
         # The signal's default action is yet to come.
         self._dying: threading.Event | None = None
 
@@ -99,7 +103,8 @@ class Exit:
 
     def reset(self) -> None:
         """Begins anew in a forked child."""
-        self._draining = False
+        self._draining = self._ending = False
+        self._flushing = threading.Lock()
         self._dying = None
         self._left = FLUSH_MILLIS / 1000
 
@@ -115,6 +120,7 @@ class Exit:
     # --- the ways to end -------------------------------------------------------------------
 
     def _at_exit(self) -> None:
+        self._ending = True
         self._bounded(self._finish)
         if self._dying is not None:
             self._dying.wait(FLUSH_MILLIS / 1000)
@@ -144,11 +150,13 @@ class Exit:
         deadline = time.monotonic() + limit - min(part * limit, most)
         self._flush()
         live = True
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not self._ending:
             before, live = live, any(each.live for each in self._telemetries())
             if before and not live:
                 self._flush()
             time.sleep(_POLL)
+        if self._ending:
+            return
         self._finish()
         # Whoever serves on has not been stopped by that signal.
         for telemetry in self._telemetries():
@@ -173,8 +181,9 @@ class Exit:
         self._flush()
 
     def _flush(self) -> None:
-        for telemetry in self._telemetries():
-            telemetry.empty()
+        with self._flushing:
+            for telemetry in self._telemetries():
+                telemetry.empty()
 
     def _bounded(self, work: Callable[[], None]) -> None:
         """Runs ``work``, and leaves it alone when it takes longer than an export may."""

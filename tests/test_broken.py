@@ -246,7 +246,7 @@ async def test_a_metric_reader_that_raises(
         telemetry = SSEStarletteInstrumentor().telemetry
         assert telemetry is not None
         for _ in range(3):
-            await asyncio.to_thread(telemetry.flush, metrics_too=True)
+            await asyncio.to_thread(telemetry.empty)
     assert len(backend.spans("SSE")) == len(backend.events("sse.connection.closed")) == STREAMS
     assert len(ours(caplog)) == 1
     assert "broken: receive" in caplog.text
