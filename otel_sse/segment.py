@@ -16,7 +16,7 @@ from otel_sse.events import room
 from otel_sse.semconv import EDGE_MESSAGES, EDGE_SLOW_SENDS, MAX_SPAN_EVENTS
 
 # Time (s, monotonic), wait (s), size (bytes), index of the event type.
-_RECORD: Final = Struct("<ddQH")
+_RECORD: Final = Struct("ddQH")
 _SIZE: Final = _RECORD.size
 _pack: Final = _RECORD.pack_into
 _GROWTH: Final = bytes(4 * _SIZE)

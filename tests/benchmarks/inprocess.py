@@ -28,7 +28,7 @@ _USER_AGENT = (
 )
 _TICK = 0.001
 # Requests of a turn.
-_REQUESTS = 500
+_REQUESTS = 100
 
 T = TypeVar("T")
 
