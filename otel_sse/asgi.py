@@ -226,7 +226,7 @@ class Responder:
         try:
             if message["type"] != "http.response.start":
                 return
-            content_type = _first(message.get("headers", ()), b"content-type").decode("latin-1")
+            content_type = _text(message.get("headers", ()), b"content-type")
             if not is_stream(self._scope["method"], message["status"], content_type):
                 return
             # Once the application has returned nobody would end what a task of it starts.
@@ -246,7 +246,7 @@ class Responder:
         scope = self._scope
         headers = scope["headers"]
         scheme, path = scope.get("scheme", "http"), scope["path"]
-        host = _first(headers, b"host").decode("latin-1")
+        host = _text(headers, b"host")
         if self._telemetry.config.excludes(f"{scheme}://{host}{path}"):
             return None
         client = scope.get("client")
@@ -263,25 +263,28 @@ class Responder:
             user_agent=_first(headers, b"user-agent") or None,
             protocol=scope.get("http_version", "1.1"),
             status=status,
-            resumed=any(name.lower() == b"last-event-id" for name, _ in headers),
+            resumed=_first(headers, b"last-event-id") is not None,
             carrier=headers,
             getter=_getter,
             transport=transport_of(self._send) or transport_of(self._receive),
         )
 
 
-def _first(headers: Headers, wanted: bytes) -> bytes:
-    """The first value of a header; empty where there is none."""
+def _first(headers: Headers, wanted: bytes) -> bytes | None:
     for name, value in headers:
         if len(name) == len(wanted) and name.lower() == wanted:
             return value
-    return b""
+    return None
+
+
+def _text(headers: Headers, wanted: bytes) -> str:
+    return (_first(headers, wanted) or b"").decode("latin-1")
 
 
 def _may_grow(headers: Headers) -> bool:
     """Whether bytes may be put into a body: none of its length or coding is told yet."""
-    coding = _first(headers, b"content-encoding")
-    return not _first(headers, b"content-length") and coding in (b"", b"identity")
+    names = (b"content-length", b"content-encoding")
+    return all(_first(headers, name) in (None, b"identity") for name in names)
 
 
 def _marking(send: Send) -> Send:

@@ -4,7 +4,6 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -49,10 +48,7 @@ def portions(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
 def hand(jobs: Iterable[Job]) -> None:
     """Has every job done soon, by its own loop if that runs; returns at once."""
     for loop, works in by_loop(jobs):
-        # It may be closed meanwhile.
-        with suppress(RuntimeError):
-            if runs(loop):
-                loop.call_soon_threadsafe(_turn, loop, deque(works))
+        _soon(loop, _turn, loop, deque(works))
 
 
 def _turn(loop: Any, works: "deque[Work]") -> None:
@@ -73,10 +69,15 @@ def run_on(loop: Any, portion: Sequence[Work], seconds: float) -> bool:
         finally:
             done.set()
 
-    if not runs(loop):
-        return False
+    return _soon(loop, run) and done.wait(seconds)
+
+
+def _soon(loop: Any, work: Callable[..., None], *args: Any) -> bool:
+    """Has ``loop`` call ``work``, if it runs; whether it does."""
     try:
-        loop.call_soon_threadsafe(run)
-    except RuntimeError:
+        if not runs(loop):
+            return False
+        loop.call_soon_threadsafe(work, *args)
+    except RuntimeError:  # closed meanwhile
         return False
-    return done.wait(seconds)
+    return True
