@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import socket
 import sys
 import time
@@ -31,6 +32,9 @@ T = TypeVar("T")
 Attributes = dict[str, Any]
 # How long anything may take on a machine that is busy, in seconds: less than pytest's time-out.
 PATIENCE = 60.0
+
+# Below those that Linux and others hand out; each process that tests takes them in its own order.
+_ports = iter(random.SystemRandom().sample(range(10_000, 32_000), 20_000))
 
 AIOHTTP_SSE_3 = pytest.mark.skipif(
     sys.version_info < (3, 11), reason="aiohttp-sse 3, which this speaks to, needs Python 3.11"
@@ -292,6 +296,13 @@ def exporting(receiver: Receiver) -> Iterator[dict[str, Any]]:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port for a server that cannot be given port 0.
+
+    Not one that the kernel hands out, which a client's connection might have got before the server
+    starts; nor one that this process has been given.
+    """
+    for port in _ports:
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import subprocess
 import tempfile
 import time
@@ -11,19 +10,11 @@ from pathlib import Path
 
 import aiohttp
 from browser.receivers import MARK, AddedReceiver
+from support import free_port
 from tools import tool
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _CONFIGS = (_CHECKOUT / "collector/base.yaml", _CHECKOUT / "examples/browser/collector.yaml")
-
-
-def free_ports(count: int) -> list[int]:
-    """Held all at once, so that they differ."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 class Collector:
@@ -32,7 +23,7 @@ class Collector:
     def __init__(self, receiver: AddedReceiver, raw: str | None = None) -> None:
         self._receiver = receiver
         self._marks = 0
-        self._port, self._health = free_ports(2)
+        self._port, self._health = free_port(), free_port()
         settings = [
             f"receivers::otlp/browser::protocols::http::endpoint: 127.0.0.1:{self._port}",
             "receivers::otlp::protocols::http::endpoint: 127.0.0.1:0",

@@ -8,17 +8,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest_asyncio
-from browser.collector import Collector, free_ports
+from browser.collector import Collector
 from browser.receivers import AddedReceiver
 from browser.tab import SHARED_LOOP, Tab
 from playwright.async_api import Browser
+from support import free_port
 
 pytestmark = SHARED_LOOP
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def server(bundle: Path) -> AsyncIterator[str]:
-    (port,) = free_ports(1)
+    port = free_port()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-u", "serve.py", str(port), cwd=bundle, stdout=PIPE, stderr=DEVNULL
     )

@@ -2,6 +2,7 @@
 data.
 """
 
+import contextlib
 import http.client
 import re
 import shlex
@@ -388,15 +389,11 @@ class _Hosts:
         ]
 
     def __enter__(self) -> "_Hosts":
-        self.started: list[Process] = []
-        try:
+        with contextlib.ExitStack() as started:
             for each in (*self.gateways, self.haproxy, *self.agents):
-                each.start()
-                self.started.append(each)
+                started.enter_context(each)
             wait_until(self._listens)
-        except BaseException:
-            self.__exit__()
-            raise
+            self._started = started.pop_all()
         return self
 
     def _listens(self) -> bool:
@@ -411,5 +408,4 @@ class _Hosts:
             connection.close()
 
     def __exit__(self, *_: object) -> None:
-        for each in self.started:
-            each.kill()
+        self._started.close()

@@ -514,14 +514,14 @@ async def test_an_emergency_costs_only_those_who_are_behind(backend: Backend) ->
     its batch is no reason for another clean-up.
     """
     meters = Meters(backend.meter_provider)
-    settings = replace(QUICK, memory_limit_mb=1)
+    settings = replace(QUICK, memory_limit_mb=1, batch_seconds=60)
     limits = Limits(settings, Errors(meters), meters, lambda: 2 * MIB)
     told = Told(), Told()
     quick, stuck = (Outlet(settings, frozenset(), each, bool, limits.limited) for each in told)  # type: ignore[arg-type]
     with limits.admitted(quick, "a"), limits.admitted(stuck, "b"):
         for outlet in (quick, stuck):
             outlet.put(message(1))
-        stuck._since -= 10
+        stuck._since -= 100
         limits.look()
         limits.look()
     assert told[0].drops == told[0].reasons == []
