@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from e2e.processes import ALONE
 from otlp import Receiver
 
 from otel_sse.shutdown import Exit
@@ -36,7 +37,7 @@ def start(receiver: Receiver, how: str, streams: int = 1, **env: str) -> "subpro
             **os.environ,
             "OTEL_SERVICE_NAME": "live",
             **receiver.environment,
-            "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "",
+            **ALONE,
             **env,
         },
         # Not the checkout: opentelemetry-instrument puts the working directory on the path.

@@ -27,7 +27,8 @@ class Site:
         app.router.add_static("/dist", self._dist)
         app.router.add_get("/", self._page)
         app.router.add_route("*", "/{path:.*}", self._stream)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        # A stream whose reader has left is cancelled; else it would wait on, and nobody for it.
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         # A reload of the page may still hold the port's last connections.
         site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)

@@ -17,7 +17,9 @@ APPS = Path(__file__).parent / "apps"
 BIN = Path(sys.executable).parent
 # How long a start or an end may take on a machine that is busy, in seconds.
 PATIENCE = 150.0
-ALONE = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asgi,aiohttp-server,fastapi,starlette"}
+# Contrib's are off, also those of clients and of the system: they would lengthen each start.
+CONTRIB = "aiohttp-client,aiohttp-server,asgi,fastapi,httpx,requests,starlette"
+ALONE = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": f"{CONTRIB},system_metrics"}
 
 
 class Served:

@@ -20,14 +20,13 @@ from typing import Any
 
 import pytest
 from e2e.endings import ENDINGS, SERVERS, Ending, Server, markdown, told
+from e2e.processes import ALONE, APPS, BIN
 from otlp import Point, Receiver, Record, Span
 
 pytestmark = pytest.mark.timeout(600)
 
 TESTS = Path(__file__).parent.parent
-APPS = TESTS / "e2e" / "apps"
 DOCS = TESTS.parent / "docs" / "endings.md"
-BIN = Path(sys.executable).parent
 CONTRIB = "opentelemetry.instrumentation."
 # How long anything may take on a machine that is busy.
 PATIENCE = 150.0
@@ -123,9 +122,7 @@ def process(server: Server, run: Run) -> Iterator[tuple["subprocess.Popen[bytes]
                 "OTEL_METRIC_EXPORT_INTERVAL": "600000",
                 "OTEL_BSP_SCHEDULE_DELAY": "600000",
                 "OTEL_BLRP_SCHEDULE_DELAY": "100",
-                "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ""
-                if server.contrib
-                else "aiohttp-server,asgi,fastapi,starlette",
+                **({"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ""} if server.contrib else ALONE),
             },
             # Not the checkout: opentelemetry-instrument puts the working directory on the path.
             cwd=APPS,

@@ -17,20 +17,17 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import oracle
 import pytest
+from e2e.processes import ALONE, APPS, BIN
 from otlp import Receiver, Span
 from support import AIOHTTP_SSE_3
 
-BIN = Path(sys.executable).parent
-APPS = Path(__file__).parent / "apps"
 BASE = ("http.request.method", "http.route", "url.scheme")
 ENDING = ("sse.close.reason", "http.response.status_code")
-CONTRIB = "aiohttp-server,asgi,fastapi,starlette,system_metrics"
 
 
 class Server:
@@ -56,7 +53,7 @@ class Server:
             "OTEL_BLRP_SCHEDULE_DELAY": "50",
         }
         if not contrib:
-            environment["OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"] = CONTRIB
+            environment |= ALONE
         self.process = subprocess.Popen(
             [BIN / "opentelemetry-instrument", *command],
             env=environment,

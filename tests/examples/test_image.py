@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from collector.processes import INSTRUMENT
-from e2e.processes import ALONE
+from e2e.processes import CONTRIB
 from examples.commands import EXAMPLES
 from examples.composed import COMPOSE, DOCKERFILE, SERVICES, WORKERS
 from otlp import Receiver
@@ -128,8 +128,10 @@ def test_the_image_serves_and_ends_as_composed(tmp_path: Path) -> None:
     port = free_port()
     with Receiver() as receiver:
         # Its memory is that of a process that tests; its addresses are this machine's.
-        own = {**ENVIRONMENT, **ALONE, **receiver.environment, "SSE_SERVER_HOST": "127.0.0.1"}
+        own = {**ENVIRONMENT, **receiver.environment, "SSE_SERVER_HOST": "127.0.0.1"}
         own = {**own, "SSE_SERVER_PORT": str(port), "SSE_SERVER_REDIS_URL": ""}
+        # Its only instrumentation beside ours is the system's.
+        own["OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"] = CONTRIB
         server = subprocess.Popen(
             [str(INSTRUMENT), sys.executable, "-m", "server"],
             cwd=tmp_path / home,
