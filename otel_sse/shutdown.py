@@ -47,8 +47,8 @@ class Exit:
         self._watching = False
         # Our handler and the one it stands before, by signal.
         self._chained: dict[int, tuple[Any, Any]] = {}
-        # The process that has its finalizer.
-        self._finalized = 0
+        # The process that has begun to serve.
+        self._serving = 0
         # Seconds that the end of the process may yet be delayed.
         self._left = FLUSH_MILLIS / 1000
         self._draining = False
@@ -56,8 +56,9 @@ class Exit:
         self._ending = False
         # Held for a flush, so that none is under way when the SDK ends.
         self._flushing = threading.Lock()
-        # The signal's default action is yet to come.
+        # The signal's default action is yet to come; and is due, since everything is exported.
         self._dying: threading.Event | None = None
+        self._due = False
 
     def watch(self) -> None:
         if not self._watching:
@@ -82,8 +83,11 @@ class Exit:
         """Puts itself before the handlers that a server has installed since the last call."""
         if not self._watching or not _in_main_thread():
             return
-        if self._finalized != os.getpid():
-            self._finalized = os.getpid()
+        if self._serving != os.getpid():
+            self._serving = os.getpid()
+            # An SDK may have been set up since: the hook that comes last runs first.
+            atexit.unregister(self._at_exit)
+            atexit.register(self._at_exit)
             if multiprocessing.parent_process() is not None:
                 # A child of multiprocessing runs no exit hooks but these.
                 Finalize(None, self._at_exit, exitpriority=100)
@@ -103,7 +107,7 @@ class Exit:
 
     def reset(self) -> None:
         """Begins anew in a forked child."""
-        self._draining = self._ending = False
+        self._draining = self._ending = self._due = False
         self._flushing = threading.Lock()
         self._dying = None
         self._left = FLUSH_MILLIS / 1000
@@ -126,13 +130,22 @@ class Exit:
             self._dying.wait(FLUSH_MILLIS / 1000)
 
     def _stand_in(self, signum: int, _: FrameType | None) -> None:
-        """In place of the default action, which comes when everything is exported."""
-        signal.signal(signum, signal.SIG_DFL)
-        self._dying = threading.Event()
-        in_thread(self._finish_and_kill, signum)
+        """In place of the default action, which comes when everything is exported, or at once where
+        somebody insists. Nobody does where a daemon is told twice: its parent's exit hooks always
+        ask, also when the parent itself has asked, as hypercorn's master does.
+        """
+        first = self._dying is None
+        if self._due or not multiprocessing.current_process().daemon:
+            signal.signal(signum, signal.SIG_DFL)
+        if first:
+            self._dying = threading.Event()
+            in_thread(self._finish_and_kill, signum)
+        elif self._due:
+            os.kill(os.getpid(), signum)
 
     def _finish_and_kill(self, signum: int) -> None:
         self._bounded(self._finish)
+        self._due = True
         os.kill(os.getpid(), signum)
 
     def _announced(self, handler: Any, signum: int, frame: FrameType | None) -> None:

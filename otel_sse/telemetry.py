@@ -311,7 +311,8 @@ class Telemetry:
 
     def _flush(self, provider: object) -> None:
         flush = getattr(provider, "force_flush", None)
-        if flush is not None:
+        # A meter provider that the application has shut down would collect once more, and complain.
+        if flush is not None and not getattr(provider, "_shutdown", False):
             try:
                 flush(FLUSH_MILLIS)
             except Exception:

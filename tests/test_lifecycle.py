@@ -31,8 +31,9 @@ def receiver() -> Iterator[Receiver]:
 
 def start(receiver: Receiver, how: str, streams: int = 1, **env: str) -> "subprocess.Popen[str]":
     """A process with that many live streams, whose exporters would wait for a minute."""
+    around = [] if how == "late" else [str(INSTRUMENT)]
     process = subprocess.Popen(
-        [str(INSTRUMENT), sys.executable, str(LIVE), how, str(streams)],
+        [*around, sys.executable, str(LIVE), how, str(streams)],
         env={
             **os.environ,
             "OTEL_SERVICE_NAME": "live",
@@ -93,6 +94,14 @@ def test_five_thousand_live_streams_are_more_than_the_queue_holds_and_all_arrive
     assert len(receiver.records("sse.connection.opened")) == 5000
 
 
+def test_an_sdk_that_is_set_up_after_us_ends_after_us(receiver: Receiver) -> None:
+    """What waits for room in its queues when the process ends is still exported."""
+    status, stderr = ended(start(receiver, "late", 5000))
+    assert (status, stderr) == (0, "")
+    assert len(receiver.spans("SSE")) == 5000
+    assert len(receiver.records("sse.connection.closed")) == 5000
+
+
 @pytest.mark.parametrize(("how", "expected"), [("return", 0), ("exit", 3), ("raise", 1)])
 def test_an_exit_of_the_applications_own_loses_nothing(
     how: str, expected: int, receiver: Receiver
@@ -138,6 +147,15 @@ def test_a_second_signal_kills_at_once(receiver: Receiver) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(2) == -signal.SIGTERM
     process.communicate()
+
+
+def test_a_daemon_that_is_told_twice_tells_everything(receiver: Receiver) -> None:
+    """Its parent stops it and ends, and the exit hooks of multiprocessing stop it once more."""
+    process = start(receiver, "daemon", 100)
+    process.send_signal(signal.SIGTERM)
+    status, stderr = ended(process)
+    assert (status, stderr) == (0, "")
+    all_told(receiver, 100, "server_shutdown")
 
 
 def test_exporters_that_hang_delay_the_end_by_no_more_than_their_time(receiver: Receiver) -> None:

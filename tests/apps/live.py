@@ -2,11 +2,13 @@
 
 It says "live" when its streams are up, and then ends as asked: ``return`` from main, ``exit``
 by sys.exit(3), ``raise``, ``wait`` for a signal, ``handler`` (it handles the signal itself),
-``locked`` (it signals itself under a lock of the SDK's), or ``fork``.
+``locked`` (it signals itself under a lock of the SDK's), ``late`` (it sets the SDK up when we are
+there, and returns), ``fork``, or ``daemon`` (a child serves, which it stops at a signal).
 Second argument: how many streams.
 """
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import sys
@@ -15,6 +17,7 @@ import time
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.instrumentation.auto_instrumentation import initialize
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from otel_sse import SSEMiddleware, connections
@@ -33,6 +36,8 @@ async def _send(message: Any) -> None:
 
 async def _main(how: str, streams: int) -> None:
     app = SSEMiddleware(_app)
+    if how == "late":
+        initialize()
     stop = asyncio.Event()
     if how == "handler":
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -82,6 +87,24 @@ def _fork(streams: int) -> None:
         asyncio.run(_main("return", 1))
 
 
+def _daemon(streams: int) -> None:
+    """Asks its child to end, and ends: the exit hooks ask it again, and wait for it."""
+
+    def stop(*_: object) -> None:
+        child.terminate()
+        sys.exit()
+
+    context = multiprocessing.get_context("spawn")
+    child = context.Process(target=_serve, args=("wait", streams), daemon=True)
+    signal.signal(signal.SIGTERM, stop)
+    child.start()
+    child.join()
+
+
+def _serve(how: str, streams: int) -> None:
+    asyncio.run(_main(how, streams))
+
+
 async def _forever() -> Any:
     await asyncio.Event().wait()
 
@@ -102,5 +125,7 @@ def _scope() -> dict[str, Any]:
 if __name__ == "__main__":
     if sys.argv[1] == "fork":
         _fork(int(sys.argv[2]))
+    elif sys.argv[1] == "daemon":
+        _daemon(int(sys.argv[2]))
     else:
-        asyncio.run(_main(sys.argv[1], int(sys.argv[2])))
+        _serve(sys.argv[1], int(sys.argv[2]))
