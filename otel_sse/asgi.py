@@ -215,6 +215,9 @@ class Responder:
             await self._send(message)
         except BaseException as error:
             connection.interrupted(None if gone else body, began, error)
+            if last and not gone and connection.gone and not isinstance(error, Exception):
+                # Cancelled, because it is told at once that nobody listens any more: its own end.
+                connection.end(completed=True)
             raise
         if kind == "http.response.body" and not gone:
             connection.sent(body, began, perf_counter())

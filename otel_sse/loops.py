@@ -1,11 +1,13 @@
 """Runs work on the event loops that own it, a portion at a time: a loop has others to serve."""
 
 import asyncio
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 # How much of it is done at a time, and the seconds that are left to others before the next time.
 PORTION: Final = 64
@@ -13,16 +15,47 @@ _PAUSE: Final = 0.005
 
 T = TypeVar("T")
 Work = Callable[[], None]
-# An asyncio event loop (None where there is none to ask), and what it is to run.
+# An event loop (None where there is none to ask), and what it is to run.
 Job = tuple[Any, Work]
 
 
-def running_loop() -> asyncio.AbstractEventLoop | None:
-    """The asyncio event loop of this thread; None where it is another's, or there is none."""
-    try:
+class _Trio(NamedTuple):
+    """A run of trio, for those who ask asyncio's event loops."""
+
+    token: Any
+
+    def is_running(self) -> bool:
+        # One that is over raises a RuntimeError when it is asked for more.
+        return True
+
+    def call_soon_threadsafe(self, work: Callable[..., None], *args: Any) -> None:
+        self.token.run_sync_soon(work, *args)
+
+    def call_later(self, _: float, work: Callable[..., None], *args: Any) -> None:
+        # Others have their turn before it.
+        self.token.run_sync_soon(work, *args)
+
+
+def running_loop() -> Any:
+    """The event loop of this thread, asyncio's or trio's; None where there is none."""
+    with suppress(RuntimeError):
         return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+    trio = sys.modules.get("trio")
+    if trio is not None:
+        with suppress(RuntimeError):
+            return _Trio(trio.lowlevel.current_trio_token())
+    return None
+
+
+async def aside(work: Work) -> None:
+    """Has a thread do ``work`` while the event loop goes on; an unknown loop waits."""
+    loop = running_loop()
+    if isinstance(loop, _Trio):
+        await sys.modules["trio"].to_thread.run_sync(work)
+    elif loop is not None:
+        await loop.run_in_executor(None, work)
+    else:
+        work()
 
 
 def runs(loop: Any) -> bool:
@@ -32,10 +65,10 @@ def runs(loop: Any) -> bool:
 
 def by_loop(jobs: Iterable[Job]) -> list[tuple[Any, list[Work]]]:
     """Each loop, with all the work that is its."""
-    found: dict[int, tuple[Any, list[Work]]] = {}
+    found: dict[Any, list[Work]] = {}
     for loop, work in jobs:
-        found.setdefault(id(loop), (loop, []))[1].append(work)
-    return list(found.values())
+        found.setdefault(loop, []).append(work)
+    return list(found.items())
 
 
 def portions(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, Final
 
 from otel_sse.garbage import in_thread
-from otel_sse.loops import by_loop, portions, run_on, running_loop
+from otel_sse.loops import aside, by_loop, portions, run_on
 from otel_sse.telemetry import FLUSH_MILLIS, Telemetry
 
 _log = logging.getLogger("otel_sse")
@@ -114,12 +114,7 @@ class Exit:
 
     async def flush(self) -> None:
         """Exports everything while the event loop goes on."""
-        work = partial(self._bounded, self._flush)
-        loop = running_loop()
-        if loop is None:
-            work()
-        else:
-            await loop.run_in_executor(None, work)
+        await aside(partial(self._bounded, self._flush))
 
     # --- the ways to end -------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Final
 from otel_sse import semconv
 
 TIMEOUTS: Final = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
+_TOO_SLOW: Final = "TooSlowError"  # trio's
 _DISCONNECT: Final = {"ClientDisconnect"}
 _BROKEN: Final = {"BrokenResourceError"}
 
@@ -28,7 +29,8 @@ def weigh(
         return None, True
     if error is not None and _kinds(error) == _BROKEN:
         around = error.__context__
-        error = around if isinstance(around, asyncio.CancelledError) else error
+        # Cancelled, by any event loop.
+        error = error if around is None or isinstance(around, Exception) else around
     return error, gone
 
 
@@ -40,7 +42,8 @@ def verdict(
         return said
     if isinstance(error, Exception):
         inner = innermost(error)
-        return semconv.TIMEOUT if isinstance(inner, TIMEOUTS) else semconv.ERROR
+        late = isinstance(inner, TIMEOUTS) or type(inner).__name__ == _TOO_SLOW
+        return semconv.TIMEOUT if late else semconv.ERROR
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         return semconv.SERVER_SHUTDOWN
     if completed:
