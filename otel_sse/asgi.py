@@ -216,8 +216,9 @@ class Responder:
         except BaseException as error:
             connection.interrupted(None if gone else body, began, error)
             if last and not gone and connection.gone and not isinstance(error, Exception):
-                # Cancelled, because it is told at once that nobody listens any more: its own end.
-                connection.end(completed=True)
+                # Cancelled, since it is told that nobody listens: a server may say so at the end.
+                connection.gone = False
+                connection.end(completed=not connection.left())
             raise
         if kind == "http.response.body" and not gone:
             connection.sent(body, began, perf_counter())

@@ -4,12 +4,13 @@ import asyncio
 import concurrent.futures
 import itertools
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode
-from support import START, Backend, Fed, Stream, until
+from support import START, Backend, Fed, Stream, http_scope, until
 
 import otel_sse
 from otel_sse import SSEMiddleware
@@ -139,6 +140,58 @@ async def test_a_peer_that_leaves_while_a_chunk_is_sent_has_not_left_before_it(
     assert backend.value("sse.server.messages") == 1
 
 
+class Channel:
+    """A server's ends: in the last send it says that the client has left. It may show a transport,
+    which is ``closing`` then.
+    """
+
+    def __init__(self, closing: bool | None) -> None:
+        self._gone = asyncio.Event()
+        self.transport = None
+        if closing is not None:
+            self.transport = SimpleNamespace(
+                get_write_buffer_size=lambda: 0,
+                is_closing=lambda: closing and self._gone.is_set(),
+            )
+
+    async def receive(self) -> Any:
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.body" and not message["more_body"]:
+            self._gone.set()
+            await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("closing", "reason"),
+    [(None, "completed"), (False, "completed"), (True, "client_disconnect")],
+    ids=["no transport", "open", "closing"],
+)
+async def test_a_last_send_that_is_cancelled_by_a_disconnect(
+    closing: bool | None, reason: str, backend: Backend
+) -> None:
+    """Some servers announce their own end of the stream so; where the transport is closing, it is
+    the client that has not waited for it.
+    """
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        sending = asyncio.ensure_future(
+            send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": False})
+        )
+        await receive()
+        sending.cancel()
+        await asyncio.wait([sending])
+
+    channel = Channel(closing)
+    await middleware(backend, app)(http_scope(), channel.receive, channel.send)
+    (span,) = backend.spans("SSE")
+    assert span.attributes["sse.close.reason"] == reason
+    assert span.attributes["sse.messages"] == 1
+
+
 async def test_returning_in_the_middle_of_the_body_is_explained_by_nothing(
     backend: Backend,
 ) -> None:
@@ -170,8 +223,6 @@ async def test_a_send_that_finds_the_peer_gone_is_a_disconnect(backend: Backend)
             raise BrokenPipeError(32, "Broken pipe")
 
     mw = middleware(backend, app)
-    from support import http_scope
-
     with pytest.raises(RuntimeError):
         await mw(http_scope(), None, broken)  # type: ignore[arg-type]
     (span,) = backend.spans("SSE")
