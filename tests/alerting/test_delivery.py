@@ -4,6 +4,7 @@ on the dashboard and in the runbook. All ask about one episode, so all are in th
 
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -163,6 +164,16 @@ def test_what_the_runbook_asks_is_answered(name: str, episode: Episode) -> None:
     for query in runbook.queries(name):
         asked = re.sub(r'job="SERVICE"', 'job=~".+"', query)
         assert episode.answer(asked) or "server_shutdown" in query, query
+
+
+def test_the_runbook_tells_which_process_an_instance_is(episode: Episode) -> None:
+    """Host and process, of one that was started as the runbook says."""
+    (query,) = runbook.WHICH
+    (logged,) = episode.logged("SSEConnectionsHigh", "firing")
+    asked = query.replace("SERVICE", logged["job"]).replace("INSTANCE", logged["instance"])
+    (found,) = episode.stack.query(asked, time=episode.height)
+    assert found["metric"]["host_name"] == socket.gethostname()
+    assert int(found["metric"]["process_pid"]) > 0
 
 
 def test_the_runbook_tells_how_long_a_service_has_been_silent(episode: Episode) -> None:

@@ -355,7 +355,7 @@ def test_a_real_application_crosses_every_threshold() -> None:
         told = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_PYTHON_SSE_STALL_SECONDS": "0.5"}
         named = {"OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=real"}
         # Less than a second between two exports is no rate.
-        named["OTEL_METRIC_EXPORT_INTERVAL"] = "1100"
+        named["OTEL_METRIC_EXPORT_INTERVAL"] = "1000"
         with App(f"http://127.0.0.1:{collector.ports['grpc']}", **told, **named) as app:
             wait_until(lambda: set(collector.alerts("real")) == {"SSEMemoryHigh"})
             paths = ("/ticker", "/silent", "/bursts", "/ticker")
