@@ -27,6 +27,10 @@ _MEASURED: Final = re.compile(
 # Of the inputs, those that become a rate; `sse.server.connections` stays a number.
 _RATES: Final = {"sse.server.io", "sse.server.messages", "sse.server.send.time"}
 
+# A process that is told to stop exports several times at once; what has happened between two of
+# them is no rate. In nanoseconds: one export a second, none too punctual, has rates.
+_INTERVAL: Final = "datapoint.time_unix_nano - datapoint.start_time_unix_nano >= 900000000"
+
 _HEAD: Final = "# Made by render.py: change thresholds.yaml and render it anew.\n#\n"
 
 _RULE: Final = """\
@@ -69,7 +73,7 @@ def collector(thresholds: list[dict[str, Any]]) -> str:
                 severity=each["severity"],
                 number=_number(each),
                 scaled=_scaled(per, scale),
-                breached=_breached(each),
+                breached=_breached(each, rate=metric in _RATES),
             )
         )
     content = (HERE / "thresholds.collector.template").read_text()
@@ -99,11 +103,14 @@ def _scaled(per: str | None, scale: str | None) -> str:
     return "".join(f"          - {statement}\n" for statement in statements)
 
 
-def _breached(threshold: dict[str, Any]) -> str:
-    value, number = "datapoint.value_double", _number(threshold)
-    if threshold["variable"].startswith("SSE_MIN_"):
-        return f'{value} < {number} and resource.attributes["sse.held"] > 0'
-    return f"{value} > {number}"
+def _breached(threshold: dict[str, Any], rate: bool) -> str:
+    low = threshold["variable"].startswith("SSE_MIN_")
+    parts = [f"datapoint.value_double {'<' if low else '>'} {_number(threshold)}"]
+    if low:
+        parts.append('resource.attributes["sse.held"] > 0')
+    if rate:
+        parts.append(_INTERVAL)
+    return " and ".join(parts)
 
 
 def render() -> None:

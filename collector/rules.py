@@ -9,7 +9,10 @@ runbook.md.
     OTEL_METRIC_EXPORT_INTERVAL=15000 python collector/rules.py [FOLDER]
 """
 
+import contextlib
+import math
 import os
+import re
 import sys
 from pathlib import Path
 from string import Template
@@ -51,15 +54,14 @@ def number(threshold: dict[str, Any]) -> float:
 
 def windows(folder: Path = PROMETHEUS) -> dict[str, str]:
     """The spans of time in the rules; recording.template.yaml says what each is for."""
-    export = _from_environment("OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1000
-    config = yaml.safe_load((folder / "prometheus.yaml").read_text())
-    scrape = float(config["global"]["scrape_interval"].removesuffix("s"))
+    export = _positive("OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1000
+    scrape = _scrape_interval(folder / "prometheus.yaml")
     seconds = {
         "brief": 2 * scrape,
         "confirm": export + scrape,
         "window": 2 * export + scrape,
         "long": 5 * export + scrape,
-        "leak": _from_environment("SSE_LEAK_WINDOW", 600),
+        "leak": _positive("SSE_LEAK_WINDOW", 600),
     }
     return {
         name: f"{span:.0f}s" if span == int(span) else f"{span * 1000:.0f}ms"
@@ -96,12 +98,31 @@ def _alert(threshold: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def _scrape_interval(file: Path) -> float:
+    """In seconds; a minute where none is given, as Prometheus has it."""
+    config = yaml.safe_load(file.read_text())
+    said = str(config.get("global", {}).get("scrape_interval", "1m"))
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?", said)
+    given = [int(each or 0) for each in parts.groups()] if parts else [0] * 4
+    interval = sum(unit * each for unit, each in zip((3600, 60, 1, 0.001), given, strict=True))
+    if not interval:
+        raise SystemExit(f"{file}: the scrape_interval is {said!r}, and takes a duration: 15s, 1m")
+    return interval
+
+
 def _from_environment(variable: str, default: float) -> float:
     said = os.environ.get(variable, "")
-    try:
-        return float(said or default)
-    except ValueError:
-        raise SystemExit(f"{variable} is {said!r}, and takes a number") from None
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(said or default)):
+            return value
+    raise SystemExit(f"{variable} is {said!r}, and takes a number")
+
+
+def _positive(variable: str, default: float) -> float:
+    value = _from_environment(variable, default)
+    if value <= 0:
+        raise SystemExit(f"{variable} is {os.environ[variable]!r}, and takes a number above 0")
+    return value
 
 
 def text(content: dict[str, Any], source: str) -> str:

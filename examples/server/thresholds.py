@@ -10,6 +10,7 @@ memory leak, which memory.py tells.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import time
@@ -108,7 +109,9 @@ def _threshold(entry: dict[str, Any]) -> Threshold:
     try:
         limit = float(said)
     except ValueError:
-        raise ValueError(f"{variable} is {said!r}, and takes a number") from None
+        limit = math.nan
+    if not math.isfinite(limit):
+        raise ValueError(f"{variable} is {said!r}, and takes a number")
     if entry["severity"] not in SEVERITIES:
         raise ValueError(f"{entry['alert']}: the severity is {entry['severity']!r}")
     return Threshold(

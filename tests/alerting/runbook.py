@@ -8,6 +8,7 @@ from alerting.stack import COLLECTOR
 
 RUNBOOK: Final = (COLLECTOR / "runbook.md").read_text()
 SECTIONS: Final = dict(re.findall(r"(?ms)^## (\w+)\n(.*?)(?=^## |\Z)", RUNBOOK))
+WHICH: Final = re.findall(r"(?s)```promql\n(.*?)```", RUNBOOK.partition("\n## ")[0])
 PARTS: Final = ("Meaning.", "Impact.", "Confirm.", "Do.", "Silence.")
 
 

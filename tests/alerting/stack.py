@@ -191,6 +191,7 @@ class Stack:
             OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
             OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{self.otlp}",
             OTEL_METRIC_EXPORT_INTERVAL="1000",
+            OTEL_EXPERIMENTAL_RESOURCE_DETECTORS="host,process",
             OTEL_TRACES_EXPORTER="none",
             OTEL_LOGS_EXPORTER="none",
             OTEL_PYTHON_SSE_STALL_SECONDS="2",

@@ -4,6 +4,7 @@ on the dashboard and in the runbook. All ask about one episode, so all are in th
 
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -165,9 +166,32 @@ def test_what_the_runbook_asks_is_answered(name: str, episode: Episode) -> None:
         assert episode.answer(asked) or "server_shutdown" in query, query
 
 
+def test_the_runbook_tells_which_process_an_instance_is(episode: Episode) -> None:
+    """Host and process, of one that was started as the runbook says."""
+    (query,) = runbook.WHICH
+    (logged,) = episode.logged("SSEConnectionsHigh", "firing")
+    asked = query.replace("SERVICE", logged["job"]).replace("INSTANCE", logged["instance"])
+    (found,) = episode.stack.query(asked, time=episode.height)
+    assert found["metric"]["host_name"] == socket.gethostname()
+    assert int(found["metric"]["process_pid"]) > 0
+
+
+def test_the_runbook_tells_how_long_a_service_has_been_silent(episode: Episode) -> None:
+    """One that is scraped now was heard some seconds ago, not at the moment of the question."""
+    asked = re.sub(r'job="SERVICE"', 'job=~".+"', runbook.queries("SSETelemetryAbsent")[0])
+    found = episode.stack.query(asked, time=episode.height)
+    assert found
+    assert all(0 <= float(each["value"][1]) < 60 for each in found), found
+    later = episode.stack.query(asked, time=episode.height + 3000)
+    assert all(1200 < float(each["value"][1]) < 3600 for each in later), later
+
+
 def test_the_silences_of_the_runbook_are_understood(episode: Episode) -> None:
-    """Each command for a silence is one that amtool takes, and it silences that alert."""
-    address = f"--alertmanager.url=http://127.0.0.1:{episode.stack.alertmanager}"
+    """Each command for a silence is one that amtool takes, with the address as the runbook says to
+    give it, and it silences that alert.
+    """
+    (said,) = re.findall(r"`(--alertmanager\.url=http://localhost:)9093`", runbook.RUNBOOK)
+    address = f"{said}{episode.stack.alertmanager}"
     for name in runbook.NAMES:
         (command,) = re.findall(r"`(amtool silence add [^`]*)`", runbook.SECTIONS[name])
         _, *arguments = shlex.split(command)

@@ -1,5 +1,6 @@
 """Where Alertmanager sends what: its configuration, checked and asked by amtool."""
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any, Final
@@ -48,6 +49,25 @@ def test_an_unknown_severity_is_logged() -> None:
     """What bears no severity that is known here is not lost."""
     found = amtool("config", "routes", "test", f"--config.file={CONFIG}", "alertname=Another")
     assert found.strip() == "log"
+
+
+def test_an_alert_without_a_figure_says_so(tmp_path: Path) -> None:
+    """A collector that is away has no value and no threshold, and no line is left half empty."""
+    alert = {
+        "status": "firing",
+        "labels": {"alertname": "SSECollectorAbsent"},
+        "annotations": {"summary": "The collector cannot be scraped."},
+        "startsAt": "2026-01-01T00:00:00Z",
+    }
+    data = tmp_path / "alerts.json"
+    data.write_text(json.dumps({"status": "firing", "alerts": [alert]}))
+    for name, said in (
+        ("sse.text", "Value: none, threshold: none"),
+        ("sse.html", "<td>Value</td><td><b>none</b></td>"),
+    ):
+        shown = f"--template.text={{{{ template {json.dumps(name)} . }}}}"
+        glob = f"--template.glob={CONFIG.parent / 'sse.tmpl'}"
+        assert said in amtool("template", "render", glob, shown, f"--template.data={data}")
 
 
 def test_the_cooldown_is_five_minutes() -> None:

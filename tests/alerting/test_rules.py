@@ -640,19 +640,58 @@ def test_each_variable_changes_its_own_threshold(tmp_path: Path) -> None:
         assert rule["annotations"]["threshold"] == str(said[entry["variable"]])
 
 
-def test_a_bad_number_is_an_error(tmp_path: Path) -> None:
-    """A variable that holds no number stops the rendering and is named."""
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    [
+        ("SSE_MAX_STALLED", "many"),
+        ("SSE_MAX_STALLED", "nan"),
+        ("SSE_MAX_STALLED", "inf"),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "15s"),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "0"),
+        ("SSE_LEAK_WINDOW", "-600"),
+    ],
+)
+def test_a_bad_number_is_an_error(variable: str, said: str, tmp_path: Path) -> None:
+    """A variable that holds no number, none that can be compared with or no span of time, stops the
+    rendering and is named.
+    """
     shutil.copy(COLLECTOR / "prometheus/prometheus.yaml", tmp_path)
-    environment = {**os.environ, "SSE_MAX_STALLED": "many"}
     ran = subprocess.run(
         [sys.executable, str(COLLECTOR / "rules.py"), str(tmp_path)],
-        env=environment,
+        env={**os.environ, variable: said},
         capture_output=True,
         text=True,
     )
-    assert ran.returncode != 0
-    assert "SSE_MAX_STALLED is 'many'" in ran.stderr
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(f"{variable} is '{said}', and takes a number")
     assert not (tmp_path / "alerts.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("interval", "confirm"),
+    [("15s", "75s"), ("1m", "120s"), ("1m30s", "150s"), ("500ms", "60500ms"), (None, "120s")],
+)
+def test_the_scrape_interval_is_as_prometheus_takes_it(
+    interval: str | None, confirm: str, tmp_path: Path
+) -> None:
+    """Minutes too, as most configurations say; Prometheus's own minute where none is given."""
+    given = {} if interval is None else {"global": {"scrape_interval": interval}}
+    (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(given))
+    command = [sys.executable, str(COLLECTOR / "rules.py"), str(tmp_path)]
+    kept = {name: value for name, value in os.environ.items() if name[:4] not in ("SSE_", "OTEL")}
+    subprocess.run(command, env=kept, check=True)
+    (high,) = (rule for rule in _alerts(tmp_path) if rule["alert"] == "SSEConnectionsHigh")
+    assert high["for"] == confirm
+
+
+def test_a_scrape_interval_that_is_none_is_an_error(tmp_path: Path) -> None:
+    """What Prometheus would refuse is told with the file that says it."""
+    (tmp_path / "prometheus.yaml").write_text("global: {scrape_interval: often}")
+    command = [sys.executable, str(COLLECTOR / "rules.py"), str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 1
+    said = f"{tmp_path / 'prometheus.yaml'}: the scrape_interval is 'often', and takes a duration"
+    assert ran.stderr.startswith(said)
 
 
 @pytest.mark.parametrize("name", ["recording.yaml", "alerts.yaml"])

@@ -261,6 +261,24 @@ def test_a_process_that_never_wrote_a_message_has_a_rate(
     }
 
 
+def test_exports_in_quick_succession_are_no_rate(collector: Collector, process: Told) -> None:
+    """A process that is told to stop exports several times at once: between two of them no message
+    is no low rate, two are no high one, and what was breached before is not held on to.
+    """
+    process.tell(BEFORE)
+    process.tell(AFTER)
+    process.tell(AFTER, seconds=0.01)
+    assert collector.alerts(process.instance) == {}
+    process.tell({**AFTER, sse.MESSAGES: {"/a": 1602, "/b": 1600}}, seconds=0.01)
+    assert collector.alerts(process.instance) == {}
+
+    slow = {**AFTER, sse.SEND_TIME: {"/a": 10_000.0, "/b": 1.6}}
+    process.tell({**slow, sse.MESSAGES: {"/a": 2200, "/b": 2200}})
+    assert set(collector.alerts(process.instance)) == {"SSEProcessingSlow", INFO}
+    process.tell({**slow, sse.MESSAGES: {"/a": 2201, "/b": 2200}}, seconds=0.01)
+    assert collector.alerts(process.instance) == {}
+
+
 def test_a_new_series_is_no_burst(collector: Collector, process: Told) -> None:
     """An event type that is seen for the first time counts as what came in the interval."""
     process.tell(BEFORE)
@@ -336,6 +354,8 @@ def test_a_real_application_crosses_every_threshold() -> None:
         # The protocol that opentelemetry-instrument takes by itself.
         told = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_PYTHON_SSE_STALL_SECONDS": "0.5"}
         named = {"OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=real"}
+        # Less than a second between two exports is no rate.
+        named["OTEL_METRIC_EXPORT_INTERVAL"] = "1000"
         with App(f"http://127.0.0.1:{collector.ports['grpc']}", **told, **named) as app:
             wait_until(lambda: set(collector.alerts("real")) == {"SSEMemoryHigh"})
             paths = ("/ticker", "/silent", "/bursts", "/ticker")

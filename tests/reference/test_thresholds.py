@@ -335,10 +335,11 @@ def test_a_bad_list(text: str, said: str, tmp_path: Path) -> None:
         load(str(file))
 
 
-def test_a_bad_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is named, with what it says."""
-    monkeypatch.setenv("SSE_MAX_CONNECTIONS", "many")
-    with pytest.raises(ValueError, match="SSE_MAX_CONNECTIONS is 'many', and takes a number"):
+@pytest.mark.parametrize("said", ["many", "nan", "inf"])
+def test_a_bad_variable(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named, with what it says; so is one that nothing would ever breach."""
+    monkeypatch.setenv("SSE_MAX_CONNECTIONS", said)
+    with pytest.raises(ValueError, match=f"SSE_MAX_CONNECTIONS is '{said}', and takes a number"):
         load()
 
 
