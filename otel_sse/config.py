@@ -13,6 +13,9 @@ from typing import Any, Final
 
 _log = logging.getLogger("otel_sse")
 
+# The bad variables and values that are warned of: each instrumentor reads them.
+_warned: set[tuple[str, str]] = set()
+
 
 @dataclass(frozen=True)
 class Config:
@@ -71,9 +74,11 @@ def load(options: dict[str, Any]) -> Config:
         except (KeyError, TypeError, ValueError, re.error) as error:
             if given is not None:
                 raise ValueError(f"otel_sse: {name}={given!r}: it takes {takes}") from error
-            _log.warning(
-                "%s=%r is ignored: it takes %s; the default is kept", variable, value, takes
-            )
+            if (variable, value) not in _warned:
+                _warned.add((variable, value))
+                _log.warning(
+                    "%s=%r is ignored: it takes %s; the default is kept", variable, value, takes
+                )
     return Config(**chosen)
 
 
