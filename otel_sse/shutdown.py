@@ -190,8 +190,12 @@ class Exit:
 
     def _flush(self) -> None:
         with self._flushing:
+            collected: list[Any] = []
             for telemetry in self._telemetries():
-                telemetry.empty()
+                # One collection is of the servers' and of the clients' side.
+                provider = telemetry.meter_provider
+                telemetry.empty(collect=all(each is not provider for each in collected))
+                collected.append(provider)
 
     def _bounded(self, work: Callable[[], None]) -> None:
         """Runs ``work``, and leaves it alone when it takes longer than an export may."""

@@ -135,7 +135,7 @@ class Telemetry:
         self._outbox = Outbox(self.flush)
         self._collector.reset()
         with suppress(Exception):
-            _forget(self.providers.meter or metrics.get_meter_provider())
+            _forget(self.meter_provider)
 
     # --- values ----------------------------------------------------------------------------
 
@@ -301,11 +301,16 @@ class Telemetry:
         self._flush(self.providers.logger or _logs.get_logger_provider())
         self._outbox.flushed()
 
-    def empty(self) -> None:
+    @property
+    def meter_provider(self) -> Any:
+        return self.providers.meter or metrics.get_meter_provider()
+
+    def empty(self, *, collect: bool = True) -> None:
         """Exports everything, in portions that the queues take. The metrics first: they wait for
         nothing, and are one export where the rest may be a hundred.
         """
-        self._flush(self.providers.meter or metrics.get_meter_provider())
+        if collect:
+            self._flush(self.meter_provider)
         self._outbox.empty()
         self.flush()
 

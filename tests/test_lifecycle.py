@@ -73,12 +73,15 @@ def all_told(receiver: Receiver, streams: int, reason: str) -> None:
 def test_a_signal_that_nobody_handles_loses_nothing(
     number: signal.Signals, streams: int, receiver: Receiver
 ) -> None:
-    """SIGTERM ends live streams as ``server_shutdown``, exports, and still kills the process."""
+    """SIGTERM ends live streams as ``server_shutdown``, exports spans, events and metrics once
+    each, and still kills the process.
+    """
     process = start(receiver, "wait", streams)
     process.send_signal(number)
     status, _ = ended(process)
     assert status == -number
     all_told(receiver, streams, "server_shutdown")
+    assert receiver.exports == 3
 
 
 def test_five_thousand_live_streams_are_more_than_the_queue_holds_and_all_arrive(
@@ -184,7 +187,9 @@ def test_a_loop_that_is_blocked_is_waited_for_once() -> None:
             Live.ended += cut
 
     telemetry: Any = SimpleNamespace(
-        snapshot=lambda: [Live() for _ in range(10_000)], empty=lambda: None
+        snapshot=lambda: [Live() for _ in range(10_000)],
+        meter_provider=None,
+        empty=lambda **_: None,
     )
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
