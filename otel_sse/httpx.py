@@ -168,10 +168,9 @@ def _got(reading: Reading, chunk: bytes, coded: bool) -> None:
 def _close(original: Any) -> Any:
     @wraps(original)
     def close(stream: Any) -> None:
-        try:
-            original(stream)
-        finally:
-            _closed(stream)
+        # First, since who reads it in another thread or task finds it broken then.
+        _closed(stream)
+        original(stream)
 
     return close
 
@@ -179,10 +178,8 @@ def _close(original: Any) -> Any:
 def _close_async(original: Any) -> Any:
     @wraps(original)
     async def aclose(stream: Any) -> None:
-        try:
-            await original(stream)
-        finally:
-            _closed(stream)
+        _closed(stream)
+        await original(stream)
 
     return aclose
 
