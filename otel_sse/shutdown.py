@@ -79,8 +79,10 @@ class Exit:
                     signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._chained.clear()
 
-    def chain(self) -> None:
-        """Puts itself before the handlers that a server has installed since the last call."""
+    def chain(self, *, serves: bool = True) -> None:
+        """Puts itself before the handlers that a server has installed since the last call, or a
+        client that only reads.
+        """
         if not self._watching or not _in_main_thread():
             return
         if self._serving != os.getpid():
@@ -91,7 +93,7 @@ class Exit:
             if multiprocessing.parent_process() is not None:
                 # A child of multiprocessing runs no exit hooks but these.
                 Finalize(None, self._at_exit, exitpriority=100)
-        for number in _stop_signals():
+        for number in _stop_signals(serves):
             handler = signal.getsignal(number)
             ours, _ = self._chained.get(number, (None, None))
             if not callable(handler) or handler is ours or handler == self._stand_in:
@@ -215,8 +217,11 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _stop_signals() -> Iterator[int]:
+def _stop_signals(serves: bool) -> Iterator[int]:
     yield signal.SIGTERM
+    if not serves:
+        # A client may take an interrupt for anything; where it is the end, the exit hooks come.
+        return
     yield signal.SIGINT
     if "gunicorn" in sys.modules:
         # Its master passes an interrupt on as this.
