@@ -128,16 +128,16 @@ class Exit:
 
     def _stand_in(self, signum: int, _: FrameType | None) -> None:
         """In place of the default action, which comes when everything is exported, or at once where
-        somebody insists. Nobody does where a daemon is told twice: its parent's exit hooks always
-        ask, also when the parent itself has asked, as hypercorn's master does.
+        there are no threads any more or somebody insists. Nobody does where a daemon is told twice:
+        its parent's exit hooks always ask, also when the parent has asked, as hypercorn's master.
         """
-        first = self._dying is None
+        if self._dying is None:
+            self._dying = threading.Event()
+            if not in_thread(self._finish_and_kill, signum):
+                self._due = True
         if self._due or not multiprocessing.current_process().daemon:
             signal.signal(signum, signal.SIG_DFL)
-        if first:
-            self._dying = threading.Event()
-            in_thread(self._finish_and_kill, signum)
-        elif self._due:
+        if self._due:
             os.kill(os.getpid(), signum)
 
     def _finish_and_kill(self, signum: int) -> None:
