@@ -54,7 +54,7 @@ class SSEHttpxInstrumentor(SSEInstrumentor):
         @wraps(original)
         def send(client: Any, request: Any) -> Any:
             started = perf_counter()
-            token = in_hand.set(True)
+            token = in_hand.set(_by_a_client(package, client, request))
             try:
                 response = original(client, request)
             finally:
@@ -68,7 +68,7 @@ class SSEHttpxInstrumentor(SSEInstrumentor):
         @wraps(original)
         async def send(client: Any, request: Any) -> Any:
             started = perf_counter()
-            token = in_hand.set(True)
+            token = in_hand.set(_by_a_client(package, client, request))
             try:
                 response = await original(client, request)
             finally:
@@ -110,6 +110,12 @@ class SSEHttpxInstrumentor(SSEInstrumentor):
 
 def _present() -> list[str]:
     return [name for name in _PACKAGES if name in sys.modules or find_spec(name) is not None]
+
+
+def _by_a_client(package: Any, client: Any, request: Any) -> bool:
+    """Whether it may be a client that answers; an application has calls of its own."""
+    transport = client._transport_for_url(request.url)
+    return not isinstance(transport, (package.ASGITransport, package.WSGITransport))
 
 
 def _call(request: Any, response: Any) -> Call:

@@ -1156,6 +1156,39 @@ async def test_an_application_without_a_server(package: Any, told: Backend) -> N
     assert span.attributes["sse.close.reason"] == "completed"
 
 
+@pytest.mark.parametrize("package", [httpx, httpx2])
+def test_an_application_without_a_server_has_calls_of_its_own(package: Any, told: Backend) -> None:
+    """What it reads while it answers is another stream, not the one that it answers with."""
+    headers = {"Content-Type": "text/event-stream"}
+    upstream = package.MockTransport(
+        lambda _: package.Response(200, headers=headers, content=iter([FIRST, FIRST]))
+    )
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        with package.Client(transport=upstream) as client:
+            body = client.get("http://upstream/").content
+        start_response("200 OK", [*headers.items()])
+        return [body]
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        body = b"".join(app({}, lambda *_: None))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    async def ask() -> None:
+        async with package.AsyncClient(transport=package.ASGITransport(app=asgi)) as client:
+            assert (await client.get("http://app/")).content == FIRST * 2
+
+    with package.Client(transport=package.WSGITransport(app=app)) as client:
+        assert client.get("http://app/").content == FIRST * 2
+    hosts = [span.attributes["server.address"] for span in told.spans("SSE")]
+    assert hosts == ["upstream", "app"]
+    asyncio.run(ask())
+    hosts = [span.attributes["server.address"] for span in told.spans("SSE")]
+    assert hosts == ["upstream", "app", "upstream"]
+    assert told.value("sse.client.messages") == 6
+
+
 async def test_a_stream_that_is_passed_on_keeps_its_place(backend: Backend) -> None:
     """What a server reads to serve it stays below the segment that it began in, though the server's
     own stream is told in a later one by then.
