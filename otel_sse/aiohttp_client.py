@@ -8,6 +8,7 @@ coding. Readers have no room for attributes; their timer holds ours.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Collection
 from functools import wraps
 from time import perf_counter
@@ -37,15 +38,15 @@ class SSEAiohttpClientInstrumentor(SSEInstrumentor):
 
     def _request(self, original: Any) -> Any:
         @wraps(original)
-        async def request(*args: Any, **kwargs: Any) -> Any:
+        async def request(session: Any, *args: Any, **kwargs: Any) -> Any:
             started = perf_counter()
-            response = await original(*args, **kwargs)
+            response = await original(session, *args, **kwargs)
             telemetry = self.telemetry
             if telemetry is not None and not in_hand.get():
                 try:
                     content_type = response.headers.get(hdrs.CONTENT_TYPE, "")
                     if is_stream(response.method, response.status, content_type):
-                        _watch(response, telemetry, started)
+                        _watch(session, response, telemetry, started)
                 except Exception:
                     telemetry.failed("a connection's start")
             return response
@@ -53,7 +54,7 @@ class SSEAiohttpClientInstrumentor(SSEInstrumentor):
         return request
 
 
-def _watch(response: Any, telemetry: Telemetry, started: float) -> None:
+def _watch(session: Any, response: Any, telemetry: Telemetry, started: float) -> None:
     url: Any = response.url
     content: Any = response.content
     version = response.version
@@ -67,13 +68,26 @@ def _watch(response: Any, telemetry: Telemetry, started: float) -> None:
         resumed="Last-Event-ID" in response.request_info.headers,
         context=otel_context.get_current(),
     )
+    plain = type(content) is StreamReader
+    timer = _Timer(content._timer) if plain else None
     reading = read(
-        telemetry, response, call, url.scheme, started, (ClientError,), (asyncio.TimeoutError,)
+        telemetry,
+        timer or response,
+        call,
+        url.scheme,
+        started,
+        (ClientError,),
+        (asyncio.TimeoutError,),
     )
     if reading is None:
         return
-    if type(content) is StreamReader:
-        timer: Any = _Timer(content._timer, reading)
+    if timer is not None:
+        timer.reading = reading
+        timer.whole = content.is_eof()
+        timer.told = content._cursor
+        if not session.auto_decompress and hdrs.CONTENT_ENCODING in response.headers:
+            timer.told = _NEVER
+        weakref.finalize(response, timer.forgotten).atexit = False
         content._timer = timer
         content.__class__ = _Reader
     # By now it may all be over.
@@ -93,13 +107,22 @@ def _fail(reading: Reading, error: BaseException) -> None:
 
 
 class _Timer:
-    """A reader's timer, which is entered for each wait, with the reading."""
+    """A reader's timer, which is entered for each wait, with the reading: that ends with it."""
 
-    __slots__ = ("_timer", "reading")
+    __slots__ = ("__weakref__", "_timer", "reading", "told", "whole")
 
-    def __init__(self, timer: Any, reading: Reading) -> None:
+    def __init__(self, timer: Any) -> None:
         self._timer = timer
-        self.reading = reading
+        self.reading: Reading
+        # Up to where the stream has been told, in bytes.
+        self.told: float
+        # All of it has come: no response is needed to read the rest.
+        self.whole: bool
+
+    def forgotten(self) -> None:
+        """The response is: that closes its connection."""
+        if not self.whole:
+            self.reading.end()
 
     def __enter__(self) -> Any:
         self.reading.asked()
@@ -120,6 +143,7 @@ class _Timer:
             raise
 
 
+_NEVER: Final = float("inf")
 # Found once: a message may be taken in many lines.
 _take: Final = StreamReader._read_nowait_chunk
 
@@ -128,19 +152,27 @@ class _Reader(StreamReader):
     __slots__ = ()
 
     def _read_nowait_chunk(self, n: int) -> bytes:
-        # A piece as it came, though it may be taken a line at a time.
+        timer: Any = self._timer
+        # A piece as it came, though it may be taken a line at a time; less what was put back.
         if not self._buffer_offset:
-            self._timer.reading.received(self._buffer[0])  # type: ignore[attr-defined]
+            piece = self._buffer[0]
+            new = self._cursor + len(piece) - timer.told
+            if new > 0:
+                timer.told += new
+                timer.reading.received(piece[-new:])
         chunk = _take(self, n)
         if self._eof and not self._buffer:
-            self._timer.reading.end(completed=True)  # type: ignore[attr-defined]
+            timer.reading.end(completed=True)
         return chunk
 
     def feed_eof(self) -> None:
+        timer: Any = self._timer
+        timer.whole = True
         super().feed_eof()
         if not self._buffer:
-            self._timer.reading.end(completed=True)  # type: ignore[attr-defined]
+            timer.reading.end(completed=True)
 
     def set_exception(self, exc: BaseException, *args: Any, **kwargs: Any) -> None:
         super().set_exception(exc, *args, **kwargs)
-        _fail(self._timer.reading, exc)  # type: ignore[attr-defined]
+        timer: Any = self._timer
+        _fail(timer.reading, exc)

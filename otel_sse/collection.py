@@ -74,7 +74,7 @@ class Collection:
             row = rows[connection.series]
             row.active += 1
             row.totals.add(connection)
-            idle = max(0.0, now - connection.last)
+            idle = connection.idle(now)
             row.idle = max(row.idle, idle)
             row.age = max(row.age, now - connection.started)
             stalled = 0 < stall <= idle

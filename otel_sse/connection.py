@@ -87,7 +87,7 @@ class Connection:
         self._path = semconv.text(opening.known_path)
         self._agent = opening.user_agent
         self._protocol = opening.protocol
-        # The context above segment 0, where there is one; segment 0; the first of this trace.
+        # The span above segment 0; segment 0; the first of this trace.
         self._parent = self._begin(opening, request)
         self._origin = self._first = self._segment.span.get_span_context()
         recording = self._segment.span.is_recording()
@@ -128,6 +128,10 @@ class Connection:
     def context(self, span: Span | None = None) -> Context:
         """The context of a record of this connection: of ``span``, or of its current segment."""
         return set_span_in_context(span or self._segment.span)
+
+    def idle(self, now: float) -> float:
+        """Seconds without a message, at the monotonic time ``now``."""
+        return max(0.0, now - self.last)
 
     def unix(self, at: float) -> int:
         """Monotonic seconds as Unix nanoseconds."""
@@ -253,7 +257,7 @@ class Connection:
         try:
             now = perf_counter()
             if self.stall in (ASKED, QUIET):
-                idle = now - self.last
+                idle = self.idle(now)
                 if idle < self._telemetry.config.stall_seconds:
                     self.stall = LIVELY
                 elif self.stall == ASKED:
@@ -273,8 +277,8 @@ class Connection:
         # A stalled connection waits for its next message.
         self.due = _AT_ONCE if self.stall else self.segment_due
 
-    def _begin(self, opening: Opening | Call, request: Request) -> Context | None:
-        """Starts segment 0; returns the context above it, if any."""
+    def _begin(self, opening: Opening | Call, request: Request) -> trace.SpanContext:
+        """Starts segment 0; returns the span above it: that of a server's stream changes later."""
         try:
             parent, kind = opening.parent(request)
         except Exception as error:
@@ -286,13 +290,12 @@ class Connection:
         enclosing = request.enclosing
         if enclosing.is_recording() and getattr(enclosing, "kind", None) is SpanKind.SERVER:
             enclosing.set_attribute(semconv.CONNECTION_ID, self.id)
-        return parent if trace.get_current_span(parent).get_span_context().is_valid else None
+        return trace.get_current_span(parent).get_span_context()
 
     def _home(self) -> Context:
         """Where a segment goes that stays in this trace: beside its first, or below that."""
-        if self._parent is not None and self._first is self._origin:
-            return self._parent
-        return set_span_in_context(NonRecordingSpan(self._first))
+        beside = self._parent.is_valid and self._first is self._origin
+        return set_span_in_context(NonRecordingSpan(self._parent if beside else self._first))
 
     def _roll(self, now: float) -> None:
         """Ends the segment and starts the next: full, in the same trace; old, in a new one."""

@@ -36,12 +36,15 @@ def later(tell: Tell) -> None:
         in_thread(_tell)
 
 
-def in_thread(work: Callable[..., None], *args: Any) -> None:
-    """Starts a thread where any lock may be held: not by threading, which has locks, too."""
+def in_thread(work: Callable[..., None], *args: Any) -> bool:
+    """Starts a thread where any lock may be held: not by threading, which has locks, too. Whether
+    there was one.
+    """
     try:
         start_new_thread(work, args)
     except RuntimeError:  # no threads any more: the exit hooks are next
-        pass
+        return False
+    return True
 
 
 def _note(phase: str, _: Any) -> None:

@@ -54,7 +54,7 @@ class SSEHttpxInstrumentor(SSEInstrumentor):
         @wraps(original)
         def send(client: Any, request: Any) -> Any:
             started = perf_counter()
-            token = in_hand.set(True)
+            token = in_hand.set(_by_a_client(package, client, request))
             try:
                 response = original(client, request)
             finally:
@@ -68,7 +68,7 @@ class SSEHttpxInstrumentor(SSEInstrumentor):
         @wraps(original)
         async def send(client: Any, request: Any) -> Any:
             started = perf_counter()
-            token = in_hand.set(True)
+            token = in_hand.set(_by_a_client(package, client, request))
             try:
                 response = await original(client, request)
             finally:
@@ -110,6 +110,12 @@ class SSEHttpxInstrumentor(SSEInstrumentor):
 
 def _present() -> list[str]:
     return [name for name in _PACKAGES if name in sys.modules or find_spec(name) is not None]
+
+
+def _by_a_client(package: Any, client: Any, request: Any) -> bool:
+    """Whether it may be a client that answers; an application has calls of its own."""
+    transport = client._transport_for_url(request.url)
+    return not isinstance(transport, (package.ASGITransport, package.WSGITransport))
 
 
 def _call(request: Any, response: Any) -> Call:
@@ -168,10 +174,9 @@ def _got(reading: Reading, chunk: bytes, coded: bool) -> None:
 def _close(original: Any) -> Any:
     @wraps(original)
     def close(stream: Any) -> None:
-        try:
-            original(stream)
-        finally:
-            _closed(stream)
+        # First, since who reads it in another thread or task finds it broken then.
+        _closed(stream)
+        original(stream)
 
     return close
 
@@ -179,10 +184,8 @@ def _close(original: Any) -> Any:
 def _close_async(original: Any) -> Any:
     @wraps(original)
     async def aclose(stream: Any) -> None:
-        try:
-            await original(stream)
-        finally:
-            _closed(stream)
+        _closed(stream)
+        await original(stream)
 
     return aclose
 

@@ -94,7 +94,7 @@ def connections() -> list[ConnectionInfo]:
             route=each.series.attributes.get(HTTP_ROUTE),
             client_address=each.client,
             age=now - each.started,
-            idle=max(0.0, now - each.last),
+            idle=each.idle(now),
             messages=each.sequence,
             bytes=each.io,
             backlog=_backlog(each.transport),

@@ -63,6 +63,8 @@ class Reading(Connection):
     ) -> None:
         self._lock = Lock()
         self._tended = self._waits = False
+        # Up to when the time is accounted for: as waiting, or as the reader's own.
+        self._left = perf_counter()
         self._breaks = breaks
         self._timeouts = timeouts + TIMEOUTS
         self.skewed = 0
@@ -74,15 +76,16 @@ class Reading(Connection):
         self._linked: Segment | None = None
         request = Request()
         request.started = started
-        lifecycle.exit_.chain()
+        lifecycle.exit_.chain(serves=False)
         super().__init__(telemetry, call, request)
         if self.loop is None:
             self.loop = _anywhere
         # No send waits here.
         self._mark = _NEVER
-        # Up to when the time is accounted for: as waiting, or as the reader's own.
-        self._left = perf_counter()
         telemetry.record(semconv.CONNECT_DURATION, self, self._left - started)
+
+    def idle(self, now: float) -> float:
+        return super().idle(now if self._waits else self._left)
 
     def asked(self) -> None:
         """The reader begins to wait. What it did before is not the stream's silence."""
@@ -93,7 +96,7 @@ class Reading(Connection):
         """The wait is over."""
         self._left = perf_counter()
         self._waits = False
-        if self._tended:
+        if self._tended and self._is_live():
             with self._lock:
                 pass
 
@@ -176,9 +179,15 @@ class Reading(Connection):
         if garbage.is_collected():
             garbage.later(partial(self.end, error, completed=completed, cut=cut))
             return
+        if not self._is_live():
+            return
         with self._lock:
             self._unmark()
             super().end(error, completed=completed, cut=cut)
+
+    def _is_live(self) -> bool:
+        """Not in a forked child: it has no thread that would let go of the lock."""
+        return self in self._telemetry.live
 
     def _verdict(self, error: BaseException | None, completed: bool, cut: bool) -> str:
         if completed:

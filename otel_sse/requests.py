@@ -132,10 +132,9 @@ def _read(chunks: Any, response: Any, reading: Reading) -> Generator[bytes, None
 def _close(original: Any) -> Any:
     @wraps(original)
     def close(response: Any) -> None:
-        try:
-            original(response)
-        finally:
-            if _KEY in vars(response):
-                vars(response)[_KEY].end()
+        # First, since who reads it in another thread finds it broken then.
+        if _KEY in vars(response):
+            vars(response)[_KEY].end()
+        original(response)
 
     return close

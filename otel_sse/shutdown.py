@@ -79,8 +79,10 @@ class Exit:
                     signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._chained.clear()
 
-    def chain(self) -> None:
-        """Puts itself before the handlers that a server has installed since the last call."""
+    def chain(self, *, serves: bool = True) -> None:
+        """Puts itself before the handlers that a server has installed since the last call, or a
+        client that only reads.
+        """
         if not self._watching or not _in_main_thread():
             return
         if self._serving != os.getpid():
@@ -91,7 +93,7 @@ class Exit:
             if multiprocessing.parent_process() is not None:
                 # A child of multiprocessing runs no exit hooks but these.
                 Finalize(None, self._at_exit, exitpriority=100)
-        for number in _stop_signals():
+        for number in _stop_signals(serves):
             handler = signal.getsignal(number)
             ours, _ = self._chained.get(number, (None, None))
             if not callable(handler) or handler is ours or handler == self._stand_in:
@@ -126,16 +128,16 @@ class Exit:
 
     def _stand_in(self, signum: int, _: FrameType | None) -> None:
         """In place of the default action, which comes when everything is exported, or at once where
-        somebody insists. Nobody does where a daemon is told twice: its parent's exit hooks always
-        ask, also when the parent itself has asked, as hypercorn's master does.
+        there are no threads any more or somebody insists. Nobody does where a daemon is told twice:
+        its parent's exit hooks always ask, also when the parent has asked, as hypercorn's master.
         """
-        first = self._dying is None
+        if self._dying is None:
+            self._dying = threading.Event()
+            if not in_thread(self._finish_and_kill, signum):
+                self._due = True
         if self._due or not multiprocessing.current_process().daemon:
             signal.signal(signum, signal.SIG_DFL)
-        if first:
-            self._dying = threading.Event()
-            in_thread(self._finish_and_kill, signum)
-        elif self._due:
+        if self._due:
             os.kill(os.getpid(), signum)
 
     def _finish_and_kill(self, signum: int) -> None:
@@ -219,8 +221,11 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _stop_signals() -> Iterator[int]:
+def _stop_signals(serves: bool) -> Iterator[int]:
     yield signal.SIGTERM
+    if not serves:
+        # A client may take an interrupt for anything; where it is the end, the exit hooks come.
+        return
     yield signal.SIGINT
     if "gunicorn" in sys.modules:
         # Its master passes an interrupt on as this.

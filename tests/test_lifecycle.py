@@ -220,3 +220,32 @@ def test_a_forked_child_begins_with_nothing(receiver: Receiver) -> None:
         by_instance[instance] = by_instance.get(instance, 0) + point.value
     # The oldest SDKs give a forked process no id of its own: there one export hides the other.
     assert sorted(by_instance.values()) == [1, 2] or set(by_instance) == {""}
+
+
+def test_a_forked_child_waits_for_no_thread_of_its_parent() -> None:
+    """A client forks while a thread tells of its silent stream: the child may let go of that."""
+    command = [sys.executable, str(LIVE.with_name("forked_reader.py"))]
+    forked = subprocess.run(command, cwd=LIVE.parent, capture_output=True, text=True, timeout=60)
+    assert forked.returncode == 0, forked.stderr
+
+
+@pytest.mark.parametrize("daemon", [False, True])
+def test_a_stop_needs_no_thread(daemon: bool) -> None:
+    """Where the process may start none, it ends as it would without us: at once."""
+    code = f"""
+import multiprocessing, os, signal, time
+from otel_sse import garbage
+from otel_sse.httpx import SSEHttpxInstrumentor
+
+def refuse(*_):
+    raise RuntimeError("can't start new thread")
+
+SSEHttpxInstrumentor().instrument()
+garbage.start_new_thread = refuse
+multiprocessing.current_process()._config["daemon"] = {daemon}
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(20)
+"""
+    command = [sys.executable, "-c", code]
+    stopped = subprocess.run(command, cwd=LIVE.parent, capture_output=True, text=True, timeout=60)
+    assert stopped.returncode == -signal.SIGTERM, stopped.stderr

@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import gc
 import json
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -35,6 +36,7 @@ from e2e.streams import STREAM
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from support import Backend, Fed, until
 
+from otel_sse.asgi import SSEMiddleware
 from otel_sse.reading import Reading
 
 # Reads a response, and gives what it read where that is every byte.
@@ -309,6 +311,40 @@ async def test_what_nobody_decodes_is_not_read(name: str, server: Server, told: 
     await assert_read(told, server.port, b"")
 
 
+async def test_what_aiohttp_is_told_not_to_decode_is_not_read(
+    server: Server, told: Backend
+) -> None:
+    """Nor is it where each response would be decoded, but for a setting of the session."""
+    async with (
+        aiohttp.ClientSession(auto_decompress=False) as session,
+        session.get(server.url + "/gzip") as response,
+    ):
+        assert await response.read() != STREAM
+        async with session.get(server.url + "/all") as plain:
+            assert await plain.read() == STREAM
+    await until(lambda: len(told.spans("SSE")) == 2)
+    found = [span.attributes for span in told.spans("SSE")]
+    assert [each["sse.close.reason"] for each in found] == ["completed"] * 2
+    assert [each["sse.io"] for each in found] == [0, len(STREAM)]
+
+
+@pytest.mark.filterwarnings("ignore:unread_data:DeprecationWarning")
+async def test_what_is_put_back_counts_once(server: Server, told: Backend) -> None:
+    """Aiohttp lets a reader look ahead: what is read again is the same, and its rest also."""
+
+    async def ahead(response: Any) -> bytes:
+        content = response.content
+        read = b""
+        while data := await content.read(7):
+            content.unread_data(data[2:])
+            content.unread_data(data[:2])
+            read += await content.read(5)
+        return read
+
+    assert await _aiohttp(ahead, server.url + "/all") == STREAM
+    await assert_read(told, server.port)
+
+
 @client
 @pytest.mark.parametrize("path", ["/deflate", "/br", "/zstd"])
 async def test_other_content_codings(name: str, path: str, server: Server, told: Backend) -> None:
@@ -507,6 +543,28 @@ async def test_a_cancelled_reader_has_closed(name: str, server: Server, told: Ba
     await assert_read(told, server.port, FIRST, reason="client_close")
 
 
+@synchronous
+async def test_a_close_by_another_thread_is_a_close(
+    name: str, server: Server, told: Backend
+) -> None:
+    """Whatever its reader finds then: requests' close itself waits for the read under way."""
+    begun: list[Any] = []
+
+    def read(response: Any) -> None:
+        for _ in response.iter_lines(**({"chunk_size": 1} if name == "requests" else {})):
+            begun.append(response)
+
+    reading = asyncio.ensure_future(CLIENTS[name](read, server.url + "/endless"))
+    await until(lambda: begun)
+    closing = asyncio.ensure_future(asyncio.to_thread(begun[0].close))
+    # Its telling comes before the closing, which has to be there when the server ends it all.
+    await until(lambda: told.spans("SSE"))
+    await server.stop(cut=True)
+    await asyncio.gather(reading, closing, return_exceptions=True)
+    assert await _ended(told) == "client_close"
+    await server.start()
+
+
 async def test_a_read_that_is_given_up_is_not_the_end(told: Backend) -> None:
     """A reader may stop to wait, and wait again: only the stream's own end is one."""
     go_on = asyncio.Event()
@@ -644,6 +702,33 @@ async def _session(name: str) -> AsyncIterator[tuple[Any, Callable[[str], Awaita
         closed = session.aclose() if "async" in name else session.close()
         if closed is not None:
             await closed
+
+
+@pytest.mark.parametrize("read", [True, False])
+async def test_what_outlives_its_response_is_read(read: bool, told: Backend) -> None:
+    """The content of an aiohttp response may be kept alone: it ends when it is read or forgotten,
+    though the response has gone when all had come.
+    """
+    pieces = [FIRST, FIRST * 2]
+
+    async def answer(wire: Wire) -> None:
+        await wire.head(CHUNKED)
+        await wire.chunk(pieces[0])
+        await wire.send(b"%x\r\n%s\r\n0\r\n\r\n" % (len(pieces[1]), pieces[1]))
+
+    async with serving(answer) as server, aiohttp.ClientSession() as session:
+        content = (await session.get(server.url)).content
+        assert await content.readexactly(len(FIRST)) == FIRST
+        await until(content.is_eof)
+        assert told.value("sse.client.active_connections") == 1
+        if read:
+            assert await content.read() == FIRST * 2
+        del content
+        await until(lambda: gc.collect() >= 0 and told.spans("SSE"))
+        if read:
+            await assert_read(told, server.port, FIRST * 3)
+        else:
+            assert await _ended(told) == "client_close"
 
 
 # A socket that is garbage is warned of.
@@ -861,7 +946,7 @@ async def test_a_silent_stream_is_told_meanwhile(
 async def test_a_busy_reader_is_no_silent_stream(
     name: str, server: Server, backend: Backend
 ) -> None:
-    """A thread that has not asked for more is not told as stalled; once it waits, it is."""
+    """A thread that has not asked for more is not told or counted as stalled, until it waits."""
     busy, work = threading.Event(), threading.Event()
 
     def read(response: Any) -> None:
@@ -893,7 +978,7 @@ async def _busy_then_silent(
         await until(busy.is_set)
         for _ in range(10):
             await asyncio.sleep(0.03)
-            backend.metrics()
+            assert backend.value("sse.client.stalled_connections") == 0
         assert backend.events("sse.connection.stalled") == backend.spans("SSE") == []
         work.set()
         await until(lambda: backend.metrics() and backend.events("sse.connection.stalled"))
@@ -1069,6 +1154,96 @@ async def test_an_application_without_a_server(package: Any, told: Backend) -> N
     (span,) = told.spans("SSE")
     assert span.attributes["sse.messages"] == 2
     assert span.attributes["sse.close.reason"] == "completed"
+
+
+@pytest.mark.parametrize("package", [httpx, httpx2])
+def test_an_application_without_a_server_has_calls_of_its_own(package: Any, told: Backend) -> None:
+    """What it reads while it answers is another stream, not the one that it answers with."""
+    headers = {"Content-Type": "text/event-stream"}
+    upstream = package.MockTransport(
+        lambda _: package.Response(200, headers=headers, content=iter([FIRST, FIRST]))
+    )
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        with package.Client(transport=upstream) as client:
+            body = client.get("http://upstream/").content
+        start_response("200 OK", [*headers.items()])
+        return [body]
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        body = b"".join(app({}, lambda *_: None))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    async def ask() -> None:
+        async with package.AsyncClient(transport=package.ASGITransport(app=asgi)) as client:
+            assert (await client.get("http://app/")).content == FIRST * 2
+
+    with package.Client(transport=package.WSGITransport(app=app)) as client:
+        assert client.get("http://app/").content == FIRST * 2
+    hosts = [span.attributes["server.address"] for span in told.spans("SSE")]
+    assert hosts == ["upstream", "app"]
+    asyncio.run(ask())
+    hosts = [span.attributes["server.address"] for span in told.spans("SSE")]
+    assert hosts == ["upstream", "app", "upstream"]
+    assert told.value("sse.client.messages") == 6
+
+
+async def test_a_stream_that_is_passed_on_keeps_its_place(backend: Backend) -> None:
+    """What a server reads to serve it stays below the segment that it began in, though the server's
+    own stream is told in a later one by then.
+    """
+
+    async def answer(_: Any) -> Any:
+        headers = {"Content-Type": "text/event-stream"}
+        return httpx.Response(200, headers=headers, content=_passing())
+
+    async def _passing() -> AsyncIterator[bytes]:
+        for _ in range(41):
+            yield FIRST
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for _ in range(20):
+            await send({"type": "http.response.body", "body": FIRST, "more_body": True})
+        async with (
+            httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client,
+            client.stream("GET", "http://mock/") as response,
+        ):
+            async for chunk in response.aiter_bytes():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body"})
+
+    async def send(_: Any) -> None:
+        pass
+
+    with _instrumented(backend, message_event_detail="all"):
+        served = SSEMiddleware(app, **backend.providers, message_event_detail="all")
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+        await served(scope, asyncio.Event().wait, send)
+    server, *_ = [span for span in backend.spans() if span.name == "SSE"]
+    first, second = backend.spans("SSE GET")
+    assert server.attributes["sse.segment.index"] == 0
+    assert first.parent == second.parent == server.context
+
+
+def test_an_interrupt_is_the_readers_own(told: Backend) -> None:
+    """Who only reads may take it for anything, such as the end of one answer of many: its handler
+    stays as it is, and every stream is told on.
+    """
+    own: Any = lambda *_: None  # noqa: E731
+    before = signal.signal(signal.SIGINT, own)
+    try:
+        headers = {"Content-Type": "text/event-stream"}
+        transport = httpx.MockTransport(
+            lambda _: httpx.Response(200, headers=headers, content=iter([FIRST]))
+        )
+        with httpx.Client(transport=transport) as session, session.stream("GET", "http://mock/"):
+            assert told.value("sse.client.active_connections") == 1
+            assert signal.getsignal(signal.SIGINT) is own
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("package", [httpx, httpx2])
