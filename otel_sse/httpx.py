@@ -114,8 +114,12 @@ def _present() -> list[str]:
 
 def _by_a_client(package: Any, client: Any, request: Any) -> bool:
     """Whether it may be a client that answers; an application has calls of its own."""
-    transport = client._transport_for_url(request.url)
-    return not isinstance(transport, (package.ASGITransport, package.WSGITransport))
+    try:
+        transport = client._transport_for_url(request.url)
+        return not isinstance(transport, (package.ASGITransport, package.WSGITransport))
+    except Exception:
+        # It is private, and what is wrong with the URL is the call's to say.
+        return True
 
 
 def _call(request: Any, response: Any) -> Call:
