@@ -45,6 +45,8 @@ class SSEHttpxInstrumentor(SSEInstrumentor):
             self._patch(
                 client.AsyncClient, "_send_single_request", partial(self._send_async, package)
             )
+            self._patch(package.WSGITransport, "handle_request", _answer)
+            self._patch(package.ASGITransport, "handle_async_request", _answer_async)
             self._patch(client.BoundSyncStream, "__iter__", partial(_iterate, _read))
             self._patch(client.BoundSyncStream, "close", _close)
             self._patch(client.BoundAsyncStream, "__aiter__", partial(_iterate, _read_async))
@@ -54,7 +56,7 @@ class SSEHttpxInstrumentor(SSEInstrumentor):
         @wraps(original)
         def send(client: Any, request: Any) -> Any:
             started = perf_counter()
-            token = in_hand.set(_by_a_client(package, client, request))
+            token = in_hand.set(True)
             try:
                 response = original(client, request)
             finally:
@@ -68,7 +70,7 @@ class SSEHttpxInstrumentor(SSEInstrumentor):
         @wraps(original)
         async def send(client: Any, request: Any) -> Any:
             started = perf_counter()
-            token = in_hand.set(_by_a_client(package, client, request))
+            token = in_hand.set(True)
             try:
                 response = await original(client, request)
             finally:
@@ -112,14 +114,32 @@ def _present() -> list[str]:
     return [name for name in _PACKAGES if name in sys.modules or find_spec(name) is not None]
 
 
-def _by_a_client(package: Any, client: Any, request: Any) -> bool:
-    """Whether it may be a client that answers; an application has calls of its own."""
-    try:
-        transport = client._transport_for_url(request.url)
-        return not isinstance(transport, (package.ASGITransport, package.WSGITransport))
-    except Exception:
-        # It is private, and what is wrong with the URL is the call's to say.
-        return True
+def _answer(original: Any) -> Any:
+    """Of a transport that calls an application, which has calls of its own."""
+
+    @wraps(original)
+    def answer(transport: Any, request: Any) -> Any:
+        token = in_hand.set(False)
+        try:
+            return original(transport, request)
+        finally:
+            in_hand.reset(token)
+
+    return answer
+
+
+def _answer_async(original: Any) -> Any:
+    @wraps(original)
+    async def answer(transport: Any, request: Any) -> Any:
+        token = in_hand.set(False)
+        try:
+            return await original(transport, request)
+        finally:
+            # A coroutine that is garbage is closed in another context.
+            with suppress(ValueError):
+                in_hand.reset(token)
+
+    return answer
 
 
 def _call(request: Any, response: Any) -> Call:
