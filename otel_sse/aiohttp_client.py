@@ -8,6 +8,7 @@ coding. Readers have no room for attributes; their timer holds ours.
 from __future__ import annotations
 
 import asyncio
+import math
 import weakref
 from collections.abc import Callable, Collection
 from functools import wraps
@@ -68,8 +69,7 @@ def _watch(session: Any, response: Any, telemetry: Telemetry, started: float) ->
         resumed="Last-Event-ID" in response.request_info.headers,
         context=otel_context.get_current(),
     )
-    plain = type(content) is StreamReader
-    timer = _Timer(content._timer) if plain else None
+    timer = _Timer(content) if type(content) is StreamReader else None
     reading = read(
         telemetry,
         timer or response,
@@ -83,10 +83,8 @@ def _watch(session: Any, response: Any, telemetry: Telemetry, started: float) ->
         return
     if timer is not None:
         timer.reading = reading
-        timer.whole = content.is_eof()
-        timer.told = content._cursor
         if not session.auto_decompress and hdrs.CONTENT_ENCODING in response.headers:
-            timer.told = _NEVER
+            timer.told = math.inf
         weakref.finalize(response, timer.forgotten).atexit = False
         content._timer = timer
         content.__class__ = _Reader
@@ -111,13 +109,14 @@ class _Timer:
 
     __slots__ = ("__weakref__", "_timer", "reading", "told", "whole")
 
-    def __init__(self, timer: Any) -> None:
-        self._timer = timer
-        self.reading: Reading
+    reading: Reading
+
+    def __init__(self, content: Any) -> None:
+        self._timer = content._timer
         # Up to where the stream has been told, in bytes.
-        self.told: float
+        self.told: float = content._cursor
         # All of it has come: no response is needed to read the rest.
-        self.whole: bool
+        self.whole: bool = content.is_eof()
 
     def forgotten(self) -> None:
         """The response is: that closes its connection."""
@@ -143,7 +142,6 @@ class _Timer:
             raise
 
 
-_NEVER: Final = float("inf")
 # Found once: a message may be taken in many lines.
 _take: Final = StreamReader._read_nowait_chunk
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator
-from contextlib import suppress
 from functools import partial, wraps
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,7 +19,7 @@ from opentelemetry import context as otel_context
 
 from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.opening import Call, is_stream
-from otel_sse.reading import Reading, in_hand, read
+from otel_sse.reading import Reading, in_hand, read, taken
 from otel_sse.semconv import CLIENT
 
 # In a stream that is watched: its reading, and whether another tells it the bytes.
@@ -56,11 +55,8 @@ class SSEHttpxInstrumentor(SSEInstrumentor):
         @wraps(original)
         def send(client: Any, request: Any) -> Any:
             started = perf_counter()
-            token = in_hand.set(True)
-            try:
+            with taken(True):
                 response = original(client, request)
-            finally:
-                in_hand.reset(token)
             self._watch(package, request, response, started)
             return response
 
@@ -70,13 +66,8 @@ class SSEHttpxInstrumentor(SSEInstrumentor):
         @wraps(original)
         async def send(client: Any, request: Any) -> Any:
             started = perf_counter()
-            token = in_hand.set(True)
-            try:
+            with taken(True):
                 response = await original(client, request)
-            finally:
-                # A coroutine that is garbage is closed in another context.
-                with suppress(ValueError):
-                    in_hand.reset(token)
             self._watch(package, request, response, started)
             return response
 
@@ -119,11 +110,8 @@ def _answer(original: Any) -> Any:
 
     @wraps(original)
     def answer(transport: Any, request: Any) -> Any:
-        token = in_hand.set(False)
-        try:
+        with taken(False):
             return original(transport, request)
-        finally:
-            in_hand.reset(token)
 
     return answer
 
@@ -131,13 +119,8 @@ def _answer(original: Any) -> Any:
 def _answer_async(original: Any) -> Any:
     @wraps(original)
     async def answer(transport: Any, request: Any) -> Any:
-        token = in_hand.set(False)
-        try:
+        with taken(False):
             return await original(transport, request)
-        finally:
-            # A coroutine that is garbage is closed in another context.
-            with suppress(ValueError):
-                in_hand.reset(token)
 
     return answer
 

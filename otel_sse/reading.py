@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from threading import Lock
@@ -27,6 +27,18 @@ _NEVER: Final = float("inf")
 
 # A client that tells its streams itself has this call in hand: those that it calls by are silent.
 in_hand: Final[ContextVar[bool]] = ContextVar("otel_sse_in_hand", default=False)
+
+
+@contextmanager
+def taken(hold: bool) -> Iterator[None]:
+    """A block in which a call is in hand; or, within such a one, those of somebody else are not."""
+    token = in_hand.set(hold)
+    try:
+        yield
+    finally:
+        # A coroutine that is garbage is closed in another context.
+        with suppress(ValueError):
+            in_hand.reset(token)
 
 
 class Reading(Connection):

@@ -47,8 +47,8 @@ class Exit:
         self._watching = False
         # Our handler and the one it stands before, by signal.
         self._chained: dict[int, tuple[Any, Any]] = {}
-        # The process that has begun to serve.
-        self._serving = 0
+        # The process that has its exit hooks.
+        self._hooked = 0
         # Seconds that the end of the process may yet be delayed.
         self._left = FLUSH_MILLIS / 1000
         self._draining = False
@@ -85,8 +85,8 @@ class Exit:
         """
         if not self._watching or not _in_main_thread():
             return
-        if self._serving != os.getpid():
-            self._serving = os.getpid()
+        if self._hooked != os.getpid():
+            self._hooked = os.getpid()
             # An SDK may have been set up since: the hook that comes last runs first.
             atexit.unregister(self._at_exit)
             atexit.register(self._at_exit)
@@ -196,7 +196,7 @@ class Exit:
             for telemetry in self._telemetries():
                 # One collection is of the servers' and of the clients' side.
                 provider = telemetry.meter_provider
-                telemetry.empty(collect=all(each is not provider for each in collected))
+                telemetry.empty(collect=provider not in collected)
                 collected.append(provider)
 
     def _bounded(self, work: Callable[[], None]) -> None:

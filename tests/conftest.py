@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from otlp import Receiver
 from support import Backend
 
 import otel_sse
@@ -59,6 +60,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def backend() -> Backend:
     return Backend()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        yield receiver
 
 
 @pytest.fixture

@@ -7,26 +7,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from e2e.processes import ALONE
+from e2e.processes import ALONE, INSTRUMENT
 from otlp import Receiver
 
 from otel_sse.shutdown import Exit
 from otel_sse.telemetry import FLUSH_MILLIS
 
 LIVE = Path(__file__).parent / "apps" / "live.py"
-INSTRUMENT = Path(sys.executable).parent / "opentelemetry-instrument"
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as receiver:
-        yield receiver
 
 
 def start(receiver: Receiver, how: str, streams: int = 1, **env: str) -> "subprocess.Popen[str]":

@@ -52,10 +52,18 @@ Firing = dict[str, int]
 def render(folder: Path, **environment: object) -> None:
     """Renders the rules into the folder, with only these variables set."""
     shutil.copy(COLLECTOR / "prometheus/prometheus.yaml", folder)
+    ran = rules(folder, **environment)
+    assert ran.returncode == 0, ran.stderr
+
+
+def rules(folder: Path, **environment: object) -> "subprocess.CompletedProcess[str]":
+    """What rules.py makes of a folder's prometheus.yaml, and says."""
     kept = {name: value for name, value in os.environ.items() if name[:4] not in ("SSE_", "OTEL")}
-    said = {name: str(value) for name, value in environment.items()}
-    subprocess.run(
-        [sys.executable, str(COLLECTOR / "rules.py"), str(folder)], env={**kept, **said}, check=True
+    return subprocess.run(
+        [sys.executable, str(COLLECTOR / "rules.py"), str(folder)],
+        env={**kept, **{name: str(value) for name, value in environment.items()}},
+        capture_output=True,
+        text=True,
     )
 
 
@@ -656,12 +664,7 @@ def test_a_bad_number_is_an_error(variable: str, said: str, tmp_path: Path) -> N
     rendering and is named.
     """
     shutil.copy(COLLECTOR / "prometheus/prometheus.yaml", tmp_path)
-    ran = subprocess.run(
-        [sys.executable, str(COLLECTOR / "rules.py"), str(tmp_path)],
-        env={**os.environ, variable: said},
-        capture_output=True,
-        text=True,
-    )
+    ran = rules(tmp_path, **{variable: said})
     assert ran.returncode == 1
     assert ran.stderr.startswith(f"{variable} is '{said}', and takes a number")
     assert not (tmp_path / "alerts.yaml").exists()
@@ -677,9 +680,8 @@ def test_the_scrape_interval_is_as_prometheus_takes_it(
     """Minutes too, as most configurations say; Prometheus's own minute where none is given."""
     given = {} if interval is None else {"global": {"scrape_interval": interval}}
     (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(given))
-    command = [sys.executable, str(COLLECTOR / "rules.py"), str(tmp_path)]
-    kept = {name: value for name, value in os.environ.items() if name[:4] not in ("SSE_", "OTEL")}
-    subprocess.run(command, env=kept, check=True)
+    ran = rules(tmp_path)
+    assert ran.returncode == 0, ran.stderr
     (high,) = (rule for rule in _alerts(tmp_path) if rule["alert"] == "SSEConnectionsHigh")
     assert high["for"] == confirm
 
@@ -687,8 +689,7 @@ def test_the_scrape_interval_is_as_prometheus_takes_it(
 def test_a_scrape_interval_that_is_none_is_an_error(tmp_path: Path) -> None:
     """What Prometheus would refuse is told with the file that says it."""
     (tmp_path / "prometheus.yaml").write_text("global: {scrape_interval: often}")
-    command = [sys.executable, str(COLLECTOR / "rules.py"), str(tmp_path)]
-    ran = subprocess.run(command, capture_output=True, text=True)
+    ran = rules(tmp_path)
     assert ran.returncode == 1
     said = f"{tmp_path / 'prometheus.yaml'}: the scrape_interval is 'often', and takes a duration"
     assert ran.stderr.startswith(said)

@@ -26,18 +26,18 @@ import psutil
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from e2e.processes import CONTRIB, INSTRUMENT  # noqa: E402
 from otlp import Receiver  # noqa: E402
 from support import free_port, until  # noqa: E402
 
 EXAMPLES = HERE.parents[1] / "examples"
-INSTRUMENT = str(Path(sys.executable).parent / "opentelemetry-instrument")
 SETTINGS = {
     # Messages alike would become too small to stop anybody.
     "SSE_SERVER_COMPRESS_FROM": "0",
     "OTEL_PYTHON_SSE_EXCLUDED_URLS": "/status/events",
     "OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS": "system.*",
     # What may be installed here beside, for other tests.
-    "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "aiohttp-server,aiohttp-client,httpx,requests",
+    "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": CONTRIB,
 }
 TICKS, TICK = 30, 300
 BURSTS, BURST = 3, 20
@@ -302,7 +302,7 @@ async def main(clients: int) -> int:
         }
         env = {**os.environ, **SETTINGS, **receiver.environment, **own}
         process = await asyncio.create_subprocess_exec(
-            *(INSTRUMENT, sys.executable, "-m", "server"), cwd=EXAMPLES, env=env
+            *(str(INSTRUMENT), sys.executable, "-m", "server"), cwd=EXAMPLES, env=env
         )
         reading = await asyncio.create_subprocess_exec(
             *(sys.executable, str(HERE / "crowd.py"), str(port)),

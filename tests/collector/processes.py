@@ -6,13 +6,13 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
 from pathlib import Path
 from typing import TypeVar
 
+from e2e.processes import BIN, INSTRUMENT
 from otlp import telling
 from support import PATIENCE, free_port, wait_until
 from tools import tool
@@ -20,7 +20,6 @@ from tools import tool
 Self = TypeVar("Self", bound="Process")
 CONFIGS = Path(__file__).resolve().parents[2] / "collector"
 APPS = Path(__file__).parent / "apps"
-INSTRUMENT = Path(sys.executable).parent / "opentelemetry-instrument"
 _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)",?')
 
@@ -153,10 +152,9 @@ class App(Process):
 
     def __init__(self, endpoint: str, **env: str) -> None:
         self.port = free_port()
-        uvicorn = Path(sys.executable).parent / "uvicorn"
         super().__init__(
             str(INSTRUMENT),
-            str(uvicorn),
+            str(BIN / "uvicorn"),
             *("streams:app", "--port", str(self.port), "--timeout-graceful-shutdown", "1"),
             **{
                 "OTEL_SERVICE_NAME": "streams",

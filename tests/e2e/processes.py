@@ -15,6 +15,7 @@ from support import RawClient, free_port
 
 APPS = Path(__file__).parent / "apps"
 BIN = Path(sys.executable).parent
+INSTRUMENT = BIN / "opentelemetry-instrument"
 # How long a start or an end may take on a machine that is busy, in seconds.
 PATIENCE = 150.0
 # Contrib's are off, also those of clients and of the system: they would lengthen each start.
@@ -30,7 +31,7 @@ class Served:
     ) -> None:
         self.port = free_port()
         program, *arguments = command.format(port=self.port).split()
-        around = [str(BIN / "opentelemetry-instrument")] if receiver is not None else []
+        around = [str(INSTRUMENT)] if receiver is not None else []
         self.process = subprocess.Popen(
             [*around, str(BIN / program), *arguments],
             env={**os.environ, **(receiver.environment if receiver else {}), **ALONE, **env},

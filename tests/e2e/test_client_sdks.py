@@ -23,7 +23,7 @@ import oracle
 import pytest
 import requests
 from e2e.clients import INSTRUMENTORS, Server, assert_read, serving
-from e2e.processes import ALONE, APPS, BIN
+from e2e.processes import ALONE, APPS, INSTRUMENT
 from e2e.streams import STREAM
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
@@ -413,7 +413,7 @@ async def test_beside_the_genai_instrumentation(
 
 async def _end(client: str, way: str, server: Server, receiver: Receiver | None) -> tuple[int, str]:
     """The exit status and what was written of a process that ends while it reads."""
-    around = [str(BIN / "opentelemetry-instrument")] if receiver else []
+    around = [str(INSTRUMENT)] if receiver else []
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
     process = await asyncio.create_subprocess_exec(
         *around,

@@ -34,7 +34,7 @@ from e2e.clients import (
 )
 from e2e.streams import STREAM
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
-from support import Backend, Fed, until
+from support import START, Backend, Fed, Stream, until
 
 from otel_sse.asgi import SSEMiddleware
 from otel_sse.reading import Reading
@@ -1092,6 +1092,14 @@ async def test_a_stream_that_is_resumed(told: Backend) -> None:
 # --- transports -----------------------------------------------------------------------------------
 
 
+def _mock(package: Any, pieces: list[bytes]) -> Any:
+    """A transport that answers with these pieces of an event stream."""
+    headers = {"Content-Type": "text/event-stream"}
+    return package.MockTransport(
+        lambda _: package.Response(200, headers=headers, content=iter(pieces))
+    )
+
+
 @pytest.mark.parametrize("package", [httpx, httpx2])
 def test_a_response_that_is_made_up_passes(package: Any, told: Backend) -> None:
     """What a mock gives is no stream that is read: it goes through as it is."""
@@ -1132,11 +1140,7 @@ def test_a_comment_that_is_cut_where_marks_are_given_up_is_counted(
     """Its first byte might have been a mark's, until a message had come without one."""
     pieces = [FIRST + b":", b" ping\n\n", FIRST]
 
-    def answer(request: Any) -> Any:
-        headers = {"Content-Type": "text/event-stream"}
-        return package.Response(200, headers=headers, content=iter(pieces))
-
-    with package.Client(transport=package.MockTransport(answer)) as client:
+    with package.Client(transport=_mock(package, pieces)) as client:
         assert client.get("http://mock/").content == b"".join(pieces)
     assert told.value("sse.client.messages") == 2
     assert told.value("sse.client.comments") == 1
@@ -1159,15 +1163,12 @@ async def test_an_application_without_a_server(package: Any, told: Backend) -> N
 @pytest.mark.parametrize("package", [httpx, httpx2])
 def test_an_application_without_a_server_has_calls_of_its_own(package: Any, told: Backend) -> None:
     """What it reads while it answers is another stream, not the one that it answers with."""
-    headers = {"Content-Type": "text/event-stream"}
-    upstream = package.MockTransport(
-        lambda _: package.Response(200, headers=headers, content=iter([FIRST, FIRST]))
-    )
+    upstream = _mock(package, [FIRST, FIRST])
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
         with package.Client(transport=upstream) as client:
             body = client.get("http://upstream/").content
-        start_response("200 OK", [*headers.items()])
+        start_response("200 OK", [("Content-Type", "text/event-stream")])
         return [body]
 
     async def asgi(scope: Any, receive: Any, send: Any) -> None:
@@ -1203,8 +1204,7 @@ async def test_a_stream_that_is_passed_on_keeps_its_place(backend: Backend) -> N
             yield FIRST
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        headers = [(b"content-type", b"text/event-stream")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send(START)
         for _ in range(20):
             await send({"type": "http.response.body", "body": FIRST, "more_body": True})
         async with (
@@ -1215,13 +1215,9 @@ async def test_a_stream_that_is_passed_on_keeps_its_place(backend: Backend) -> N
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body"})
 
-    async def send(_: Any) -> None:
-        pass
-
     with _instrumented(backend, message_event_detail="all"):
         served = SSEMiddleware(app, **backend.providers, message_event_detail="all")
-        scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-        await served(scope, asyncio.Event().wait, send)
+        await Stream(served).task
     server, *_ = [span for span in backend.spans() if span.name == "SSE"]
     first, second = backend.spans("SSE GET")
     assert server.attributes["sse.segment.index"] == 0
@@ -1235,11 +1231,10 @@ def test_an_interrupt_is_the_readers_own(told: Backend) -> None:
     own: Any = lambda *_: None  # noqa: E731
     before = signal.signal(signal.SIGINT, own)
     try:
-        headers = {"Content-Type": "text/event-stream"}
-        transport = httpx.MockTransport(
-            lambda _: httpx.Response(200, headers=headers, content=iter([FIRST]))
-        )
-        with httpx.Client(transport=transport) as session, session.stream("GET", "http://mock/"):
+        with (
+            httpx.Client(transport=_mock(httpx, [FIRST])) as session,
+            session.stream("GET", "http://mock/"),
+        ):
             assert told.value("sse.client.active_connections") == 1
             assert signal.getsignal(signal.SIGINT) is own
     finally:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from e2e.endings import ENDINGS, SERVERS, Ending, Server, markdown, told
-from e2e.processes import ALONE, APPS, BIN
+from e2e.processes import ALONE, APPS, BIN, INSTRUMENT
 from otlp import Point, Receiver, Record, Span
 
 pytestmark = pytest.mark.timeout(600)
@@ -113,7 +113,7 @@ def process(server: Server, run: Run) -> Iterator[tuple["subprocess.Popen[bytes]
         port = reserved.getsockname()[1]
         program, *arguments = server.command.format(port=port).split()
         started = subprocess.Popen(
-            [BIN / "opentelemetry-instrument", BIN / program, *arguments],
+            [INSTRUMENT, BIN / program, *arguments],
             env={
                 **os.environ,
                 "PYTHONPATH": str(TESTS),

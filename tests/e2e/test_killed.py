@@ -5,9 +5,7 @@ import itertools
 import re
 import secrets
 import signal
-from collections.abc import Iterator
 
-import pytest
 from e2e.processes import Served, serve
 from otlp import Receiver, Span
 from support import RawClient
@@ -17,12 +15,6 @@ ENDLESS = 10**6
 SEGMENT = 1.0
 # How often spans and events, and metrics, are exported; and what a slow machine may add, in s.
 BATCH, INTERVAL, SLACK = 0.1, 0.3, 5.0
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as receiver:
-        yield receiver
 
 
 class Client:

@@ -22,7 +22,7 @@ from typing import Any
 import httpx2
 import oracle
 import pytest
-from e2e.processes import ALONE, APPS, BIN
+from e2e.processes import ALONE, APPS, BIN, INSTRUMENT
 from otlp import Receiver, Span
 from support import AIOHTTP_SSE_3
 
@@ -55,7 +55,7 @@ class Server:
         if not contrib:
             environment |= ALONE
         self.process = subprocess.Popen(
-            [BIN / "opentelemetry-instrument", *command],
+            [INSTRUMENT, *command],
             env=environment,
             # The launcher puts it on the path: not the checkout, which may not be what is tested.
             cwd=APPS,
@@ -209,12 +209,6 @@ class _AsyncTappedStream(httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as receiver:
-        yield receiver
 
 
 @contextlib.contextmanager

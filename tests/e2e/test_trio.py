@@ -4,9 +4,7 @@ import asyncio
 import contextlib
 import http.client
 import signal
-from collections.abc import Iterator
 
-import pytest
 from e2e.processes import Served, serve
 from otlp import Receiver
 
@@ -18,12 +16,6 @@ SOON = {
     "OTEL_PYTHON_SSE_SEGMENT_SECONDS": "1",
     "OTEL_PYTHON_SSE_STALL_SECONDS": "1",
 }
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as receiver:
-        yield receiver
 
 
 def _read(served: Served, path: str) -> bytes:

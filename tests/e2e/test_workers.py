@@ -81,12 +81,6 @@ class Fleet:
         assert status in (0, -signal.SIGTERM), output
 
 
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as receiver:
-        yield receiver
-
-
 @contextlib.contextmanager
 def running(
     command: str, receiver: Receiver, *, instrument: bool = True, **env: str

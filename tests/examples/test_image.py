@@ -17,8 +17,7 @@ from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from typing import Final
 
-from collector.processes import INSTRUMENT
-from e2e.processes import CONTRIB
+from e2e.processes import CONTRIB, INSTRUMENT
 from examples.commands import EXAMPLES
 from examples.composed import COMPOSE, DOCKERFILE, SERVICES, WORKERS
 from otlp import Receiver

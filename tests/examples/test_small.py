@@ -24,12 +24,6 @@ INSTRUMENT: Final = "opentelemetry-instrument "
 SMALL_FILES: Final = sorted(SMALL.glob("*.py"))
 
 
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as receiver:
-        yield receiver
-
-
 @contextlib.asynccontextmanager
 async def started(name: str, receiver: Receiver, **env: str) -> AsyncIterator[Served]:
     """The example, as its docstring starts it; asked to end, at the end of the block."""

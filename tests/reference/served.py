@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import redis.asyncio
 from aiohttp import web
+from e2e.processes import INSTRUMENT
 from server.app import build
 from server.broker import Id, Message
 from server.client import Event, events
@@ -23,7 +24,6 @@ from support import Backend, free_port, serve_aiohttp
 from tools import tool
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-INSTRUMENT = Path(sys.executable).parent / "opentelemetry-instrument"
 # Quick to come back, and no batch waits longer than it has to.
 QUICK = Settings(retry_seconds=0.05, batch_seconds=0.01)
 

@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 import pytest
 from aiohttp import ClientSession
-from collector.processes import INSTRUMENT, Process
+from collector.processes import Process
+from e2e.processes import INSTRUMENT
 from playwright.async_api import Browser, Page, async_playwright, expect
 from reference.watching import notification
 from support import RawClient, free_port
