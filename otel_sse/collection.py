@@ -161,7 +161,7 @@ OBSERVED: Final[tuple[tuple[Metric, str, Read], ...]] = (
     (semconv.COMMENTS, "counter", _each(lambda row: row.totals.comments)),
     (semconv.IO, "counter", _each(lambda row: row.totals.io)),
     (semconv.SEND_TIME, "counter", _each(lambda row: row.totals.send_time)),
-    (semconv.SEND_STALLS, "counter", _each(lambda row: row.totals.stalls)),
+    (semconv.SLOW_SENDS, "counter", _each(lambda row: row.totals.stalls)),
     (semconv.STALLED, "up_down_counter", _each(lambda row: row.stalled)),
     (semconv.IDLE_MAX, "gauge", _each(lambda row: row.idle)),
     (semconv.AGE_MAX, "gauge", _each(lambda row: row.age)),

@@ -207,7 +207,7 @@ class Current:
     def __init__(self, request: Request | None) -> None:
         self._request = request
 
-    def close(self, reason: str) -> None:
+    def set_close_reason(self, reason: str) -> None:
         """Says why the stream is about to end; it wins over what the instrumentation sees.
 
         Args:
@@ -216,14 +216,14 @@ class Current:
         """
         if reason not in CLOSE_REASONS:
             _log.warning(
-                "otel_sse: current().close(%r) is ignored: it takes %s",
+                "otel_sse: current().set_close_reason(%r) is ignored: it takes %s",
                 reason,
                 ", ".join(CLOSE_REASONS),
             )
             return
         self._say("say_reason", reason)
 
-    def dropped(self, n: int = 1, reason: str = "unknown") -> None:
+    def record_dropped(self, n: int = 1, reason: str = "unknown") -> None:
         """Says that the application left ``n`` messages out of the stream, and why.
 
         Args:
@@ -232,7 +232,7 @@ class Current:
 
         """
         if not isinstance(n, int) or n < 1:
-            _log.warning("otel_sse: current().dropped(%r) is ignored: n is 1 or more", n)
+            _log.warning("otel_sse: current().record_dropped(%r) is ignored: n is 1 or more", n)
             return
         self._say("say_dropped", n, str(reason))
 

@@ -54,7 +54,7 @@ IO: Final = Metric("sse.server.io", "By",
     "Body bytes handed to the server, before content coding.")
 SEND_TIME: Final = Metric("sse.server.send.time", "s",
     "Time the application waited in sends, added up.")
-SEND_STALLS: Final = Metric("sse.server.send.stalls", "{send}",
+SLOW_SENDS: Final = Metric("sse.server.slow_sends", "{send}",
     "Sends that waited at least the slow-send threshold.")
 MESSAGE_SIZE: Final = Metric("sse.server.message.size", "By",
     "Wire bytes of a message, from its first field to its blank line.", _SIZE)
@@ -179,7 +179,7 @@ class Side:
 # fmt: off
 SERVER: Final = Side((HTTP_METHOD, HTTP_ROUTE, URL_SCHEME), {each: each for each in (
     ACTIVE, CONNECTIONS, DURATION, FIRST_MESSAGE, MESSAGES, DROPPED, COMMENTS, IO, SEND_TIME,
-    SEND_STALLS, MESSAGE_SIZE, MESSAGE_GAP, SEND_DURATION, STALLED, IDLE_MAX, AGE_MAX,
+    SLOW_SENDS, MESSAGE_SIZE, MESSAGE_GAP, SEND_DURATION, STALLED, IDLE_MAX, AGE_MAX,
     PER_CLIENT_MAX, BACKLOG_SIZE, BACKLOG_MAX)})
 CLIENT: Final = Side((HTTP_METHOD, SERVER_ADDRESS, SERVER_PORT), CLIENT_METRICS)
 # fmt: on

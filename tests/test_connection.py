@@ -27,7 +27,7 @@ class Own(Exception):
 
 
 def close(reason: str) -> Any:
-    return lambda: otel_sse.current().close(reason)
+    return lambda: otel_sse.current().set_close_reason(reason)
 
 
 ENDINGS = [

@@ -42,12 +42,12 @@ async def test_what_is_said_before_the_start_holds(backend: Backend) -> None:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         mine = otel_sse.current()
-        mine.dropped(2, "warm-up")
-        mine.close("timeout")
+        mine.record_dropped(2, "warm-up")
+        mine.set_close_reason("timeout")
         await send(START)
-        mine.dropped(3, "late")
+        mine.record_dropped(3, "late")
         await send(END)
-        mine.dropped(4, "after")
+        mine.record_dropped(4, "after")
 
     await run(backend, app)
     assert backend.value("sse.server.dropped_messages") == 5
@@ -61,8 +61,8 @@ async def test_what_is_said_where_no_stream_starts_takes_no_memory(backend: Back
         mine = otel_sse.current()
         tracemalloc.start()
         for number in range(10_000):
-            mine.dropped(1, f"{number}")
-            mine.close("timeout")
+            mine.record_dropped(1, f"{number}")
+            mine.set_close_reason("timeout")
         kept, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert kept < 10_000
@@ -77,8 +77,8 @@ async def test_what_is_said_where_no_stream_starts_takes_no_memory(backend: Back
 
 async def test_outside_of_a_stream_current_is_a_no_op() -> None:
     """Code that is shared with other callers may speak without asking where it runs."""
-    otel_sse.current().close("completed")
-    otel_sse.current().dropped(1, "nobody")
+    otel_sse.current().set_close_reason("completed")
+    otel_sse.current().record_dropped(1, "nobody")
 
 
 async def test_nonsense_is_logged_and_ignored(
@@ -88,9 +88,9 @@ async def test_nonsense_is_logged_and_ignored(
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(START)
-        otel_sse.current().close("tired")
-        otel_sse.current().dropped(0, "none")
-        otel_sse.current().dropped("many")  # type: ignore[arg-type]
+        otel_sse.current().set_close_reason("tired")
+        otel_sse.current().record_dropped(0, "none")
+        otel_sse.current().record_dropped("many")  # type: ignore[arg-type]
         await send(END)
 
     with caplog.at_level(logging.WARNING, "otel_sse"):

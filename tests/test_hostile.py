@@ -341,7 +341,7 @@ async def test_a_drop_reason_may_be_any_text(backend: Backend) -> None:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(START)
-        otel_sse.current().dropped(1, "\udcff" + "x" * MEBIBYTE)
+        otel_sse.current().record_dropped(1, "\udcff" + "x" * MEBIBYTE)
         await send(END)
 
     await Stream(SSEMiddleware(app, **backend.providers)).task

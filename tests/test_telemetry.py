@@ -31,7 +31,7 @@ SERVER_METRICS = [
     ("sse.server.comments", "{comment}", "counter", set()),
     ("sse.server.io", "By", "counter", set()),
     ("sse.server.send.time", "s", "counter", set()),
-    ("sse.server.send.stalls", "{send}", "counter", set()),
+    ("sse.server.slow_sends", "{send}", "counter", set()),
     ("sse.server.message.size", "By", "histogram", set()),
     ("sse.server.message.gap", "s", "histogram", set()),
     ("sse.server.send.duration", "s", "histogram", set()),
@@ -53,7 +53,7 @@ async def test_every_metric_has_the_contracts_name_unit_kind_and_attributes(
     fed = Fed()
     stream = Stream(middleware(backend, fed))
     await fed.feed(b"data: 1\n\n", b"event: tick\ndata: 2\n\n", b": ping\n\n")
-    await fed.feed(lambda: otel_sse.current().dropped(3, "queue full"))
+    await fed.feed(lambda: otel_sse.current().record_dropped(3, "queue full"))
     fed.end()
     await stream.task
     metrics = backend.metrics()
@@ -144,7 +144,7 @@ async def test_resumed_connections_are_told_apart(backend: Backend) -> None:
     assert "secret-7" not in repr([span.to_json() for span in backend.spans()])
 
 
-async def test_send_stalls_and_send_time_add_up_the_waits(backend: Backend) -> None:
+async def test_slow_sends_and_send_time_add_up_the_waits(backend: Backend) -> None:
     """A send that waits past the threshold is a stall; every wait is in send.time."""
     fed = Fed()
     stream = Stream(middleware(backend, fed, slow_send_seconds=0.05))
@@ -155,7 +155,7 @@ async def test_send_stalls_and_send_time_add_up_the_waits(backend: Backend) -> N
     stream.blocked = None
     fed.end()
     await stream.task
-    assert backend.value("sse.server.send.stalls") == 1
+    assert backend.value("sse.server.slow_sends") == 1
     assert backend.value("sse.server.send.time") >= 0.08
     (span,) = backend.spans("SSE")
     assert span.attributes["sse.send.max_duration"] >= 0.08
@@ -194,7 +194,7 @@ async def test_methods_schemes_drop_reasons_and_error_types_are_capped(backend: 
     mw = middleware(backend, fed)
     stream = Stream(mw, method="BREW", scheme="gopher")
     for number in range(20):
-        await fed.feed(lambda n=number: otel_sse.current().dropped(1, f"reason-{n}"))
+        await fed.feed(lambda n=number: otel_sse.current().record_dropped(1, f"reason-{n}"))
     fed.end()
     await stream.task
     points = backend.points("sse.server.dropped_messages")

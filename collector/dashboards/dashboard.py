@@ -133,7 +133,7 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
         Panel("Send waits", "How long a send waited.", "s",
               _quantiles("sse_server_send_duration_seconds")),
         Panel("Slow sends", "Sends a second that waited at least the slow-send time.", "cps",
-              ((_rate("sse_server_send_stalls_total", "job", "instance"), _INSTANCE),)),
+              ((_rate("sse_server_slow_sends_total", "job", "instance"), _INSTANCE),)),
         Panel("Stalled connections", "By instance.", "short",
               ((_sum("sse_server_stalled_connections", "job", "instance"), _INSTANCE),)),
         Panel("Backlog", "Accepted from the application, not yet taken by clients.", "bytes",

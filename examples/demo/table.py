@@ -49,7 +49,7 @@ def _figures(service: Service) -> dict[tuple[int, str], str]:
         (5, f"{semconv.FIRST_MESSAGE.name}, p50"): _seconds(quantile(first, 0.50)),
         (6, f"{semconv.FIRST_MESSAGE.name}, p95"): _seconds(quantile(first, 0.95)),
         (7, f"{semconv.MESSAGE_GAP.name}, mean"): _seconds(mean(gaps)),
-        (8, semconv.SEND_STALLS.name): f"{service.total(semconv.SEND_STALLS.name)}",
+        (8, semconv.SLOW_SENDS.name): f"{service.total(semconv.SLOW_SENDS.name)}",
         (9, semconv.STALLED.name): f"{service.total(semconv.STALLED.name)}",
         (10, semconv.BACKLOG_SIZE.name): _bytes(service.total(semconv.BACKLOG_SIZE.name)),
     }

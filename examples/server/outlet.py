@@ -148,7 +148,7 @@ class Outlet:
         if self.ended is None:
             self.ended = time.monotonic()
             self.over.set_result(None)
-            self._told.close(reason)
+            self._told.set_close_reason(reason)
             self._wake()
 
     def expire(self, limit: str) -> None:
@@ -175,7 +175,7 @@ class Outlet:
 
     def _drop(self, count: int, reason: str) -> None:
         if count:
-            self._told.dropped(count, reason)
+            self._told.record_dropped(count, reason)
             self._dropped[reason] += count
             for _ in range(count):
                 self.bytes -= len(self._queue.popleft().frame)

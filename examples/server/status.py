@@ -116,7 +116,7 @@ class _Status:
             await response.prepare(request)
             await self._show(response, self._sampler)
         except asyncio.TimeoutError:
-            otel_sse.current().close("timeout")
+            otel_sse.current().set_close_reason("timeout")
             if request.transport is not None:
                 request.transport.abort()
         except ConnectionError:
@@ -148,7 +148,7 @@ class _Status:
                 last = sampler.moments[-1]
                 await _write(response, _event("moment", json.dumps(last.told)))
             await changed.wait()
-        otel_sse.current().close("server_shutdown")
+        otel_sse.current().set_close_reason("server_shutdown")
 
     def _wake(self) -> None:
         self._changed.set()

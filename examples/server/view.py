@@ -129,7 +129,7 @@ def _processing(reading: Reading, window: Window) -> dict[str, Any]:
         "mean_ms": _ms(mean),
         "max_ms": _ms(spread.max),
         "mean_ms_since_start": _ms(_over_all(reading)),
-        "slow_sends": _whole(reading.figure("sse.server.send.stalls")) or 0,
+        "slow_sends": _whole(reading.figure("sse.server.slow_sends")) or 0,
     }
 
 

@@ -6,9 +6,9 @@
 Read it by ``curl -N 'http://127.0.0.1:8000/clock?seconds=3'``; without that it ends after a minute.
 
 From outside, a stream that has reached its limit and one that has said all look alike. The view
-says which it was: ``otel_sse.current().close("timeout")``, and ``sse.close.reason`` is that in
-span, metric and log event. There is no hook for Django, so ``SSEMiddleware`` is put around the
-application, and tells no ``http.route``.
+sets the reason: ``otel_sse.current().set_close_reason("timeout")``, and ``sse.close.reason`` is
+that in span, metric and log event. There is no hook for Django, so ``SSEMiddleware`` is put around
+the application, and tells no ``http.route``.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ async def ticks(seconds: float) -> AsyncIterator[str]:
     while time.monotonic() < end:
         yield f"event: tick\ndata: {time.strftime('%H:%M:%S')}\n\n"
         await asyncio.sleep(min(1.0, seconds / 4))
-    otel_sse.current().close("timeout")
+    otel_sse.current().set_close_reason("timeout")
     # The browser comes back after this many milliseconds.
     yield "retry: 1000\n\n"
 

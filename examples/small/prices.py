@@ -45,7 +45,7 @@ async def told(count: int | None) -> AsyncIterator[ServerSentEvent]:
     for _ in itertools.count() if count is None else range(count):
         missed = market.number - seen - 1
         if missed > 0:
-            otel_sse.current().dropped(missed, "conflated")
+            otel_sse.current().record_dropped(missed, "conflated")
         seen = market.number
         yield ServerSentEvent(event="price", id=str(seen), data=f"{market.price:.2f}")
         await asyncio.sleep(0.1)

@@ -36,7 +36,7 @@ def test_it_shows_what_it_has_to() -> None:
         "sse_server_message_gap_seconds_bucket",
         "sse_server_send_duration_seconds_bucket",
         "sse_server_send_time_seconds_total",
-        "sse_server_send_stalls_total",
+        "sse_server_slow_sends_total",
         "sse_server_stalled_connections",
         "sse_server_backlog_size_bytes",
         "sse_server_message_size_bytes_bucket",
