@@ -19,19 +19,21 @@ from typing import Any
 import aiohttp
 import httpx
 import httpx2
-import oracle
 import pytest
 import requests
-from e2e.clients import INSTRUMENTORS, Server, assert_read, serving
-from e2e.processes import ALONE, APPS, INSTRUMENT
-from e2e.streams import STREAM
+from helpers import oracle
+from helpers.backend import Backend
+from helpers.client_streams import INSTRUMENTORS, Server, assert_read, serving
+from helpers.otlp import Receiver
+from helpers.processes import ALONE, APPS, INSTRUMENT
+from helpers.servers import serve_asgi
+from helpers.streams import STREAM
+from helpers.waiting import until
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.instrumentation.httpx import HTTPX2ClientInstrumentor, HTTPXClientInstrumentor
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
-from otlp import Receiver
-from support import Backend, serve_asgi, until
 
 WORDS = " ".join(f"word{n}" for n in range(50))
 QUESTION: Any = {"model": "parrot", "messages": [{"role": "user", "content": WORDS}]}

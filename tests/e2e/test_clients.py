@@ -22,7 +22,9 @@ import pytest
 import requests
 import sseclient
 from aiohttp_sse_client2.client import EventSource
-from e2e.clients import (
+from helpers.asgi import START, Fed, Stream
+from helpers.backend import Backend
+from helpers.client_streams import (
     CHUNKED,
     FIRST,
     INSTRUMENTORS,
@@ -32,9 +34,9 @@ from e2e.clients import (
     serving,
     table,
 )
-from e2e.streams import STREAM
+from helpers.streams import STREAM
+from helpers.waiting import until
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
-from support import START, Backend, Fed, Stream, until
 
 from otel_sse.asgi import SSEMiddleware
 from otel_sse.reading import Reading

@@ -16,8 +16,12 @@ import pytest
 import starlette.applications
 import starlette.middleware.opentelemetry as starlettes_own
 from aiohttp import web
-from e2e.streams import PIECES, STREAM, Reply, assert_told, fetch, parse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from helpers.asgi import http_scope
+from helpers.backend import Backend
+from helpers.servers import serve_aiohttp, serve_asgi
+from helpers.streams import PIECES, STREAM, Reply, assert_told, fetch, parse
+from helpers.waiting import until
 from opentelemetry import baggage
 from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
@@ -30,7 +34,6 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
-from support import Backend, http_scope, serve_aiohttp, serve_asgi, until
 
 from otel_sse import SSEMiddleware
 

@@ -12,7 +12,13 @@ import fastapi
 import pytest
 import sse_starlette
 from aiohttp import web
-from e2e.streams import (
+from fastapi.responses import StreamingResponse as FastAPIStreamingResponse
+from fastapi.sse import EventSourceResponse as FastAPIEventSourceResponse
+from fastapi.sse import ServerSentEvent
+from helpers.backend import Backend
+from helpers.raw_client import RawClient
+from helpers.servers import AIOHTTP_SSE_3, serve_aiohttp, serve_asgi
+from helpers.streams import (
     PIECES,
     STREAM,
     Reply,
@@ -23,9 +29,7 @@ from e2e.streams import (
     parse,
     pieces,
 )
-from fastapi.responses import StreamingResponse as FastAPIStreamingResponse
-from fastapi.sse import EventSourceResponse as FastAPIEventSourceResponse
-from fastapi.sse import ServerSentEvent
+from helpers.waiting import until
 from litestar import Litestar, get
 from litestar.response import ServerSentEvent as LitestarServerSentEvent
 from litestar.response.sse import ServerSentEventMessage
@@ -36,7 +40,6 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Host, Mount, Route, Router
-from support import AIOHTTP_SSE_3, Backend, RawClient, serve_aiohttp, serve_asgi, until
 
 from otel_sse import SSEMiddleware
 
