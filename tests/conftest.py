@@ -1,21 +1,21 @@
 """Fixtures: a backend in memory, and each instrumentor on, telling it."""
 
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.backend import Backend
+from helpers.client_readers import instrumented
+from helpers.client_streams import Server, serving
 from helpers.otlp import Receiver
 
 import otel_sse
 from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
 from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.starlette import SSEStarletteInstrumentor
-
-# Their assertions tell what they compared; before anything imports them.
-pytest.register_assert_rewrite("helpers.streams", "helpers.client_streams")
 
 _TESTS = Path(__file__).resolve().parent
 _CHECKOUT = _TESTS.parent
@@ -84,3 +84,28 @@ def instrument(backend: Backend) -> Iterator[Callable[..., None]]:
     yield on
     for instrumentor in used:
         instrumentor.uninstrument()
+
+
+@pytest.fixture
+def telemetry(backend: Backend) -> Iterator[Backend]:
+    """The backend, to which every client instrumentor reports."""
+    with instrumented(backend):
+        yield backend
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    """A server that answers each path in its own way, for clients that read."""
+    async with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def no_warnings(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fails if anything is logged as a warning: a context that cannot be detached, a span that has
+    ended, an instrument made twice.
+    """
+    caplog.set_level(logging.WARNING)
+    yield
+    for when in ("setup", "call"):
+        assert [record.getMessage() for record in caplog.get_records(when)] == []

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import aiohttp
@@ -23,7 +23,8 @@ import pytest
 import requests
 from helpers import oracle
 from helpers.backend import Backend
-from helpers.client_streams import INSTRUMENTORS, Server, assert_read, serving
+from helpers.client_readers import instrumented
+from helpers.client_streams import Server, assert_read
 from helpers.otlp import Receiver
 from helpers.processes import ALONE, APPS, INSTRUMENT
 from helpers.servers import serve_asgi
@@ -72,20 +73,8 @@ class Taped:
 def both(backend: Backend, instrument: Callable[..., None]) -> Iterator[Backend]:
     """Servers and clients are told."""
     instrument()
-    with _clients(backend):
+    with instrumented(backend):
         yield backend
-
-
-@contextlib.contextmanager
-def _clients(backend: Backend) -> Iterator[None]:
-    used = [kind() for kind in INSTRUMENTORS]
-    for each in used:
-        each.instrument(**backend.providers)
-    try:
-        yield
-    finally:
-        for each in used:
-            each.uninstrument()
 
 
 def _types(backend: Backend, side: str) -> dict[str, int]:
@@ -334,22 +323,16 @@ def _beside(backend: Backend, others: list[Any], *, first: bool) -> Iterator[Non
 
     with contextlib.ExitStack() as stack:
         if not first:
-            stack.enter_context(_clients(backend))
+            stack.enter_context(instrumented(backend))
         for other in others:
             other.instrument(**providers)
         try:
             if first:
-                stack.enter_context(_clients(backend))
+                stack.enter_context(instrumented(backend))
             yield
         finally:
             for other in others:
                 other.uninstrument()
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[Server]:
-    async with serving() as server:
-        yield server
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["ours first", "theirs first"])

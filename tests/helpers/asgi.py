@@ -3,8 +3,18 @@
 import asyncio
 from typing import Any
 
+from helpers.backend import Backend
+
+from otel_sse import SSEMiddleware
+
 SSE = [(b"content-type", b"text/event-stream")]
 START = {"type": "http.response.start", "status": 200, "headers": SSE}
+TRACEPARENT = (b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01")
+
+
+def middleware(backend: Backend, app: Any, **options: Any) -> SSEMiddleware:
+    """The application in our middleware, which reports to ``backend``."""
+    return SSEMiddleware(app, **backend.providers, **options)
 
 
 def http_scope(path: str = "/events", **extra: Any) -> dict[str, Any]:

@@ -7,10 +7,9 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+NOT_OURS: Final = {".venv", ".build", ".pytest_cache", "node_modules"}
 PAGES: Final = sorted(
-    page
-    for page in ROOT.rglob("*.md")
-    if not {".venv", ".build", "node_modules"} & set(page.relative_to(ROOT).parts)
+    page for page in ROOT.rglob("*.md") if not NOT_OURS & set(page.relative_to(ROOT).parts)
 )
 
 

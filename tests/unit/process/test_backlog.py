@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from helpers.asgi import Fed, Stream, http_scope
 from helpers.backend import Backend
 from helpers.raw_client import RawClient
 from helpers.servers import serve_aiohttp, serve_asgi
@@ -131,8 +132,6 @@ async def test_a_closed_or_reused_descriptor_is_never_read() -> None:
 
 async def test_where_the_transport_is_unknown_the_backlog_is_absent(backend: Backend) -> None:
     """No zero is told where nothing can be read."""
-    from support import Fed, Stream
-
     fed = Fed()
     stream = Stream(SSEMiddleware(fed, **backend.providers))
     await fed.feed(b"data: x\n\n")
@@ -145,7 +144,6 @@ async def test_where_the_transport_is_unknown_the_backlog_is_absent(backend: Bac
 @linux
 async def test_two_streams_on_one_transport_are_read_once(backend: Backend) -> None:
     """HTTP/2 carries many streams over one transport; its bytes count once."""
-    from support import http_scope
 
     class Server:
         def __init__(self) -> None:
@@ -164,8 +162,6 @@ async def test_two_streams_on_one_transport_are_read_once(backend: Backend) -> N
 
         async def send(self, message: Any) -> None:
             pass
-
-    from support import Fed
 
     server, fed = Server(), Fed()
     mw = SSEMiddleware(fed, **backend.providers)

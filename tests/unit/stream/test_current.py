@@ -11,7 +11,7 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
-from helpers.asgi import START, Fed, Stream, http_scope
+from helpers.asgi import START, TRACEPARENT, Fed, Stream, http_scope
 from helpers.backend import Backend
 from helpers.servers import serve_asgi
 from helpers.waiting import until
@@ -31,7 +31,6 @@ from otel_sse import SSEMiddleware
 from otel_sse.current import Request
 
 END = {"type": "http.response.body", "body": b"", "more_body": False}
-TRACEPARENT = (b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01")
 
 
 async def run(backend: Backend, app: Any, **scope: Any) -> Stream:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from helpers.asgi import SSE, Fed, Stream
+from helpers.asgi import SSE, START, Fed, Stream, http_scope, middleware
 from helpers.backend import Backend
 from helpers.waiting import until
 from opentelemetry.sdk.metrics import MeterProvider
@@ -42,10 +42,6 @@ SERVER_METRICS = [
     ("sse.server.connection.age.max", "s", "gauge", set()),
     ("sse.server.connections_per_client.max", "{connection}", "gauge", None),
 ]
-
-
-def middleware(backend: Backend, app: Any, **options: Any) -> SSEMiddleware:
-    return SSEMiddleware(app, **backend.providers, **options)
 
 
 async def test_every_metric_has_the_contracts_name_unit_kind_and_attributes(
@@ -466,8 +462,6 @@ async def test_nothing_of_ours_outlives_its_stream(backend: Backend) -> None:
 async def test_a_stream_whose_peer_left_is_freed_at_once_too(backend: Backend) -> None:
     """The exception of a failed send is not kept: its traceback would keep the stream."""
     import weakref
-
-    from support import START, http_scope
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(START)
