@@ -1,4 +1,4 @@
-"""Fixtures: a backend in memory, and each instrumentor on, telling it."""
+"""Fixtures: a backend in memory, and instrumentors that report to it."""
 
 import logging
 import os
@@ -40,7 +40,7 @@ _LONGEST = (
 
 
 def pytest_sessionstart() -> None:
-    """What is tested is the built wheel, unless somebody asks for the checkout."""
+    """The built wheel is tested, unless a variable asks for the checkout."""
     package = Path(otel_sse.__file__).resolve().parent
     if package.parent == _CHECKOUT and "OTEL_SSE_TEST_CHECKOUT" not in os.environ:
         pytest.exit("otel_sse is imported from the checkout; run `make test`", returncode=4)
@@ -48,7 +48,7 @@ def pytest_sessionstart() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sorts the files; within them the order stays as it is, by chance."""
+    """Sorts the files; within a file the order stays random."""
 
     def rank(item: pytest.Item) -> int:
         name = item.path.relative_to(_TESTS).as_posix()

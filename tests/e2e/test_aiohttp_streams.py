@@ -24,7 +24,7 @@ from helpers.streams import (
     PIECES,
     STREAM,
     apieces,
-    assert_told,
+    assert_reported,
     fetch,
 )
 
@@ -226,14 +226,14 @@ def write_eof_with_the_last_piece() -> Any:
 
 
 @pytest.mark.parametrize("case", AIOHTTP)
-async def test_a_stream_of_aiohttp_is_told_and_left_alone(
+async def test_a_stream_of_aiohttp_is_reported_and_unmodified(
     case: Case, backend: Backend, instrument: Instrument
 ) -> None:
     """However aiohttp.web is made to write a body: same bytes, exact counts, whole route."""
     await check(case, backend, instrument)
 
 
-async def test_a_low_level_server_of_aiohttp_is_told(
+async def test_a_low_level_server_of_aiohttp_is_reported(
     backend: Backend, instrument: Instrument
 ) -> None:
     """``web.Server`` has no application and no routes; its streams are streams all the same."""
@@ -247,4 +247,4 @@ async def test_a_low_level_server_of_aiohttp_is_told(
     finally:
         await runner.cleanup()
     assert reply.body == STREAM
-    await assert_told(backend, STREAM, route=None)
+    await assert_reported(backend, STREAM, route=None)

@@ -1,5 +1,5 @@
 """Telemetry that is missing, broken or taken away, under real servers on real sockets: what a
-client receives is what it receives without us, the event loop never waits, the log says it once.
+client receives is what it receives without us, the event loop never waits, the log has it once.
 """
 
 import asyncio
@@ -317,7 +317,7 @@ def bad_propagator(backend: Backend) -> None:
     propagate.set_global_textmap(BadPropagator())
 
 
-# What is broken, and of how many streams the spans and the events are told all the same.
+# What is broken, and of how many streams spans and events are still reported.
 BROKEN: list[tuple[Callable[[Backend], None], int, int]] = [
     (bad_start, 0, STREAMS),
     # The processor that keeps them comes first.
@@ -338,7 +338,7 @@ async def test_a_part_that_raises(
     backend: Backend,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The log says it once, metrics are whole, and so is every other signal."""
+    """It is logged once; metrics are whole, and so is every other signal."""
     plain = await replies(server)
     propagator = propagate.get_global_textmap()
     spoil(backend)
@@ -376,7 +376,7 @@ def circular(backend: Backend) -> logging.Handler:
 async def test_a_log_that_cannot_be_written(
     server: Callable[[], Any], handler_of: Callable[[Backend], logging.Handler], backend: Backend
 ) -> None:
-    """Where even the telling of a failure fails, the application does not see it."""
+    """Where even the report of a failure fails, the application does not notice."""
     plain = await replies(server)
     for spoil in (bad_start, bad_end, bad_log):
         spoil(backend)
@@ -416,7 +416,7 @@ def instrument_again(backend: Backend) -> None:
 
 
 class Gated:
-    """A server of one stream that pauses in its middle until it is told to go on."""
+    """A server of one stream that pauses in its middle until it may go on."""
 
     def __init__(self) -> None:
         self.go_on = asyncio.Event()
@@ -444,7 +444,7 @@ class Gated:
         return serve_aiohttp(app)
 
 
-# What happens in the middle of a stream, and whether its end is told to whom its start was.
+# What happens in the middle of a stream, and whether its close still reaches the providers.
 CHANGES: list[tuple[Callable[[Backend], None], bool]] = [
     (shut_down, False),
     (uninstrument, True),
@@ -454,16 +454,16 @@ CHANGES: list[tuple[Callable[[Backend], None], bool]] = [
 
 
 @SERVERS
-@pytest.mark.parametrize(("change", "told"), CHANGES)
+@pytest.mark.parametrize(("change", "reported"), CHANGES)
 async def test_a_change_in_the_middle_of_a_stream(
     server: Callable[[], Any],
     change: Callable[[Backend], None],
-    told: bool,
+    reported: bool,
     backend: Backend,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The stream goes on as if nothing had happened, and is told to its end, once, wherever there
-    is still somebody to tell.
+    """The stream goes on as if nothing had happened, and is reported to its end, once, where
+    a provider is still there.
     """
     gated = Gated()
     with instrumented(**backend.providers):
@@ -476,7 +476,7 @@ async def test_a_change_in_the_middle_of_a_stream(
             await client.close()
     assert parse(head + rest).body == STREAM
     assert ours(caplog) == []
-    if told:
+    if reported:
         (span,) = backend.spans("SSE")
         assert span.attributes is not None
         assert span.attributes["sse.close.reason"] == "completed"
@@ -530,8 +530,8 @@ async def test_an_sdk_that_is_disabled() -> None:
 
 
 async def test_providers_that_are_set_late() -> None:
-    """From then on spans and events are told, and histograms recorded; what was counted before is
-    not lost.
+    """From then on spans, events and histograms are recorded; what was counted before is not
+    lost.
     """
     with Receiver() as receiver:
         found, status, output = await served(
@@ -550,7 +550,7 @@ async def test_providers_that_are_set_late() -> None:
 async def test_providers_that_the_application_has_shut_down(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """At the end of the process they are left alone: each would export again, and complain."""
+    """At the end of the process they are not flushed: each would export again, and complain."""
     with Receiver() as receiver, exporting(receiver) as providers:
         app = SSEMiddleware(Starlette(routes=[Route("/events", starlette_stream)]), **providers)
         async with serve_asgi(app) as port:

@@ -29,25 +29,25 @@ from helpers.waiting import until
 
 @client
 @pytest.mark.parametrize("path", ["/endless", "/ticking"])
-async def test_leaving_the_loop_is_a_close(
+async def test_breaking_out_of_the_loop_is_a_close(
     name: str, path: str, server: Server, telemetry: Backend
 ) -> None:
-    """A reader that has had enough is no error."""
+    """A reader that stops reading is no error."""
     await CLIENTS[name](LEAVING[name], server.url + path)
     assert await close_reason_of(telemetry) == "client_close"
 
 
 @client
-async def test_a_response_that_nobody_reads_is_closed(
+async def test_a_response_that_is_not_read_is_closed(
     name: str, server: Server, telemetry: Backend
 ) -> None:
-    """Its client lets go of it at once."""
-    nobody = (lambda _: None) if name in ("httpx", "httpx2", "requests") else _look_away
-    await CLIENTS[name](nobody, server.url + "/endless")
+    """Its client closes it at once."""
+    ignore = (lambda _: None) if name in ("httpx", "httpx2", "requests") else _ignore
+    await CLIENTS[name](ignore, server.url + "/endless")
     await assert_read(telemetry, server.port, b"", reason="client_close")
 
 
-async def _look_away(_: Any) -> None:
+async def _ignore(_: Any) -> None:
     pass
 
 
@@ -112,7 +112,7 @@ async def test_a_read_that_takes_too_long_is_a_timeout(
 async def test_a_body_that_cannot_be_decoded_is_an_error(
     name: str, server: Server, telemetry: Backend
 ) -> None:
-    """It says that it is compressed, but is not."""
+    """Its header claims a compression that it has not."""
     with pytest.raises(Exception):  # noqa: B017, PT011
         await CLIENTS[name](USUAL[name], server.url + "/not-gzip")
     assert await close_reason_of(telemetry) == "error"
@@ -145,7 +145,7 @@ async def test_a_close_by_another_thread_is_a_close(
     reading = asyncio.ensure_future(CLIENTS[name](read, server.url + "/endless"))
     await until(lambda: begun)
     closing = asyncio.ensure_future(asyncio.to_thread(begun[0].close))
-    # Its telling comes before the closing, which has to be there when the server ends it all.
+    # The report comes before the close, which must have begun when the server ends it all.
     await until(lambda: telemetry.spans("SSE"))
     await server.stop(cut=True)
     await asyncio.gather(reading, closing, return_exceptions=True)
@@ -201,15 +201,15 @@ async def test_aiohttps_time_for_the_whole_response(
 
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_requests_may_be_read_on(chunked: bool, telemetry: Backend) -> None:
-    """Who leaves a loop over a requests response may begin another one, where urllib3 leaves its
-    connection open: not in a chunked body.
+    """A reader that breaks out of a loop over a requests response may begin another one, where
+    urllib3 keeps the connection open: not in a chunked body.
     """
 
     async def answer(wire: Wire) -> None:
         if chunked:
             await wire.head(CHUNKED)
             await wire.chunk(FIRST)
-            await wire.left()
+            await wire.client_disconnected()
         else:
             await wire.head(f"Content-Length: {3 * len(FIRST)}")
             await wire.send(3 * FIRST)

@@ -122,24 +122,24 @@ async def test_what_outlives_its_response_is_read(read: bool, telemetry: Backend
             assert await close_reason_of(telemetry) == "client_close"
 
 
-# A socket that is garbage is warned of.
+# Python warns of a socket that is garbage.
 forgetting = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @client
 @forgetting
 async def test_a_forgotten_stream_is_closed(name: str, server: Server, telemetry: Backend) -> None:
-    """Nobody closes it, only the garbage collector finds it: it has been told to its end."""
+    """Never closed, only found by the garbage collector, it is reported to its end."""
     async with _session(name) as (session, forget):
         await forget(server.url + "/endless")
         if name == "aiohttp":
             # Its connection holds the response.
             assert telemetry.value("sse.client.active_connections") == 1
             await session.close()
-        # The thread that has asked may hold it for a moment more.
+        # The thread that sent the request may hold it for a moment more.
         await until(lambda: gc.collect() >= 0 and telemetry.spans("SSE"))
         assert await close_reason_of(telemetry) == "client_close"
-        # What a connection that is dropped now says of its stream comes too late.
+        # A connection that is dropped now reports the end of its stream too late.
         await asyncio.sleep(0.05)
         assert len(telemetry.spans("SSE")) == 1
 
@@ -149,7 +149,7 @@ async def test_a_forgotten_stream_is_closed(name: str, server: Server, telemetry
 async def test_a_forgotten_response_is_closed(
     name: str, server: Server, telemetry: Backend
 ) -> None:
-    """The same, where nobody has begun to read it."""
+    """The same for a response that was never read."""
     async with _session(name) as (session, _):
         if name == "aiohttp":
             _Holder(await session.get(server.url + "/endless"))
@@ -162,7 +162,7 @@ async def test_a_forgotten_response_is_closed(
         else:
             request = session.build_request("GET", server.url + "/endless")
             _Holder(await asyncio.to_thread(session.send, request, stream=True))
-        # The thread that has asked may hold it for a moment more.
+        # The thread that sent the request may hold it for a moment more.
         await until(lambda: gc.collect() >= 0 and telemetry.spans("SSE"))
         assert await close_reason_of(telemetry) == "client_close"
 
@@ -197,14 +197,14 @@ async def test_garbage_waits_for_no_lock(name: str, server: Server, telemetry: B
 
 @client
 async def test_nothing_of_ours_stays(name: str, server: Server, telemetry: Backend) -> None:
-    """A stream that has ended leaves no object of ours behind."""
+    """No object of ours outlives its stream."""
     await CLIENTS[name](USUAL[name], server.url + "/all")
     await CLIENTS[name](LEAVING[name], server.url + "/endless")
     with pytest.raises(Exception):  # noqa: B017, PT011
         await CLIENTS[name](USUAL[name], server.url + "/cut")
     await until(lambda: len(telemetry.spans("SSE")) == 3)
 
-    def left() -> list[Reading]:
+    def remaining() -> list[Reading]:
         gc.collect()
         # Not isinstance, which asks lazy proxies of others for their class.
         readings = [each for each in gc.get_objects() if type(each) is Reading]
@@ -212,4 +212,4 @@ async def test_nothing_of_ours_stays(name: str, server: Server, telemetry: Backe
             each for each in readings if each._telemetry.providers.meter is telemetry.meter_provider
         ]
 
-    await until(lambda: not left())
+    await until(lambda: not remaining())

@@ -49,7 +49,7 @@ async def test_what_is_read_raw_is_counted(name: str, server: Server, telemetry:
 
 
 @pytest.mark.parametrize("name", RAW)
-async def test_what_nobody_decodes_is_not_read(
+async def test_what_is_not_decoded_is_not_parsed(
     name: str, server: Server, telemetry: Backend
 ) -> None:
     """The compressed bytes are no event stream: none of them counts, and it still ends."""
@@ -57,7 +57,7 @@ async def test_what_nobody_decodes_is_not_read(
     await assert_read(telemetry, server.port, b"")
 
 
-async def test_what_aiohttp_is_told_not_to_decode_is_not_read(
+async def test_what_aiohttp_must_not_decode_is_not_parsed(
     server: Server, telemetry: Backend
 ) -> None:
     """Nor is it where each response would be decoded, but for a setting of the session."""
@@ -119,7 +119,7 @@ async def test_an_empty_body(name: str, server: Server, telemetry: Backend) -> N
 
 
 @client
-async def test_another_media_type_is_not_told(
+async def test_another_media_type_is_not_reported(
     name: str, server: Server, telemetry: Backend
 ) -> None:
     """Only event streams are."""
@@ -130,7 +130,7 @@ async def test_another_media_type_is_not_told(
 
 @client
 async def test_a_redirect_is_no_stream(name: str, server: Server, telemetry: Backend) -> None:
-    """One stream, that at the end of the way."""
+    """Only the response at the end of the redirects is a stream."""
     await CLIENTS[name](USUAL[name], server.url + "/redirect")
     assert [request.path for request in server.requests] == ["/redirect", "/all"]
     span = await assert_read(telemetry, server.port)
@@ -139,14 +139,14 @@ async def test_a_redirect_is_no_stream(name: str, server: Server, telemetry: Bac
 
 @client
 async def test_a_status_of_500_is_an_error(name: str, server: Server, telemetry: Backend) -> None:
-    """A stream may come with any status; it is told to its end."""
+    """A stream may come with any status; it is reported to its end."""
     await CLIENTS[name](USUAL[name], server.url + "/broken")
     await assert_read(telemetry, server.port, FIRST, status=503, error_type="503")
 
 
 @client
-async def test_the_request_is_left_alone(name: str, server: Server, telemetry: Backend) -> None:
-    """Nothing is injected, and a request that resumes is told as such."""
+async def test_the_request_is_unmodified(name: str, server: Server, telemetry: Backend) -> None:
+    """Nothing is injected, and a request that resumes counts as resumed."""
     bare = {"last-event-id": "7"}
     with telemetry.tracer.start_as_current_span("caller") as caller:
         await CLIENTS[name](USUAL[name], server.url + "/all?key=secret", **bare)
@@ -177,7 +177,9 @@ async def test_the_span_starts_with_the_request(name: str, telemetry: Backend) -
 
 
 @client
-async def test_what_is_live_is_told_to_its_end(name: str, server: Server, backend: Backend) -> None:
+async def test_what_is_live_is_reported_to_its_end(
+    name: str, server: Server, backend: Backend
+) -> None:
     """Also after the instrumentation has been switched off."""
     with instrumented(backend):
         task = asyncio.ensure_future(CLIENTS[name](USUAL[name], server.url + "/endless"))
@@ -192,7 +194,7 @@ async def test_what_is_live_is_told_to_its_end(name: str, server: Server, backen
 
 
 @client
-async def test_an_excluded_url_is_not_told(name: str, server: Server, backend: Backend) -> None:
+async def test_an_excluded_url_is_not_reported(name: str, server: Server, backend: Backend) -> None:
     """By scheme, host and path."""
     with instrumented(backend, excluded_urls="127.0.0.1/al"):
         await CLIENTS[name](USUAL[name], server.url + "/all")

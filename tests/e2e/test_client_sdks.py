@@ -1,5 +1,5 @@
-"""SDKs that read by the clients, the instrumentations of others beside ours, and processes that
-end while they read.
+"""SDKs that read through the clients, other instrumentation beside ours, and processes that end
+while they read.
 
 An SDK is imported where it is used: that takes seconds, and every process collects this file.
 """
@@ -71,7 +71,7 @@ class Taped:
 
 @pytest.fixture
 def both(backend: Backend, instrument: Callable[..., None]) -> Iterator[Backend]:
-    """Servers and clients are told."""
+    """Servers and clients are instrumented."""
     instrument()
     with instrumented(backend):
         yield backend
@@ -85,7 +85,7 @@ def _types(backend: Backend, side: str) -> dict[str, int]:
 
 
 async def _assert_both(backend: Backend, app: Taped, count: int) -> None:
-    """Both ends have told the same, and what the oracle reads."""
+    """Both ends have reported the same, and what the oracle reads."""
     bodies = [bytes(body) for body in app.bodies]
     assert len(bodies) == count
     await until(lambda: len(backend.events("sse.connection.closed")) == 2 * count)
@@ -105,11 +105,11 @@ def _ask_openai(url: str) -> str:
 
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         return "".join(
-            _said(chunk) for chunk in client.chat.completions.create(**QUESTION, stream=True)
+            _text(chunk) for chunk in client.chat.completions.create(**QUESTION, stream=True)
         )
 
 
-def _said(chunk: Any) -> str:
+def _text(chunk: Any) -> str:
     return chunk.choices[0].delta.content or ""
 
 
@@ -119,7 +119,7 @@ async def _ask_openai_async(url: str, **options: Any) -> str:
     options = {"base_url": f"{url}/v1", "api_key": "none", "max_retries": 0, **options}
     async with openai.AsyncOpenAI(**options) as client:
         answer = await client.chat.completions.create(**QUESTION, stream=True)
-        return "".join([_said(chunk) async for chunk in answer])
+        return "".join([_text(chunk) async for chunk in answer])
 
 
 async def _ask_openai_by_aiohttp(url: str) -> str:
@@ -430,7 +430,7 @@ async def _end(client: str, way: str, server: Server, receiver: Receiver | None)
 
 @pytest.mark.parametrize("way", ["status", "error", "SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("client", ["httpx", "httpx-async", "aiohttp", "requests"])
-async def test_a_process_that_ends_tells_what_it_reads(
+async def test_a_process_that_ends_reports_what_it_reads(
     client: str, way: str, server: Server
 ) -> None:
     """However it ends, with the status that it would have had."""
@@ -446,5 +446,5 @@ async def test_a_process_that_ends_tells_what_it_reads(
         assert closed.span_id == span.span_id
         assert receiver.value("sse.client.connection.duration") == 1
         assert receiver.value("sse.client.active_connections") == 0
-    # No word of ours, but for the traceback's lines.
+    # Nothing of ours is logged; the traceback's lines may name us.
     assert "otel_sse:" not in output

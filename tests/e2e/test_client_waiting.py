@@ -75,7 +75,7 @@ async def test_the_readers_own_work_is_not_in_the_gap(
 
 @client
 async def test_waiting_is_in_the_gap(name: str, telemetry: Backend) -> None:
-    """What the stream takes from one message to the next is told as such."""
+    """The time from one message to the next is recorded."""
 
     async def answer(wire: Wire) -> None:
         await wire.head(CHUNKED)
@@ -115,12 +115,12 @@ async def test_the_readers_context_stays_its_own(
 
 
 @client
-async def test_a_stream_that_goes_on_is_told_meanwhile(
+async def test_a_stream_that_goes_on_is_reported_meanwhile(
     name: str, server: Server, backend: Backend
 ) -> None:
     """In segments, as long as it lasts."""
     with instrumented(backend, segment_seconds=0.2):
-        task = asyncio.ensure_future(CLIENTS[name](_until_left(name), server.url + "/ticking"))
+        task = asyncio.ensure_future(CLIENTS[name](_read_all(name), server.url + "/ticking"))
         await until(lambda: len(backend.spans("SSE")) >= 2)
         assert not task.done()
         assert backend.value("sse.client.active_connections") == 1
@@ -138,12 +138,12 @@ async def test_a_stream_that_goes_on_is_told_meanwhile(
     await server.start()
 
 
-def _until_left(name: str) -> Way:
+def _read_all(name: str) -> Way:
     return USUAL[name] if name != "requests" else lambda response: [*response.iter_content(1)]
 
 
 @client
-async def test_a_silent_stream_is_told_meanwhile(
+async def test_an_idle_stream_is_reported_meanwhile(
     name: str, server: Server, backend: Backend
 ) -> None:
     """Its stall and its segments, though its reader only waits, and be it a blocked thread."""
@@ -160,10 +160,8 @@ async def test_a_silent_stream_is_told_meanwhile(
 
 
 @synchronous
-async def test_a_busy_reader_is_no_silent_stream(
-    name: str, server: Server, backend: Backend
-) -> None:
-    """A thread that has not asked for more is not told or counted as stalled, until it waits."""
+async def test_a_busy_reader_is_no_idle_stream(name: str, server: Server, backend: Backend) -> None:
+    """A thread that has not asked for more is not reported as stalled, until it waits."""
     busy, work = threading.Event(), threading.Event()
 
     def read(response: Any) -> None:
@@ -175,7 +173,7 @@ async def test_a_busy_reader_is_no_silent_stream(
 
 
 @asynchronous
-async def test_a_busy_task_is_no_silent_stream(name: str, server: Server, backend: Backend) -> None:
+async def test_a_busy_task_is_no_idle_stream(name: str, server: Server, backend: Backend) -> None:
     """Nor is a reader that has a loop, which may be read in any other thread."""
     busy, work = asyncio.Event(), asyncio.Event()
 
@@ -219,8 +217,10 @@ class _Gate(SpanProcessor):
 
 
 @synchronous
-async def test_a_reader_waits_for_who_tells_its_silence(name: str, backend: Backend) -> None:
-    """While another thread ends the segment of its silent stream, no message is told into it."""
+async def test_a_reader_waits_while_its_idle_stream_is_reported(
+    name: str, backend: Backend
+) -> None:
+    """While another thread ends the segment of its silent stream, no message is recorded in it."""
     gate, go_on = _Gate(), asyncio.Event()
     backend.tracer_provider.add_span_processor(gate)
 

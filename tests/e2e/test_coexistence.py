@@ -42,7 +42,7 @@ from helpers.coexistence import (
     together,
     writing,
 )
-from helpers.streams import STREAM, assert_told
+from helpers.streams import STREAM, assert_reported
 from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.instrumentation.starlette import StarletteInstrumentor
@@ -75,8 +75,8 @@ ORDER = pytest.mark.parametrize("first", ["theirs", "ours"])
 async def test_asgi_instrumentation_and_ours(
     kind: type[Http], app: Any, first: str, backend: Backend, instrument: Instrument
 ) -> None:
-    """Whatever makes HTTP server spans, and whoever was first: theirs are what they are without
-    us, ours is one and in its place, counts are exact, bytes and baggage untouched, and what the
+    """Whatever makes HTTP server spans, in either order: theirs are what they are without us, ours
+    is one and in its place, counts are exact, bytes and baggage untouched, and what the
     generator does is below ours.
     """
     http = kind(backend)
@@ -206,7 +206,7 @@ async def test_the_middleware_around_an_application_that_is_instrumented(
     finally:
         http.off()
     assert reply.body == STREAM
-    connection = await assert_told(backend, STREAM, route=None)
+    connection = await assert_reported(backend, STREAM, route=None)
     ((_, server, parent),) = caller.servers(backend)
     assert (server, parent) == (SpanKind.SERVER, "caller")
     assert_placed(connection, caller, backend, makes_spans=False)
@@ -231,7 +231,7 @@ async def test_the_middleware_below_a_middleware_that_makes_spans(backend: Backe
     )
     reply = await ask_asgi(app, caller)
     assert reply.body == STREAM
-    connection = await assert_told(backend, STREAM, route=None)
+    connection = await assert_reported(backend, STREAM, route=None)
     assert_placed(connection, caller, backend, makes_spans=True)
     assert set(work.tenants) == {"acme"}
     work.assert_within(connection)

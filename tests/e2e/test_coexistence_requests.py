@@ -154,7 +154,7 @@ async def test_requests_on_one_socket_do_not_meet_below_others_spans(
 async def test_aiohttp_requests_on_one_socket_do_not_meet(
     handler: Any, kind: type[Http], pipelined: bool, backend: Backend, instrument: Instrument
 ) -> None:
-    """Aiohttp serves all requests of a socket in one task; nothing of one is left to the next."""
+    """Aiohttp serves all requests of a socket in one task; nothing of one reaches the next."""
     http, callers, work = kind(backend), [Caller(), Caller(), Caller()], Work(backend)
     instrument()
     try:

@@ -1,4 +1,4 @@
-"""A killed process tells nothing any more: what it told before has to be right, and not old."""
+"""A killed process exports nothing more: what it exported before has to be right and recent."""
 
 import asyncio
 import itertools
@@ -48,9 +48,9 @@ def segments(receiver: Receiver, client: Client) -> list[Span]:
     return sorted(found, key=lambda span: int(span.attributes["sse.segment.index"]))
 
 
-async def test_what_was_told_before_a_kill_is_right(receiver: Receiver) -> None:
-    """SIGKILL with live streams: of each the segments that ended are told without a gap, with every
-    message sent in them, and of time no more is lost than a segment and an export interval.
+async def test_what_was_exported_before_a_kill_is_right(receiver: Receiver) -> None:
+    """SIGKILL with live streams: the segments that ended are exported without a gap, with every
+    message sent in them, and no more is lost than a segment and an export interval.
     """
     command = "uvicorn workers_killed:app --port {port} --log-level warning"
     with serve(
@@ -67,10 +67,10 @@ async def test_what_was_told_before_a_kill_is_right(receiver: Receiver) -> None:
         talking = [await Client.ask(served, f"/stream/{ENDLESS}") for _ in range(TALKING)]
         reading = [asyncio.create_task(each.read()) for each in (*ended, *silent, *talking)]
 
-        def told() -> bool:
+        def exported() -> bool:
             return all(len(segments(receiver, each)) >= 3 for each in (*silent, *talking))
 
-        await asyncio.to_thread(receiver.wait_for, told, 60)
+        await asyncio.to_thread(receiver.wait_for, exported, 60)
         served.ended(signal.SIGKILL)
         await asyncio.gather(*reading)
 
@@ -96,8 +96,8 @@ def assert_right_so_far(receiver: Receiver, client: Client) -> None:
     until = found[-1].end
     sent = sum(made < until for made in client.made)
     # The message that ends a segment was made a moment before, and is in the next one.
-    told = sum(span.attributes["sse.segment.messages"] for span in found)
-    assert told in (sent, sent - 1)
+    reported = sum(span.attributes["sse.segment.messages"] for span in found)
+    assert reported in (sent, sent - 1)
     lost = (client.made[-1] - until) / 1e9
     assert lost < SEGMENT * 1.1 + BATCH + SLACK
 

@@ -1,5 +1,5 @@
 """What the tests of the clients share: a server that ends its streams in many ways, and all that
-has to be told of what was read.
+has to be reported of what was read.
 """
 
 import asyncio
@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+
 from helpers import oracle
 from helpers.backend import Backend
 from helpers.streams import PIECES, STREAM
 from helpers.waiting import until
-from opentelemetry.sdk.trace import ReadableSpan
-
 from otel_sse.aiohttp_client import SSEAiohttpClientInstrumentor
 from otel_sse.httpx import SSEHttpxInstrumentor
 from otel_sse.requests import SSERequestsInstrumentor
@@ -51,8 +51,8 @@ class Wire(NamedTuple):
         self.writer.write(data)
         await self.writer.drain()
 
-    async def left(self) -> None:
-        """Waits until the client leaves."""
+    async def client_disconnected(self) -> None:
+        """Waits until the client disconnects."""
         await self.reader.read()
 
 
@@ -133,7 +133,7 @@ async def _html(wire: Wire) -> None:
 async def _endless(wire: Wire) -> None:
     await wire.head(CHUNKED)
     await wire.chunk(FIRST)
-    await wire.left()
+    await wire.client_disconnected()
 
 
 async def _ticking(wire: Wire) -> None:
@@ -245,7 +245,7 @@ async def assert_read(
     error_type: str | None = None,
     resumed: bool = False,
 ) -> ReadableSpan:
-    """The one stream that there was is told once, completely, with these bytes; gives its span."""
+    """The only stream is reported once, completely, with these bytes; gives its span."""
     await until(lambda: backend.spans("SSE"))
     (span,) = backend.spans("SSE")
     messages, comments = oracle.read(stream)
@@ -267,8 +267,8 @@ async def assert_read(
     assert firsts == ({base: 1} if messages else {})
     gaps = table(backend, "message.gap")
     assert gaps == ({base: len(messages) - 1} if len(messages) > 1 else {})
-    ending = ("sse.close.reason", "http.response.status_code", "error.type")
-    durations = table(backend, "connection.duration", *ending)
+    labels = ("sse.close.reason", "http.response.status_code", "error.type")
+    durations = table(backend, "connection.duration", *labels)
     assert durations == {(*base, reason, status, error_type): 1}
 
     found = dict(span.attributes or {})

@@ -8,16 +8,6 @@ from typing import Any
 import pytest
 from aiohttp import web
 from fastapi.sse import EventSourceResponse as FastAPIEventSourceResponse
-from helpers.backend import Backend
-from helpers.servers import serve_aiohttp, serve_asgi
-from helpers.streams import (
-    PIECES,
-    STREAM,
-    Reply,
-    apieces,
-    assert_told,
-    fetch,
-)
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -25,13 +15,24 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 
+from helpers.backend import Backend
+from helpers.servers import serve_aiohttp, serve_asgi
+from helpers.streams import (
+    PIECES,
+    STREAM,
+    Reply,
+    apieces,
+    assert_reported,
+    fetch,
+)
+
 SSE = "text/event-stream"
 Instrument = Callable[..., None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An application, a request to it, and what has to be told of that."""
+    """An application, a request to it, and what has to be reported."""
 
     build: Callable[[], Any]
     path: str
@@ -149,7 +150,7 @@ async def check(case: Case, backend: Backend, instrument: Instrument) -> None:
     plain, seen = await twice(case, instrument)
     assert seen.raw == plain.raw
     wanted = {"route": case.route, "method": case.method, "status": case.status}
-    await assert_told(backend, seen.stream, **wanted)
+    await assert_reported(backend, seen.stream, **wanted)
 
 
 def mounts_three_deep() -> Any:

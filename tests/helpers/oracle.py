@@ -1,7 +1,7 @@
 """What an event stream means, read off the WHATWG HTML standard as slowly as it is written there.
 
-The tests and ``fuzz.py`` hold the scanner against this. It shares nothing with it: the messages
-come from the decoded text, the sizes from the bytes, and neither way knows of chunks.
+The tests and ``benchmarks/fuzz.py`` compare the scanner with this, which shares nothing with it:
+the messages come from the decoded text, the sizes from the bytes, and neither way knows of chunks.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,14 +9,14 @@ from typing import NamedTuple, Protocol
 
 BOM = b"\xef\xbb\xbf"
 
-# A longer event type or id may be told cut, but never to fewer bytes than this.
+# A longer event type or id may be reported cut, but never to fewer bytes than this.
 CUT = 240
 
 # What a long line may start with that moves what follows it.
 LEADS = (b": ", b"data: ", b"event: tick\ndata: x\r\n", b"data: x\n\n: ")
 
 Buffer = bytes | bytearray | memoryview
-Told = tuple[str, int, str | None]
+ParsedMessage = tuple[str, int, str | None]
 
 
 class Message(NamedTuple):
@@ -99,7 +99,7 @@ def read(stream: bytes) -> tuple[list[Message], int]:
                 # "If the field value does not contain U+0000 NULL, then set the last event ID
                 # buffer to the field value. Otherwise, ignore the field."
                 last_event_id_buffer = value
-            # "retry" sets a time that no message tells; "Otherwise: The field is ignored."
+            # "retry" sets a time that no message carries; "Otherwise: The field is ignored."
     # "Once the end of the file is reached, any pending data must be discarded."
     return messages, comments
 
@@ -147,7 +147,7 @@ def wire(stream: bytes) -> list[Wire]:
 
 
 class Scanner(Protocol):
-    """What is held against the oracle."""
+    """What is compared with the oracle."""
 
     comments: int
 
@@ -155,7 +155,7 @@ class Scanner(Protocol):
         """The type of the one message that the chunk is, where it is not to be fed."""
         ...
 
-    def feed(self, chunk: Buffer) -> Sequence[Told]:
+    def feed(self, chunk: Buffer) -> Sequence[ParsedMessage]:
         """The messages that the chunk completes."""
         ...
 
@@ -184,7 +184,7 @@ def difference(
     ids: bool = False,
     buffer: Callable[[bytes], Buffer] = bytes,
 ) -> str | None:
-    """What a new scanner, fed the stream in these chunks, tells otherwise than the oracle.
+    """How a new scanner, fed the stream in these chunks, differs from the oracle.
 
     A message is due with the chunk that holds the first byte of its blank line. Its size is that
     on the wire, but for the LF of a blank line whose CR was the last byte of a chunk.
@@ -199,13 +199,15 @@ def difference(
     for chunk in cut(stream, cuts):
         end += len(chunk)
         known = scanner.whole(buffer(chunk))
-        told = scanner.feed(buffer(chunk)) if known is None else [(known, len(chunk), None)]
-        for kind, size, last_id in told:
+        found = scanner.feed(buffer(chunk)) if known is None else [(known, len(chunk), None)]
+        for kind, size, last_id in found:
             if done == len(due):
                 return f"a message too many by byte {end}: {(kind, size, last_id)!r}"
             message, block = due[done]
             if block.blank >= end:
-                return f"message {done} is told by byte {end}, its blank line is at {block.blank}"
+                return (
+                    f"message {done} is reported by byte {end}, its blank line is at {block.blank}"
+                )
             whole = block.end - block.start
             halved = block.end - 1 == end and stream[block.blank : block.end] == b"\r\n"
             if size != whole - halved:
@@ -216,16 +218,16 @@ def difference(
                 return f"message {done} has id {last_id!r}, not {message.id!r}"
             done += 1
         if done < len(due) and due[done][1].blank < end:
-            return f"message {done} is not told by byte {end}"
+            return f"message {done} is not reported by byte {end}"
     if scanner.comments != comments:
         return f"{scanner.comments} comments, not {comments}"
     return None
 
 
-def _same(told: str, whole: str) -> bool:
-    """Whether a value is told whole, or cut where it may be."""
-    if told == whole:
+def _same(found: str, whole: str) -> bool:
+    """Whether a value is reported whole, or cut where it may be."""
+    if found == whole:
         return True
     # The cut may halve the last character.
-    prefix = told[:-1] if told[-1:] == "\ufffd" else told
-    return len(told.encode()) >= CUT and len(told) <= 256 and whole.startswith(prefix)
+    prefix = found[:-1] if found[-1:] == "\ufffd" else found
+    return len(found.encode()) >= CUT and len(found) <= 256 and whole.startswith(prefix)

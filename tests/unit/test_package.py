@@ -34,7 +34,7 @@ print(otel_sse.connections())
 
 
 def test_the_plain_package_needs_no_sdk_and_no_framework() -> None:
-    """Without an SDK, Starlette or aiohttp the middleware works, and tells nobody."""
+    """Without an SDK, Starlette or aiohttp the middleware works, and reports nothing."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", BARE], capture_output=True, text=True, timeout=60
     )

@@ -1,4 +1,4 @@
-"""The backlog of real transports: what a slow reader has not taken."""
+"""The backlog of real transports: bytes that a slow reader has not taken."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ async def _firehose(stop: asyncio.Event) -> AsyncIterator[bytes]:
 async def test_a_client_that_stops_reading_is_seen_in_both_layers(
     http: str, wrapped: bool, backend: Backend, instrument: Any
 ) -> None:
-    """The kernel's and the transport's bytes of a stuck reader are told, on uvicorn, also where
+    """The kernel's and the transport's bytes of a stuck reader are reported, on uvicorn also where
     middleware hides the server's send; they are gone when the client is.
     """
     instrument(slow_send_seconds=0.05)
@@ -75,7 +75,7 @@ async def test_a_client_that_stops_reading_is_seen_in_both_layers(
 
 
 @linux
-async def test_aiohttps_backlog_is_told(backend: Backend, instrument: Any) -> None:
+async def test_aiohttps_backlog_is_reported(backend: Backend, instrument: Any) -> None:
     """The same for aiohttp.web."""
     from aiohttp import web
 
@@ -102,7 +102,7 @@ async def test_aiohttps_backlog_is_told(backend: Backend, instrument: Any) -> No
 @linux
 async def test_a_closed_or_reused_descriptor_is_never_read() -> None:
     """A transport that closes, even in the middle of a reading, gives no reading at all."""
-    left, right = socket.socketpair()
+    ours, theirs = socket.socketpair()
 
     class Transport:
         closing_after = 0
@@ -115,23 +115,23 @@ async def test_a_closed_or_reused_descriptor_is_never_read() -> None:
             return 5
 
         def get_extra_info(self, name: str) -> socket.socket:
-            return left
+            return ours
 
     transport = Transport()
     transport.closing_after = 2
     assert set(backlog.read(transport)) == {"transport", "kernel"}
-    transport.closing_after = 1  # it closes between the two looks
+    transport.closing_after = 1  # it closes between the two checks
     assert backlog.read(transport) == {}
     transport.closing_after = 0
     assert backlog.read(transport) == {}
-    left.close()
+    ours.close()
     transport.closing_after = 10
     assert "kernel" not in backlog.read(transport)
-    right.close()
+    theirs.close()
 
 
 async def test_where_the_transport_is_unknown_the_backlog_is_absent(backend: Backend) -> None:
-    """No zero is told where nothing can be read."""
+    """No zero is reported where nothing can be read."""
     fed = Fed()
     stream = Stream(SSEMiddleware(fed, **backend.providers))
     await fed.feed(b"data: x\n\n")

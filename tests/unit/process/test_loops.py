@@ -1,4 +1,4 @@
-"""What a collection finds due is told by the loops, in portions, and nothing is dropped."""
+"""What a collection finds due is run by the loops, in batches, and nothing is dropped."""
 
 import asyncio
 import threading
@@ -17,7 +17,7 @@ from otel_sse.loops import PORTION, hand, portions
 
 
 class _Slow(SpanExporter):
-    """Counts what it exports, and takes its time."""
+    """Counts what it exports, slowly."""
 
     def __init__(self, seconds: float = 0.02) -> None:
         self.indexes: list[int] = []
@@ -42,9 +42,9 @@ class _Threads(SpanProcessor):
         self.names.add(threading.current_thread().name)
 
 
-async def test_ten_thousand_segments_due_at_once_are_all_told(backend: Backend) -> None:
-    """One collection finds 10,000 old segments of silent streams; their loop rolls them in
-    portions, they come in portions that the SDK's batch queue of 2,048 can take, none is dropped,
+async def test_ten_thousand_segments_due_at_once_are_all_reported(backend: Backend) -> None:
+    """One collection finds 10,000 old segments of idle streams; their loop rotates them in
+    batches that the SDK's queue of 2,048 can take, none is dropped,
     and the collection itself ends nothing.
     """
     exporter, threads = _Slow(), _Threads()
@@ -71,15 +71,15 @@ async def test_ten_thousand_segments_due_at_once_are_all_told(backend: Backend) 
     provider.shutdown()
 
 
-def test_portions_are_whole_and_bounded() -> None:
-    """Every item is in exactly one portion."""
+def test_batches_are_complete_and_bounded() -> None:
+    """Every item is in exactly one batch."""
     found = list(portions(range(1000), 64))
-    assert [item for portion in found for item in portion] == list(range(1000))
-    assert max(len(portion) for portion in found) == 64
+    assert [item for batch in found for item in batch] == list(range(1000))
+    assert max(len(batch) for batch in found) == 64
 
 
-async def test_a_loop_does_other_work_between_portions() -> None:
-    """What is handed over comes in order, and never more than a portion holds the loop."""
+async def test_a_loop_does_other_work_between_batches() -> None:
+    """Callbacks run in order, and never more than a batch holds the loop."""
     order: list[int] = []
     worst = 0
 
@@ -98,8 +98,8 @@ async def test_a_loop_does_other_work_between_portions() -> None:
 
 
 def test_a_loop_that_does_not_run_is_given_nothing_until_it_does(backend: Backend) -> None:
-    """It would keep what each collection finds due, for as long as it stands still. When it runs
-    again, the stall and the segment are told.
+    """It would gather what each collection finds due while it stands still. When it runs again,
+    the stall and the segment are reported.
     """
     loop = asyncio.new_event_loop()
     fed = Fed()
@@ -117,13 +117,13 @@ def test_a_loop_that_does_not_run_is_given_nothing_until_it_does(backend: Backen
         assert backend.value("sse.server.stalled_connections") == 1
     assert len(loop._ready) == waiting  # type: ignore[attr-defined]
 
-    async def told() -> None:
+    async def report() -> None:
         await until(lambda: backend.metrics() and backend.events("sse.connection.stalled"))
         await until(lambda: backend.metrics() and backend.spans("SSE"))
         fed.end()
         await stream.task
 
-    loop.run_until_complete(told())
+    loop.run_until_complete(report())
     loop.close()
     assert len(backend.events("sse.connection.stalled")) == 1
 

@@ -1,4 +1,4 @@
-"""The straight way of an ordinary message tells what the general way tells."""
+"""A message on the fast path is reported as one that is parsed."""
 
 import random
 from collections.abc import Iterator
@@ -24,8 +24,8 @@ STARTED = 1e6
 TICK = b"event: tick\ndata: x\n\n"
 
 
-class General(Scanner):
-    """Knows no message by its look."""
+class ParsesAll(Scanner):
+    """Recognises no message by its template."""
 
     __slots__ = ()
 
@@ -33,15 +33,15 @@ class General(Scanner):
         return None
 
 
-class Straight(Scanner):
-    """Notes how often it does."""
+class FastPath(Scanner):
+    """Counts how often it recognises one."""
 
     __slots__ = ()
     hits = 0
 
     def whole(self, chunk: Any) -> str | None:
         kind = super().whole(chunk)
-        Straight.hits += kind is not None
+        FastPath.hits += kind is not None
         return kind
 
 
@@ -79,10 +79,10 @@ def sends(seed: int) -> Iterator[tuple[bytes, float, float]]:
         now += wait + rng.choice([0.0001, 0.003, 0.009])
 
 
-def told(
+def reported(
     scanner: type[Scanner], seed: int, monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> list[Any]:
-    """All that is told of a stream."""
+    """Everything that is reported of a stream."""
     backend = Backend()
     monkeypatch.setattr(module, "Scanner", scanner)
     monkeypatch.setattr(module, "perf_counter", lambda: STARTED + 500)
@@ -135,16 +135,16 @@ def _without_id(attributes: Any) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_both_ways_tell_the_same(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every metric, span and event is equal, whichever way a message takes."""
-    Straight.hits = 0
+def test_both_paths_report_the_same(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every metric, span and event is equal, whichever path a message takes."""
+    FastPath.hits = 0
     for seed in range(3):
-        assert told(Straight, seed, monkeypatch, **options) == told(
-            General, seed, monkeypatch, **options
+        assert reported(FastPath, seed, monkeypatch, **options) == reported(
+            ParsesAll, seed, monkeypatch, **options
         )
-    # Nothing goes straight where ids are captured or every message is told at once.
+    # Nothing takes the fast path where ids are captured or every message is emitted at once.
     each = options.get("message_events") == "span,log"
-    assert (Straight.hits > 200) == (not each and "capture_event_id" not in options)
+    assert (FastPath.hits > 200) == (not each and "capture_event_id" not in options)
 
 
 def repeat(connection: Connection, count: int, at: float) -> None:
@@ -155,7 +155,7 @@ def repeat(connection: Connection, count: int, at: float) -> None:
 
 
 def test_a_configuration_that_changes_while_a_stream_lives(backend: Backend) -> None:
-    """A type that is told only now is counted, and so is every message of it."""
+    """A type that is recorded from now on is counted, and so is every message of it."""
     first, second = object(), object()
     telemetry = obtain(backend, first, event_types="other")
     connection = connect(telemetry)
@@ -170,7 +170,7 @@ def test_a_configuration_that_changes_while_a_stream_lives(backend: Backend) -> 
     lifecycle.release(second, telemetry)
 
 
-def test_every_message_is_told_from_when_it_is_asked(backend: Backend) -> None:
+def test_every_message_is_recorded_once_configured(backend: Backend) -> None:
     """Where the configuration changes to that, the live streams follow at once."""
     first, second = object(), object()
     telemetry = obtain(backend, first)

@@ -12,7 +12,7 @@ from helpers.oracle import (
     LEADS,
     Buffer,
     Message,
-    Told,
+    ParsedMessage,
     aligned,
     cut,
     difference,
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.timeout(max(240, EXAMPLES // 10))
 Cut = tuple[bytes, list[int]]
 
 
-def told(*chunks: Buffer, ids: bool = False) -> list[Told]:
+def messages_of(*chunks: Buffer, ids: bool = False) -> list[ParsedMessage]:
     """All messages of a new scanner."""
     scanner = Scanner(capture_id=ids)
     return [message for chunk in chunks for message in scanner.feed(chunk)]
@@ -148,7 +148,7 @@ def with_cuts(draw: st.DrawFn, source: st.SearchStrategy[bytes]) -> Cut:
 @SETTINGS
 @given(with_cuts(any_bytes), st.booleans())
 def test_any_bytes_cut_anywhere(stream_and_cuts: Cut, ids: bool) -> None:
-    """Whatever bytes come in whatever chunks, the scanner tells what the standard dispatches."""
+    """Whatever bytes come in whatever chunks, the parser finds what the standard dispatches."""
     stream, cuts = stream_and_cuts
     check(stream, cuts, ids=ids)
 
@@ -214,13 +214,13 @@ def test_sizes_at_every_boundary(
         for near in range(length - 4, length + 5):
             stream = line * ((near - 16) // 8)
             stream += b"data: ".ljust(near - len(stream), b"x") + b"".join(ends)
-            assert told(buffer(stream)) == [("message", len(stream), None)]
+            assert messages_of(buffer(stream)) == [("message", len(stream), None)]
 
 
 def test_buffers_are_not_kept() -> None:
     """What an application does to its buffer after a feed changes no message."""
     scanner = Scanner(capture_id=True)
-    messages: list[Told] = []
+    messages: list[ParsedMessage] = []
     for chunk in cut(b"event: tick\nid: 7\ndata: x\n\n", [4, 9, 16, 20]):
         buffer = bytearray(chunk)
         messages += scanner.feed(buffer)
@@ -239,7 +239,11 @@ def test_standard_three_messages() -> None:
         b"data: This is the second message, it\ndata: has two lines.\n\n"
         b"data: This is the third message.\n\n"
     )
-    assert told(stream) == [("message", 34, None), ("message", 59, None), ("message", 34, None)]
+    assert messages_of(stream) == [
+        ("message", 34, None),
+        ("message", 59, None),
+        ("message", 34, None),
+    ]
     assert read(stream) == (
         [
             Message("message", "This is the first message.", ""),
@@ -255,7 +259,7 @@ def test_standard_add_and_remove() -> None:
     stream = (
         b"event: add\ndata: 73857293\n\nevent: remove\ndata: 2153\n\nevent: add\ndata: 113411\n\n"
     )
-    assert told(stream) == [("add", 27, None), ("remove", 26, None), ("add", 25, None)]
+    assert messages_of(stream) == [("add", 27, None), ("remove", 26, None), ("add", 25, None)]
     assert read(stream) == (
         [
             Message("add", "73857293", ""),
@@ -269,7 +273,7 @@ def test_standard_add_and_remove() -> None:
 def test_standard_stock() -> None:
     """9.2.6: three data lines and a blank one are one message."""
     stream = b"data: YHOO\ndata: +2\ndata: 10\n\n"
-    assert told(stream) == [("message", 30, None)]
+    assert messages_of(stream) == [("message", 30, None)]
     assert read(stream) == ([Message("message", "YHOO\n+2\n10", "")], 0)
 
 
@@ -301,14 +305,14 @@ def test_standard_four_blocks() -> None:
 def test_standard_last_block_without_blank_line() -> None:
     """9.2.6: the end of the stream does not dispatch the last block."""
     stream = b"data\n\ndata\ndata\n\ndata:\n"
-    assert told(stream) == [("message", 6, None), ("message", 11, None)]
+    assert messages_of(stream) == [("message", 6, None), ("message", 11, None)]
     assert read(stream) == ([Message("message", "", ""), Message("message", "\n", "")], 0)
 
 
 def test_standard_space_after_the_colon() -> None:
     """9.2.6: one space after the colon is not the value's."""
     stream = b"data:test\n\ndata: test\n\n"
-    assert told(stream) == [("message", 11, None), ("message", 12, None)]
+    assert messages_of(stream) == [("message", 11, None), ("message", 12, None)]
     assert read(stream) == ([Message("message", "test", ""), Message("message", "test", "")], 0)
 
 
@@ -316,9 +320,9 @@ def test_standard_space_after_the_colon() -> None:
 
 
 @pytest.mark.parametrize("cuts", [[1], [2], [3], [1, 2], [1, 2, 3], [0, 1, 1, 2], [4], [9]])
-def test_mark_split_over_chunks(cuts: list[int]) -> None:
+def test_byte_order_mark_split_over_chunks(cuts: list[int]) -> None:
     """A byte order mark is no part of the first line, even where it comes in pieces."""
-    assert told(*cut(BOM + b"data: x\n\n", cuts)) == [("message", 9, None)]
+    assert messages_of(*cut(BOM + b"data: x\n\n", cuts)) == [("message", 9, None)]
 
 
 @pytest.mark.parametrize(
@@ -333,10 +337,10 @@ def test_mark_split_over_chunks(cuts: list[int]) -> None:
     ],
 )
 @pytest.mark.parametrize("way", [0, 1], ids=["whole", "byte by byte"])
-def test_mark_elsewhere(start: bytes, sizes: list[int], way: int) -> None:
+def test_byte_order_mark_elsewhere(start: bytes, sizes: list[int], way: int) -> None:
     """Only one whole byte order mark comes off, and only at the start of the stream."""
     stream = start + BOM + b"data: x\n\ndata: yy\n\n"
-    messages = told(*cut(stream, range(way * len(stream))))
+    messages = messages_of(*cut(stream, range(way * len(stream))))
     assert messages == [("message", size, None) for size in sizes]
 
 
@@ -347,11 +351,11 @@ def test_line_end_split_over_chunks(
 ) -> None:
     """An LF at the start of a chunk belongs to the CR before it, also behind empty chunks."""
     chunks = [b"event: tick\r", *apart, b"\ndata: x\r", *apart, b"\ndata: y\r\n\r\n"]
-    assert told(*map(kind, chunks)) == [("tick", 33, None)]
+    assert messages_of(*map(kind, chunks)) == [("tick", 33, None)]
 
 
 def test_blank_line_split_over_chunks() -> None:
-    """A message is told at its blank line's CR; the LF that follows is nobody's."""
+    """A message is complete at its blank line's CR; the LF that follows belongs to none."""
     scanner = Scanner()
     assert list(scanner.feed(b"data: x\r\n\r")) == [("message", 10, None)]
     assert list(scanner.feed(b"")) == []
@@ -360,24 +364,24 @@ def test_blank_line_split_over_chunks() -> None:
 
 def test_line_feed_behind_a_carriage_return_that_ended_nothing() -> None:
     """An LF that a chunk starts with is a blank line where no CR came before it."""
-    assert told(b"data: x\r", b"x\n", b"\n") == [("message", 11, None)]
-    assert told(b"data: x\n", b"\n") == [("message", 9, None)]
+    assert messages_of(b"data: x\r", b"x\n", b"\n") == [("message", 11, None)]
+    assert messages_of(b"data: x\n", b"\n") == [("message", 9, None)]
 
 
 @pytest.mark.parametrize("end", LINE_ENDS)
 def test_line_ends(end: bytes) -> None:
     """CR, LF and CRLF end a line alike, and are in the size."""
     stream = b"event: tick" + end + b"data: x" + end + end
-    assert told(stream, stream) == [("tick", len(stream), None)] * 2
+    assert messages_of(stream, stream) == [("tick", len(stream), None)] * 2
 
 
 @pytest.mark.parametrize("other", "\v\f\x1c\x1d\x1e\0\x85\u2028\u2029")
 def test_other_line_separators(other: str) -> None:
     """No other character ends a line, also where the text of a message is one chunk."""
     line = f"x{other}data: x\n\n".encode()
-    assert told(b"data: x\n\n", line, line + b"data: x\n\n") == [("message", 9, None)] * 2
+    assert messages_of(b"data: x\n\n", line, line + b"data: x\n\n") == [("message", 9, None)] * 2
     event = f"event: a{other}b\ndata: x\n\n".encode()
-    assert told(event, event, event + event) == [(f"a{other}b", len(event), None)] * 4
+    assert messages_of(event, event, event + event) == [(f"a{other}b", len(event), None)] * 4
 
 
 def test_comment_of_no_bytes() -> None:
@@ -398,32 +402,32 @@ def test_comments_in_a_block() -> None:
 
 def test_data_without_colon() -> None:
     """A line ``data`` alone is a data field; a longer name is not."""
-    assert told(b"data\n\n") == [("message", 6, None)]
-    assert told(b"data x\ndatax: x\n data: x\nData: x\n\n") == []
+    assert messages_of(b"data\n\n") == [("message", 6, None)]
+    assert messages_of(b"data x\ndatax: x\n data: x\nData: x\n\n") == []
 
 
 def test_block_without_data() -> None:
-    """A block without data tells nothing and leaves its type to nobody, but its id to the next."""
+    """A block without data is no message; the next one inherits its id, and not its type."""
     stream = b"event: tick\nid: 7\nretry: 1\n\ndata: x\n\n"
-    assert told(stream, ids=True) == [("message", 9, "7")]
+    assert messages_of(stream, ids=True) == [("message", 9, "7")]
 
 
 def test_id_needs_asking_for() -> None:
-    """An id is told where it is captured, and nowhere else."""
+    """An id is reported where it is captured, and nowhere else."""
     stream = b"id: 7\ndata: x\n\n"
-    assert told(stream) == [("message", 15, None)]
-    assert told(stream, ids=True) == [("message", 15, "7")]
+    assert messages_of(stream) == [("message", 15, None)]
+    assert messages_of(stream, ids=True) == [("message", 15, "7")]
 
 
 def test_id_outlives_its_message() -> None:
     """Later messages carry the last id, also where each is one chunk; one with a NUL is ignored."""
     stream = [b"data: w\n\n", b"id: 7\ndata: x\n\n", b"data: y\n\n", b"id: \0\ndata: z\n\n"]
-    assert [last_id for _, _, last_id in told(*stream, ids=True)] == [None, "7", "7", "7"]
+    assert [last_id for _, _, last_id in messages_of(*stream, ids=True)] == [None, "7", "7", "7"]
 
 
 def test_event_after_data() -> None:
     """The event field counts wherever it stands in the block."""
-    assert told(b"data: x\nevent: tick\n\n") == [("tick", 21, None)]
+    assert messages_of(b"data: x\nevent: tick\n\n") == [("tick", 21, None)]
 
 
 @pytest.mark.parametrize("way", [0, 1], ids=["whole", "by message"])
@@ -435,21 +439,21 @@ def test_last_event_line_wins(way: int) -> None:
         b"event: a\nevent:\ndata: x\n\n"
         b"event: \nevent: a\ndata: x\n\n"
     )
-    messages = told(*cut(stream, [block.end for block in wire(stream)] * way))
+    messages = messages_of(*cut(stream, [block.end for block in wire(stream)] * way))
     assert [kind for kind, _, _ in messages] == ["b", "message", "message", "a"]
 
 
 def test_event_type_keeps_its_bytes() -> None:
     """A type loses one space after the colon, nothing else; bad UTF-8 becomes U+FFFD."""
     stream = "event:  é \ndata\n\nevent:a:b\ndata\n\n".encode() + b"event: \xff\xe2\x82\0\ndata\n\n"
-    assert [kind for kind, _, _ in told(stream)] == [" é ", "a:b", "\ufffd\ufffd\0"]
+    assert [kind for kind, _, _ in messages_of(stream)] == [" é ", "a:b", "\ufffd\ufffd\0"]
 
 
 @pytest.mark.parametrize("length", [65, 249, 250, 300, 2048, 70_000])
 def test_long_event_type(length: int) -> None:
     """A long type keeps more than 64 bytes, and never more than some 250."""
     stream = b"event: " + b"t" * length + b"\ndata: x\n\n"
-    ((kind, size, _),) = told(stream)
+    ((kind, size, _),) = messages_of(stream)
     assert kind == "t" * len(kind)
     assert min(length, 240) <= len(kind) <= min(length, 256)
     assert size == len(stream)
@@ -461,7 +465,7 @@ def test_more_event_types_than_are_remembered() -> None:
     chunks = [f"event: {kind}\ndata: x\n\n".encode() for kind in types]
     expected = [(kind, len(chunk), None) for kind, chunk in zip(types, chunks, strict=True)]
     for _ in ("newly", "again"):
-        assert told(*chunks) == expected
+        assert messages_of(*chunks) == expected
 
 
 def test_message_in_a_chunk_of_its_own() -> None:
@@ -486,7 +490,7 @@ def test_message_in_a_chunk_of_its_own() -> None:
     stream = b"".join(chunks)
     ends = [sum(map(len, chunks[:number])) for number in range(1, len(chunks))]
     check(stream, ends)
-    assert [kind for kind, _, _ in told(*chunks)] == [
+    assert [kind for kind, _, _ in messages_of(*chunks)] == [
         *("tick", "message", "message", "message", "tick"),
         *("message", "message", "message", "message", "message"),
     ]
@@ -498,13 +502,13 @@ def test_message_behind_an_open_block(end: bytes) -> None:
     chunks = [b"data: x\n\n", b"event: tick" + end, b"data: y\n\n", b"data: z\n\n"]
     sizes = [9, 20 + len(end), 9]
     types = ["message", "tick", "message"]
-    assert [message[:2] for message in told(*chunks)] == list(zip(types, sizes, strict=True))
+    assert [message[:2] for message in messages_of(*chunks)] == list(zip(types, sizes, strict=True))
 
 
 def test_message_behind_an_open_line() -> None:
     """A chunk that could be a message is no message where it goes on with a line."""
-    assert told(b"data: x\n\n", b"no", b"data: y\n\n") == [("message", 9, None)]
-    assert told(b"data: x\n\n", b":", b"data: y\n\n") == [("message", 9, None)]
+    assert messages_of(b"data: x\n\n", b"no", b"data: y\n\n") == [("message", 9, None)]
+    assert messages_of(b"data: x\n\n", b":", b"data: y\n\n") == [("message", 9, None)]
 
 
 def test_random_streams_make_no_difference() -> None:

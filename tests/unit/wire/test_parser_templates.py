@@ -4,14 +4,14 @@ from otel_sse import scanner as module
 from otel_sse.scanner import Scanner
 
 
-def test_a_message_that_looks_like_the_last_is_known_without_feeding() -> None:
-    """Its values may differ, in length too; any other line, type, cut or line end is fed."""
+def test_a_message_of_the_last_shape_is_recognised_without_parsing() -> None:
+    """Its values may differ, in length too; any other line, type, cut or line end is parsed."""
     scanner = Scanner()
-    look = b"event: tick\nid: 1\ndata: x\n\n"
-    scanner.feed(look)
-    assert scanner.whole(look) is None  # its event line was not known yet
-    scanner.feed(look)
-    for alike in (look, b"event: tick\nid: 22\ndata: a longer one\n\n"):
+    message = b"event: tick\nid: 1\ndata: x\n\n"
+    scanner.feed(message)
+    assert scanner.whole(message) is None  # its event line was not known yet
+    scanner.feed(message)
+    for alike in (message, b"event: tick\nid: 22\ndata: a longer one\n\n"):
         assert scanner.whole(alike) == "tick"
     for other in (
         b"event: tock\nid: 1\ndata: x\n\n",
@@ -21,17 +21,17 @@ def test_a_message_that_looks_like_the_last_is_known_without_feeding() -> None:
         b"event: tick\nid: 1\ndata: x\r\n\n",
         b"event: tick\nid: 1\ndata: x\n",
         b"event: tick\nid: 1\ndatax: x\n\n",
-        bytearray(look),
+        bytearray(message),
         b"",
     ):
         assert scanner.whole(other) is None
     scanner.feed(b"data: open\n")
-    assert scanner.whole(look) is None
+    assert scanner.whole(message) is None
     scanner.feed(b"\n")
-    assert scanner.whole(look) == "tick"
+    assert scanner.whole(message) == "tick"
 
 
-def test_no_payload_is_kept_as_a_look() -> None:
+def test_no_payload_is_kept_in_a_template() -> None:
     """Of a message's lines only the names of fields and its type stay, shared by all streams."""
     module._shapes.clear()
     secret = b"secret" * 20
@@ -47,8 +47,8 @@ def test_no_payload_is_kept_as_a_look() -> None:
     assert b"secret" not in repr(list(module._shapes)).encode()
 
 
-def test_looks_are_few_and_short() -> None:
-    """Values of any length have one look; a long head is none."""
+def test_templates_are_few_and_short() -> None:
+    """Values of any length share one template; a long head has none."""
     module._shapes.clear()
     for length in range(1, 60):
         scanner = Scanner()
