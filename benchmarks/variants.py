@@ -119,10 +119,10 @@ def instrumented(framework: str, variant: str) -> Iterator[None]:
 
 def _instrumentor(framework: str) -> Any:
     if framework == "starlette":
-        from otel_sse.starlette import SSEStarletteInstrumentor
+        from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
         return SSEStarletteInstrumentor()
-    from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
+    from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
 
     return SSEAiohttpServerInstrumentor()
 

@@ -13,9 +13,9 @@ from helpers.client_streams import Server, serving
 from helpers.otlp import Receiver
 
 import otel_sse
-from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
 from otel_sse.instrumentor import SSEInstrumentor
-from otel_sse.starlette import SSEStarletteInstrumentor
+from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
+from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
 _TESTS = Path(__file__).resolve().parent
 _CHECKOUT = _TESTS.parent

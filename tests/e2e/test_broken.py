@@ -41,9 +41,9 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from otel_sse import SSEMiddleware, semconv
-from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
-from otel_sse.starlette import SSEStarletteInstrumentor
-from otel_sse.telemetry import FLUSH_MILLIS
+from otel_sse.process.shutdown import EXPORT_TIMEOUT_MILLIS
+from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
+from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
 SSE = "text/event-stream"
 KINDS = (SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor)
@@ -249,7 +249,7 @@ async def test_a_metric_reader_that_raises(
         telemetry = SSEStarletteInstrumentor().telemetry
         assert telemetry is not None
         for _ in range(3):
-            await asyncio.to_thread(telemetry.empty)
+            await asyncio.to_thread(telemetry.export)
     assert len(backend.spans("SSE")) == len(backend.events("sse.connection.closed")) == STREAMS
     assert len(ours(caplog)) == 1
     assert "broken: receive" in caplog.text
@@ -556,7 +556,7 @@ async def test_providers_that_the_application_has_shut_down(
         async with serve_asgi(app) as port:
             await fetch(port, "/events")
     exports = receiver.exports
-    await asyncio.to_thread(app._telemetry.empty)
+    await asyncio.to_thread(app._telemetry.export)
     assert receiver.exports == exports > 0
     assert [record.getMessage() for record in caplog.records] == []
 
@@ -572,5 +572,5 @@ async def test_a_collector_that_accepts_and_never_answers() -> None:
             assert [await fetch(process.port, "/events") for _ in plain] == plain
             began = time.monotonic()
             ended, _ = await asyncio.to_thread(process.ended, signal.SIGTERM)
-            assert time.monotonic() - began < FLUSH_MILLIS / 1000 + 3 * LAG
+            assert time.monotonic() - began < EXPORT_TIMEOUT_MILLIS / 1000 + 3 * LAG
     assert ended == status

@@ -32,7 +32,7 @@ from helpers.client_streams import (
 )
 from helpers.waiting import until
 
-from otel_sse.reading import Reading
+from otel_sse.stream.client import ClientStream
 
 
 class _Holder:
@@ -174,7 +174,7 @@ async def test_garbage_waits_for_no_lock(name: str, server: Server, telemetry: B
     the SDK's are held: what it finds then does not ask for them.
     """
     lock = next(kind().telemetry for kind in INSTRUMENTORS).lock
-    assert all(kind().telemetry.lock is lock for kind in INSTRUMENTORS)
+    assert all(kind().telemetry.streams.lock is lock for kind in INSTRUMENTORS)
     async with _session(name) as (session, forget):
         gc.disable()
         try:
@@ -204,10 +204,10 @@ async def test_nothing_of_ours_stays(name: str, server: Server, telemetry: Backe
         await CLIENTS[name](USUAL[name], server.url + "/cut")
     await until(lambda: len(telemetry.spans("SSE")) == 3)
 
-    def remaining() -> list[Reading]:
+    def remaining() -> list[ClientStream]:
         gc.collect()
         # Not isinstance, which asks lazy proxies of others for their class.
-        readings = [each for each in gc.get_objects() if type(each) is Reading]
+        readings = [each for each in gc.get_objects() if type(each) is ClientStream]
         return [
             each for each in readings if each._telemetry.providers.meter is telemetry.meter_provider
         ]

@@ -29,7 +29,8 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-from otel_sse import SSEMiddleware, scanner
+from otel_sse import SSEMiddleware
+from otel_sse.wire import parser
 
 MEBIBYTE = 2**20
 
@@ -133,7 +134,7 @@ async def test_ten_thousand_event_types_are_eighteen(backend: Backend) -> None:
     assert len(points) == 17
     assert points.pop("_OTHER") == 20_000 - 16
     assert set(points.values()) == {1}
-    assert len(scanner._known_lines) <= 128
+    assert len(parser._known_lines) <= 128
 
 
 async def test_different_paths_clients_and_ids_take_no_memory() -> None:

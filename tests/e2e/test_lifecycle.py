@@ -15,8 +15,7 @@ import pytest
 from helpers.otlp import Receiver
 from helpers.processes import ALONE, INSTRUMENT
 
-from otel_sse.shutdown import Exit
-from otel_sse.telemetry import FLUSH_MILLIS
+from otel_sse.process.shutdown import EXPORT_TIMEOUT_MILLIS, ShutdownHandler
 
 LIVE = Path(__file__).parent / "apps" / "live.py"
 
@@ -188,14 +187,14 @@ def test_a_blocked_loop_is_waited_for_once() -> None:
     loop.call_soon_threadsafe(block)
     blocked.wait()
     began = time.monotonic()
-    Exit(lambda: [telemetry])._finish()
+    ShutdownHandler(lambda: [telemetry])._finish()
     took = time.monotonic() - began
     go_on.set()
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
     assert Live.ended >= 10_000
-    assert took < FLUSH_MILLIS / 1000 / 2
+    assert took < EXPORT_TIMEOUT_MILLIS / 1000 / 2
 
 
 def test_a_forked_child_begins_with_nothing(receiver: Receiver) -> None:
@@ -226,14 +225,14 @@ def test_a_stop_needs_no_thread(daemon: bool) -> None:
     """Where the process may start none, it ends as it would without us: at once."""
     code = f"""
 import multiprocessing, os, signal, time
-from otel_sse import garbage
-from otel_sse.httpx import SSEHttpxInstrumentor
+from otel_sse.process import gc_safety
+from otel_sse.clients.httpx import SSEHttpxInstrumentor
 
 def refuse(*_):
     raise RuntimeError("can't start new thread")
 
 SSEHttpxInstrumentor().instrument()
-garbage.start_new_thread = refuse
+gc_safety.start_new_thread = refuse
 multiprocessing.current_process()._config["daemon"] = {daemon}
 os.kill(os.getpid(), signal.SIGTERM)
 time.sleep(20)

@@ -17,9 +17,9 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Mount, Route
 
 from otel_sse import SSEMiddleware
-from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
 from otel_sse.instrumentor import SSEInstrumentor
-from otel_sse.starlette import SSEStarletteInstrumentor
+from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
+from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
 # Every place that a secret hides in; the secret itself is made of the name.
 PLACES = (

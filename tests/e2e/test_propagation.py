@@ -20,8 +20,8 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from otel_sse.aiohttp_client import SSEAiohttpClientInstrumentor
-from otel_sse.httpx import SSEHttpxInstrumentor
+from otel_sse.clients.aiohttp import SSEAiohttpClientInstrumentor
+from otel_sse.clients.httpx import SSEHttpxInstrumentor
 
 Instrument = Callable[..., None]
 SSE = "text/event-stream"
@@ -181,7 +181,9 @@ async def test_clocks_that_disagree_give_no_negative_time(
 ) -> None:
     """A server whose clock is ahead: its messages are counted as skewed."""
     instrument(propagate=True)
-    monkeypatch.setattr("otel_sse.mark.time_ns", lambda: time.time_ns() + 3_600_000_000_000)
+    monkeypatch.setattr(
+        "otel_sse.wire.trace_comment.time_ns", lambda: time.time_ns() + 3_600_000_000_000
+    )
     async with _serve("starlette") as port:
         await _read_by_httpx(f"http://127.0.0.1:{port}/stream")
     messages, _ = oracle.read(STREAM)

@@ -25,7 +25,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 import otel_sse
-from otel_sse import garbage
+from otel_sse.process import gc_safety
 
 STREAMS = 240
 MESSAGES = 12
@@ -208,10 +208,10 @@ def test_garbage_is_reported_though_a_thread_could_not_start(
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patched:
-        patched.setattr(garbage, "start_new_thread", refuse)
-        garbage.later(partial(called.append, 0))
+        patched.setattr(gc_safety, "start_new_thread", refuse)
+        gc_safety.defer(partial(called.append, 0))
     for number in range(1, 100):
-        garbage.later(partial(called.append, number))
+        gc_safety.defer(partial(called.append, number))
     wait_until(lambda: len(called) == 100)
     assert sorted(called) == [*range(100)]
 

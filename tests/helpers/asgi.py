@@ -4,7 +4,6 @@ import asyncio
 from typing import Any
 
 from helpers.backend import Backend
-
 from otel_sse import SSEMiddleware
 
 SSE = [(b"content-type", b"text/event-stream")]

@@ -17,9 +17,9 @@ from helpers import oracle
 from helpers.backend import Backend
 from helpers.streams import PIECES, STREAM
 from helpers.waiting import until
-from otel_sse.aiohttp_client import SSEAiohttpClientInstrumentor
-from otel_sse.httpx import SSEHttpxInstrumentor
-from otel_sse.requests import SSERequestsInstrumentor
+from otel_sse.clients.aiohttp import SSEAiohttpClientInstrumentor
+from otel_sse.clients.httpx import SSEHttpxInstrumentor
+from otel_sse.clients.requests import SSERequestsInstrumentor
 
 INSTRUMENTORS = (SSEAiohttpClientInstrumentor, SSEHttpxInstrumentor, SSERequestsInstrumentor)
 FIRST = b"data: 1\n\n"

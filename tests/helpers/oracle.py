@@ -1,6 +1,6 @@
 """What an event stream means, read off the WHATWG HTML standard as slowly as it is written there.
 
-The tests and ``benchmarks/fuzz.py`` compare the scanner with this, which shares nothing with it:
+The tests and ``benchmarks/fuzz.py`` compare the parser with this, which shares nothing with it:
 the messages come from the decoded text, the sizes from the bytes, and neither way knows of chunks.
 """
 
@@ -146,12 +146,12 @@ def wire(stream: bytes) -> list[Wire]:
         at = after
 
 
-class Scanner(Protocol):
+class Parser(Protocol):
     """What is compared with the oracle."""
 
     comments: int
 
-    def whole(self, chunk: Buffer) -> str | None:
+    def match_template(self, chunk: Buffer) -> str | None:
         """The type of the one message that the chunk is, where it is not to be fed."""
         ...
 
@@ -177,14 +177,14 @@ def aligned(lead: bytes, stream: bytes, at: int, boundary: int) -> bytes:
 
 
 def difference(
-    scanner: Scanner,
+    parser: Parser,
     stream: bytes,
     cuts: Iterable[int] = (),
     *,
     ids: bool = False,
     buffer: Callable[[bytes], Buffer] = bytes,
 ) -> str | None:
-    """How a new scanner, fed the stream in these chunks, differs from the oracle.
+    """How a new parser, fed the stream in these chunks, differs from the oracle.
 
     A message is due with the chunk that holds the first byte of its blank line. Its size is that
     on the wire, but for the LF of a blank line whose CR was the last byte of a chunk.
@@ -198,8 +198,8 @@ def difference(
     end = 0
     for chunk in cut(stream, cuts):
         end += len(chunk)
-        known = scanner.whole(buffer(chunk))
-        found = scanner.feed(buffer(chunk)) if known is None else [(known, len(chunk), None)]
+        known = parser.match_template(buffer(chunk))
+        found = parser.feed(buffer(chunk)) if known is None else [(known, len(chunk), None)]
         for kind, size, last_id in found:
             if done == len(due):
                 return f"a message too many by byte {end}: {(kind, size, last_id)!r}"
@@ -219,8 +219,8 @@ def difference(
             done += 1
         if done < len(due) and due[done][1].blank < end:
             return f"message {done} is not reported by byte {end}"
-    if scanner.comments != comments:
-        return f"{scanner.comments} comments, not {comments}"
+    if parser.comments != comments:
+        return f"{parser.comments} comments, not {comments}"
     return None
 
 

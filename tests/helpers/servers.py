@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import uvicorn
 from aiohttp import web
+
 from helpers.waiting import until
 
 # Below those that Linux and others hand out; each process that tests takes them in its own order.

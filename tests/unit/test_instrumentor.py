@@ -11,12 +11,12 @@ from helpers.backend import Backend
 from opentelemetry.instrumentation.dependencies import DependencyConflict, DependencyConflictError
 from starlette.routing import Router
 
-from otel_sse.aiohttp_client import SSEAiohttpClientInstrumentor
-from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
-from otel_sse.httpx import SSEHttpxInstrumentor
+from otel_sse.clients.aiohttp import SSEAiohttpClientInstrumentor
+from otel_sse.clients.httpx import SSEHttpxInstrumentor
+from otel_sse.clients.requests import SSERequestsInstrumentor
 from otel_sse.instrumentor import SSEInstrumentor
-from otel_sse.requests import SSERequestsInstrumentor
-from otel_sse.starlette import SSEStarletteInstrumentor
+from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
+from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
 KINDS = [SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor]
 PATCHED = [

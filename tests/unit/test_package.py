@@ -46,7 +46,11 @@ def test_it_requires_the_api_and_the_instrumentation_alone() -> None:
     """Everything else is an extra."""
     plain = [each for each in requires("otel-sse") or () if "extra ==" not in each]
     names = sorted(each.split(">")[0].strip() for each in plain)
-    assert names == ["opentelemetry-api", "opentelemetry-instrumentation"]
+    assert names == [
+        "opentelemetry-api",
+        "opentelemetry-instrumentation",
+        "opentelemetry-semantic-conventions",
+    ]
 
 
 def test_it_is_typed_and_licensed() -> None:

@@ -22,7 +22,7 @@ from helpers.client_streams import (
 from helpers.streams import STREAM
 from helpers.waiting import until
 
-from otel_sse.asgi import SSEMiddleware
+from otel_sse.servers.asgi import SSEMiddleware
 
 
 def _mock(package: Any, pieces: list[bytes]) -> Any:

@@ -21,7 +21,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 import otel_sse
-from otel_sse import SSEMiddleware, backlog
+from otel_sse import SSEMiddleware
+from otel_sse.process import backlog
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="TIOCOUTQ is Linux's")
 
@@ -119,14 +120,14 @@ async def test_a_closed_or_reused_descriptor_is_never_read() -> None:
 
     transport = Transport()
     transport.closing_after = 2
-    assert set(backlog.read(transport)) == {"transport", "kernel"}
+    assert set(backlog.read_backlog(transport)) == {"transport", "kernel"}
     transport.closing_after = 1  # it closes between the two checks
-    assert backlog.read(transport) == {}
+    assert backlog.read_backlog(transport) == {}
     transport.closing_after = 0
-    assert backlog.read(transport) == {}
+    assert backlog.read_backlog(transport) == {}
     ours.close()
     transport.closing_after = 10
-    assert "kernel" not in backlog.read(transport)
+    assert "kernel" not in backlog.read_backlog(transport)
     theirs.close()
 
 

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from otel_sse import SSEMiddleware
-from otel_sse.loops import PORTION, hand, portions
+from otel_sse.process.event_loops import BATCH_SIZE, batched, schedule
 
 
 class _Slow(SpanExporter):
@@ -64,7 +64,7 @@ async def test_ten_thousand_segments_due_at_once_are_all_reported(backend: Backe
     collecting = asyncio.get_running_loop().run_in_executor(None, backend.metrics)
     await collecting
     await until(lambda: exporter.indexes.count(0) == 10_000, 60)
-    assert threads.names == {threading.current_thread().name, "otel-sse-outbox"}
+    assert threads.names == {threading.current_thread().name, "otel-sse-throttle"}
     for stream in streams:
         stream.task.cancel()
     await asyncio.gather(*(stream.task for stream in streams), return_exceptions=True)
@@ -73,7 +73,7 @@ async def test_ten_thousand_segments_due_at_once_are_all_reported(backend: Backe
 
 def test_batches_are_complete_and_bounded() -> None:
     """Every item is in exactly one batch."""
-    found = list(portions(range(1000), 64))
+    found = list(batched(range(1000), 64))
     assert [item for batch in found for item in batch] == list(range(1000))
     assert max(len(batch) for batch in found) == 64
 
@@ -90,11 +90,11 @@ async def test_a_loop_does_other_work_between_batches() -> None:
             await asyncio.sleep(0)
             worst, seen = max(worst, len(order) - seen), len(order)
 
-    hand((asyncio.get_running_loop(), partial(order.append, number)) for number in range(1000))
+    schedule((asyncio.get_running_loop(), partial(order.append, number)) for number in range(1000))
     assert order == []
     await asyncio.wait_for(watch(), 30)
     assert order == list(range(1000))
-    assert worst == PORTION
+    assert worst == BATCH_SIZE
 
 
 def test_a_loop_that_does_not_run_is_given_nothing_until_it_does(backend: Backend) -> None:
@@ -134,7 +134,7 @@ async def test_loops_that_are_gone_or_foreign_are_passed_over() -> None:
     closed.close()
     done = asyncio.Event()
     never: list[int] = []
-    hand(
+    schedule(
         [
             (closed, partial(never.append, 1)),
             (None, partial(never.append, 2)),

@@ -202,16 +202,16 @@ async def test_a_message_event_is_of_its_own_segment_however_late_it_is_emitted(
     fed = Fed()
     mw = SSEMiddleware(fed, **backend.providers, message_events="log", segment_seconds=0.01)
     stream = Stream(mw)
-    throttle = mw._telemetry._outbox
-    with throttle._busy:
+    throttle = mw._telemetry._throttle
+    with throttle._lock:
         await fed.feed(b"data: first\n\n")
-        throttle._told, throttle._since = 10_000, time.monotonic() + 60
+        throttle._emitted, throttle._window_start = 10_000, time.monotonic() + 60
         await asyncio.sleep(0.02)
         await fed.feed(b"data: second\n\n")
         assert backend.spans("SSE") == []
     fed.end()
     await stream.task
-    mw._telemetry.empty()
+    mw._telemetry.export()
     spans = {span.context.span_id: span for span in backend.spans("SSE")}
     segments = [spans[event.span_id].attributes for event in backend.events("sse.message")]
     assert [each["sse.segment.index"] for each in segments] == [0, 1]

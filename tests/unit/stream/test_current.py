@@ -28,7 +28,7 @@ from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 
 import otel_sse
 from otel_sse import SSEMiddleware
-from otel_sse.current import Request
+from otel_sse.stream.request_span import RequestSpan
 
 END = {"type": "http.response.body", "body": b"", "more_body": False}
 
@@ -253,7 +253,7 @@ async def test_requests_that_a_client_pipelines_are_each_their_own() -> None:
         await send({"type": "http.response.body", "body": b"data: x\n\n"})
         if scope["path"] == "/last":
             gc.collect()
-            kept = sum(type(each) is Request for each in gc.get_objects())
+            kept = sum(type(each) is RequestSpan for each in gc.get_objects())
 
     async with serve_asgi(SSEMiddleware(app, **backend.providers)) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -13,7 +13,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.trace import NoOpTracerProvider
 
 from otel_sse import SSEMiddleware
-from otel_sse import telemetry as telemetry_module
+from otel_sse.telemetry.log_events import LogEvents
+from otel_sse.telemetry.telemetry import Telemetry
 
 CHUNKS = [b"data: %d\n\n" % number for number in range(50)]
 
@@ -84,7 +85,7 @@ async def test_a_histogram_that_raises_is_switched_off(
         calls.append("record")
         raise RuntimeError("broken")
 
-    histograms = mw._telemetry._histograms
+    histograms = mw._telemetry.histograms._record
     for name in histograms:
         monkeypatch.setitem(histograms, name, fail)
     with caplog.at_level(logging.WARNING, "otel_sse"):
@@ -169,9 +170,14 @@ async def test_a_bug_of_ours_costs_the_telemetry_alone(
         raise KeyError("a bug")
 
     with caplog.at_level(logging.WARNING, "otel_sse"):
-        for name in ("sampled", "record", "closed", "opened"):
+        for kind, name in (
+            (Telemetry, "record_message"),
+            (Telemetry, "record"),
+            (Telemetry, "record_close"),
+            (LogEvents, "opened"),
+        ):
             with monkeypatch.context() as patched:
-                patched.setattr(telemetry_module.Telemetry, name, bug)
+                patched.setattr(kind, name, bug)
                 await streams(mw, fed)
     assert 1 <= len(caplog.records) <= 4
     await streams(mw, fed, 1)

@@ -6,7 +6,7 @@ import pytest
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.trace import INVALID_SPAN
 
-from otel_sse.segment import Segment
+from otel_sse.telemetry.segment import Segment
 
 
 def segment(*, every: bool = False, limit: int | None = 128, app_events: int = 0) -> Segment:
@@ -15,15 +15,15 @@ def segment(*, every: bool = False, limit: int | None = 128, app_events: int = 0
     span = provider.get_tracer("test").start_span("SSE")
     for _ in range(app_events):
         span.add_event("application")
-    return Segment(span, 0, keeps=True, every=every)
+    return Segment(span, 0, buffers=True, every=every)
 
 
 def append(made: Segment, count: int, slow: tuple[int, ...] = ()) -> list[int]:
     for number in range(count):
-        made.keep(float(number), number / 1000, number * 10, 1)
+        made.append(float(number), number / 1000, number * 10, 1)
         if number in slow:
-            made.keep_slow(float(number), number / 1000, number * 10, 1)
-    return [each.number for each in made.told()]
+            made.append_slow(float(number), number / 1000, number * 10, 1)
+    return [each.number for each in made.selected_messages()]
 
 
 def test_a_short_segment_records_every_message() -> None:
@@ -47,16 +47,16 @@ def test_slow_sends_between_are_recorded_too_up_to_eight() -> None:
 def test_figures_come_back_as_they_were_buffered() -> None:
     """Time, wait, size and type survive the packing, sizes beyond 4 GiB too."""
     made = segment()
-    made.keep(12.25, 0.125, 2**33, 7)
-    (message,) = made.told()
+    made.append(12.25, 0.125, 2**33, 7)
+    (message,) = made.selected_messages()
     assert (message.at, message.wait, message.size, message.type) == (12.25, 0.125, 2**33, 7)
 
 
 def test_every_message_fills_a_segment_at_forty() -> None:
     """Under ``all`` a segment is full at 40 messages and records them all."""
     made = segment(every=True)
-    assert [made.keep(0.0, 0.0, 1, 1) for _ in range(40)] == [False] * 39 + [True]
-    assert [each.number for each in made.told()] == list(range(40))
+    assert [made.append(0.0, 0.0, 1, 1) for _ in range(40)] == [False] * 39 + [True]
+    assert [each.number for each in made.selected_messages()] == list(range(40))
 
 
 @pytest.mark.parametrize(
@@ -77,16 +77,16 @@ def test_the_spans_own_limit_less_the_applications_events_holds(
 def test_a_span_without_capacity_records_nothing_and_is_never_full(every: bool) -> None:
     """With an event limit of 0 no message is buffered, and no segment is cut for it."""
     made = segment(every=every, limit=0)
-    assert not any(made.keep(0.0, 0.0, 1, 1) for _ in range(100))
-    assert made.told() == []
+    assert not any(made.append(0.0, 0.0, 1, 1) for _ in range(100))
+    assert made.selected_messages() == []
     assert made.count == 100
 
 
 def test_nothing_is_buffered_where_the_span_does_not_record() -> None:
     """An unsampled connection costs no memory for its messages."""
-    made = Segment(INVALID_SPAN, 0, keeps=True, every=True)
-    assert not any(made.keep(0.0, 0.0, 1, 1) for _ in range(100))
-    assert made.told() == []
+    made = Segment(INVALID_SPAN, 0, buffers=True, every=True)
+    assert not any(made.append(0.0, 0.0, 1, 1) for _ in range(100))
+    assert made.selected_messages() == []
 
 
 def test_buffered_messages_stay_below_two_kilobytes() -> None:
@@ -94,16 +94,16 @@ def test_buffered_messages_stay_below_two_kilobytes() -> None:
     for every, count in ((False, 100_000), (True, 40)):
         made = segment(every=every)
         append(made, count)
-        assert sys.getsizeof(made._kept) < 2048
+        assert sys.getsizeof(made._buffer) < 2048
 
 
 def test_ids_are_buffered_with_their_messages() -> None:
     """Where ids are captured, first and last messages bear theirs, and memory stays bounded."""
     made = segment()
     for number in range(1000):
-        made.keep(0.0, 0.0, 1, 1)
-        made.keep_id(f"id-{number}" + "x" * 100)
-    messages = made.told()
+        made.append(0.0, 0.0, 1, 1)
+        made.set_event_id(f"id-{number}" + "x" * 100)
+    messages = made.selected_messages()
     assert [each.id for each in messages] == [
         f"id-{each.number}".ljust(64, "x") for each in messages
     ]

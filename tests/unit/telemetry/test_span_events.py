@@ -7,9 +7,9 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Span
 
-from otel_sse import events
+from otel_sse.telemetry import sdk_internals
 
-EVENTS: list[events.Event] = [
+EVENTS: list[sdk_internals.SpanEvent] = [
     ({"sse.event.type": f"tick-{number}", "sse.message.size": number, "wait": number / 7}, number)
     for number in range(1, 6)
 ]
@@ -50,7 +50,7 @@ def test_both_ways_export_the_same(limits: dict[str, int]) -> None:
     direct, official = made(**limits), made(**limits)
     for span in (direct, official):
         span.add_event("application", {"mine": True}, 1)
-    events.add(direct, "sse.message", EVENTS)
+    sdk_internals.add_span_events(direct, "sse.message", EVENTS)
     by_the_api(official)
     assert exported(direct) == exported(official)
 
@@ -59,7 +59,7 @@ def test_events_are_added_directly_where_possible(monkeypatch: pytest.MonkeyPatc
     """With the SDK of these tests that is possible; the cost would rise unnoticed otherwise."""
     span = made()
     monkeypatch.setattr(type(span), "add_event", None)
-    events.add(span, "sse.message", EVENTS)
+    sdk_internals.add_span_events(span, "sse.message", EVENTS)
     assert len(span.events) == len(EVENTS)
 
 
@@ -78,7 +78,7 @@ def test_a_span_of_another_class_gets_add_event() -> None:
             self.added.append((attributes, timestamp))
 
     other = Other()
-    events.add(other, "sse.message", EVENTS)
+    sdk_internals.add_span_events(other, "sse.message", EVENTS)
     assert other.added == EVENTS
 
 
@@ -89,7 +89,7 @@ def test_events_that_are_held_otherwise_are_added_by_the_api() -> None:
         added: list[Any] = []
         setattr(span, name, [])
         span.add_event = lambda *event, added=added: added.append(event)
-        events.add(span, "sse.message", EVENTS)
+        sdk_internals.add_span_events(span, "sse.message", EVENTS)
         assert added == [("sse.message", *event) for event in EVENTS]
 
 
@@ -97,6 +97,6 @@ def test_a_span_that_is_over_takes_no_more(caplog: pytest.LogCaptureFixture) -> 
     """The SDK logs that, as it does for any event."""
     span = made()
     span.end()
-    events.add(span, "sse.message", EVENTS[:1])
+    sdk_internals.add_span_events(span, "sse.message", EVENTS[:1])
     assert len(span.events) == 0
     assert "ended span" in caplog.text

@@ -440,13 +440,13 @@ async def test_metrics_are_exact_while_threads_collect(backend: Backend) -> None
 
 async def test_nothing_of_ours_outlives_its_stream(backend: Backend) -> None:
     """After a thousand streams no connection, request or responder remains."""
-    from otel_sse.asgi import Responder
-    from otel_sse.connection import Connection
-    from otel_sse.current import Request
+    from otel_sse.servers.asgi import RequestObserver
+    from otel_sse.stream.request_span import RequestSpan
+    from otel_sse.stream.server import ServerStream
 
     def ours() -> set[int]:
         gc.collect()
-        kinds = (Connection, Request, Responder)
+        kinds = (ServerStream, RequestSpan, RequestObserver)
         return {id(each) for each in gc.get_objects() if type(each) in kinds}
 
     before = ours()
@@ -473,7 +473,7 @@ async def test_a_stream_whose_peer_disconnected_is_freed_at_once_too(backend: Ba
 
     async def send(message: Any) -> None:
         if message["type"] == "http.response.body":
-            live.extend(weakref.ref(each) for each in mw._telemetry.live)
+            live.extend(weakref.ref(each) for each in mw._telemetry.streams.live)
             raise BrokenPipeError(32, "Broken pipe")
 
     mw = middleware(backend, app)
@@ -492,9 +492,9 @@ async def test_a_stream_is_freed_without_the_garbage_collector(backend: Backend)
     """Nothing of ours is in a cycle: memory is given back as each stream ends."""
     import weakref
 
-    from otel_sse.connection import Connection
+    from otel_sse.stream.server import ServerStream
 
-    live = middleware(backend, Fed())._telemetry.live
+    live = middleware(backend, Fed())._telemetry.streams.live
     fed = Fed()
     stream = Stream(middleware(backend, fed))
     await fed.feed(b"data: x\n\n")
@@ -502,7 +502,7 @@ async def test_a_stream_is_freed_without_the_garbage_collector(backend: Backend)
     gc.disable()
     try:
         (connection,) = live
-        assert isinstance(connection, Connection)
+        assert isinstance(connection, ServerStream)
         gone = weakref.ref(connection)
         del connection
         fed.end()

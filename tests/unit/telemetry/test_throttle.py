@@ -19,8 +19,9 @@ from opentelemetry.sdk._logs.export import (
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from otel_sse import SSEMiddleware, outbox
-from otel_sse.outbox import Outbox
+from otel_sse import SSEMiddleware
+from otel_sse.telemetry import throttle as throttle_module
+from otel_sse.telemetry.throttle import EmitThrottle
 
 
 class _Spans(SpanExporter):
@@ -87,19 +88,19 @@ def test_a_burst_keeps_its_order_and_is_flushed_in_between() -> None:
 
     def flush() -> None:
         sizes.append(len(emitted) - sum(sizes))
-        throttle.flushed()
+        throttle.reset_window()
 
-    throttle = Outbox(flush)
+    throttle = EmitThrottle(flush)
     for number in range(10_000):
-        throttle.put(lambda number=number: emitted.append(number))  # type: ignore[misc]
-    throttle.empty()
+        throttle.submit(lambda number=number: emitted.append(number))  # type: ignore[misc]
+    throttle.drain()
     assert emitted == list(range(10_000))
     assert max(sizes) <= 2048
 
 
 def test_an_exporter_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a flush that took too long the rest is emitted without another."""
-    monkeypatch.setattr(outbox, "_PATIENCE", 0.05)
+    monkeypatch.setattr(throttle_module, "FLUSH_TIMEOUT", 0.05)
     flushes: list[int] = []
 
     def flush() -> None:
@@ -107,10 +108,10 @@ def test_an_exporter_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPat
         time.sleep(0.1)
 
     emitted: list[int] = []
-    throttle = Outbox(flush)
+    throttle = EmitThrottle(flush)
     for _ in range(5000):
-        throttle.put(lambda: emitted.append(1))
-    throttle.empty()
+        throttle.submit(lambda: emitted.append(1))
+    throttle.drain()
     assert len(emitted) == 5000
     assert len(flushes) <= 2
 
@@ -118,11 +119,11 @@ def test_an_exporter_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPat
 def test_submissions_of_many_threads_are_emitted_once_each() -> None:
     """A thread that is just about to end drops none, and none is emitted twice."""
     emitted: list[int] = []
-    throttle = Outbox(lambda: None)
+    throttle = EmitThrottle(lambda: None)
 
     def put(first: int) -> None:
         for number in range(first, first + 5000):
-            throttle.put(lambda number=number: emitted.append(number))  # type: ignore[misc]
+            throttle.submit(lambda number=number: emitted.append(number))  # type: ignore[misc]
 
     threads = [threading.Thread(target=put, args=(first,)) for first in range(0, 20_000, 5000)]
     for thread in threads:

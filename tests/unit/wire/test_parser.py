@@ -1,4 +1,4 @@
-"""The scanner reads what the WHATWG algorithm reads, in constant memory and linear work."""
+"""The parser reads what the WHATWG algorithm reads, in constant memory and linear work."""
 
 import os
 import random
@@ -23,12 +23,12 @@ from helpers.oracle import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from otel_sse import scanner as module
-from otel_sse.scanner import Scanner
+from otel_sse.wire import parser as module
+from otel_sse.wire.parser import EventStreamParser
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
-settings.register_profile("scanner", max_examples=EXAMPLES, deadline=None, print_blob=True)
-SETTINGS = settings.get_profile("scanner")
+settings.register_profile("parser", max_examples=EXAMPLES, deadline=None, print_blob=True)
+SETTINGS = settings.get_profile("parser")
 
 pytestmark = pytest.mark.timeout(max(240, EXAMPLES // 10))
 
@@ -36,9 +36,9 @@ Cut = tuple[bytes, list[int]]
 
 
 def messages_of(*chunks: Buffer, ids: bool = False) -> list[ParsedMessage]:
-    """All messages of a new scanner."""
-    scanner = Scanner(capture_id=ids)
-    return [message for chunk in chunks for message in scanner.feed(chunk)]
+    """All messages of a new parser."""
+    parser = EventStreamParser(capture_id=ids)
+    return [message for chunk in chunks for message in parser.feed(chunk)]
 
 
 def check(
@@ -48,10 +48,13 @@ def check(
     ids: bool = False,
     buffer: Callable[[bytes], Buffer] = bytes,
 ) -> None:
-    """The oracle agrees, whether the scanner meets the stream's event lines newly or again."""
+    """The oracle agrees, whether the parser meets the stream's event lines newly or again."""
     module._known_lines.clear()
     for _ in ("newly", "again"):
-        assert difference(Scanner(capture_id=ids), stream, cuts, ids=ids, buffer=buffer) is None
+        assert (
+            difference(EventStreamParser(capture_id=ids), stream, cuts, ids=ids, buffer=buffer)
+            is None
+        )
 
 
 # Streams. A NUL stands in short values only: an id is cut before one behind its 250th byte.
@@ -175,9 +178,9 @@ def test_cuts_change_no_message(stream_and_cuts: Cut) -> None:
     stream, cuts = stream_and_cuts
     results = []
     for ways in ([], cuts, range(len(stream))):
-        scanner = Scanner(capture_id=True)
-        messages = [message for chunk in cut(stream, ways) for message in scanner.feed(chunk)]
-        results.append(([(kind, last_id) for kind, _, last_id in messages], scanner.comments))
+        parser = EventStreamParser(capture_id=True)
+        messages = [message for chunk in cut(stream, ways) for message in parser.feed(chunk)]
+        results.append(([(kind, last_id) for kind, _, last_id in messages], parser.comments))
     assert results[0] == results[1] == results[2]
 
 
@@ -219,11 +222,11 @@ def test_sizes_at_every_boundary(
 
 def test_buffers_are_not_kept() -> None:
     """What an application does to its buffer after a feed changes no message."""
-    scanner = Scanner(capture_id=True)
+    parser = EventStreamParser(capture_id=True)
     messages: list[ParsedMessage] = []
     for chunk in cut(b"event: tick\nid: 7\ndata: x\n\n", [4, 9, 16, 20]):
         buffer = bytearray(chunk)
-        messages += scanner.feed(buffer)
+        messages += parser.feed(buffer)
         buffer[:] = b"\n" * len(buffer)
         buffer.clear()
     assert messages == [("tick", 27, "7")]
@@ -285,13 +288,13 @@ def test_standard_four_blocks() -> None:
         b"data:second event\nid\n\n"
         b"data:  third event\n\n"
     )
-    scanner = Scanner(capture_id=True)
-    assert list(scanner.feed(stream)) == [
+    parser = EventStreamParser(capture_id=True)
+    assert list(parser.feed(stream)) == [
         ("message", 25, "1"),
         ("message", 22, ""),
         ("message", 20, ""),
     ]
-    assert scanner.comments == 1
+    assert parser.comments == 1
     assert read(stream) == (
         [
             Message("message", "first event", "1"),
@@ -356,10 +359,10 @@ def test_line_end_split_over_chunks(
 
 def test_blank_line_split_over_chunks() -> None:
     """A message is complete at its blank line's CR; the LF that follows belongs to none."""
-    scanner = Scanner()
-    assert list(scanner.feed(b"data: x\r\n\r")) == [("message", 10, None)]
-    assert list(scanner.feed(b"")) == []
-    assert list(scanner.feed(b"\ndata: yy\n\n")) == [("message", 10, None)]
+    parser = EventStreamParser()
+    assert list(parser.feed(b"data: x\r\n\r")) == [("message", 10, None)]
+    assert list(parser.feed(b"")) == []
+    assert list(parser.feed(b"\ndata: yy\n\n")) == [("message", 10, None)]
 
 
 def test_line_feed_behind_a_carriage_return_that_ended_nothing() -> None:
@@ -386,18 +389,18 @@ def test_other_line_separators(other: str) -> None:
 
 def test_comment_of_no_bytes() -> None:
     """A colon alone is a comment: it is counted, and starts no block."""
-    scanner = Scanner()
-    assert list(scanner.feed(b":\n:\r:\r\n\n:")) == []
-    assert scanner.comments == 3
-    assert list(scanner.feed(b"\ndata: x\n\n")) == [("message", 9, None)]
-    assert scanner.comments == 4
+    parser = EventStreamParser()
+    assert list(parser.feed(b":\n:\r:\r\n\n:")) == []
+    assert parser.comments == 3
+    assert list(parser.feed(b"\ndata: x\n\n")) == [("message", 9, None)]
+    assert parser.comments == 4
 
 
 def test_comments_in_a_block() -> None:
     """A comment between fields is in the size, one before the first field is not."""
-    scanner = Scanner()
-    assert list(scanner.feed(b": before\r\ndata: x\r\n: in\r\n\r\n")) == [("message", 17, None)]
-    assert scanner.comments == 2
+    parser = EventStreamParser()
+    assert list(parser.feed(b": before\r\ndata: x\r\n: in\r\n\r\n")) == [("message", 17, None)]
+    assert parser.comments == 2
 
 
 def test_data_without_colon() -> None:

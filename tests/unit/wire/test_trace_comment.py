@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import use_span
 
-from otel_sse.mark import Mark, Marker, Marks
+from otel_sse.wire.trace_comment import TraceComment, TraceCommentReader, TraceCommentWriter
 
 _SPAN = TracerProvider(shutdown_on_exit=False).get_tracer("test").start_span("sender")
 _LINE = re.compile(rb": otel traceparent=00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2};ts=[0-9]{19}\n")
@@ -34,16 +34,16 @@ def cut(stream: bytes, cuts: list[int]) -> list[bytes]:
 
 
 def with_comments(chunks: list[bytes]) -> list[bytes]:
-    writer = Marker()
+    writer = TraceCommentWriter()
     with use_span(_SPAN):
-        return [writer.mark(chunk) for chunk in chunks]
+        return [writer.insert(chunk) for chunk in chunks]
 
 
-def without_comments(chunks: list[bytes]) -> tuple[bytes, list[Mark]]:
-    reader = Marks()
+def without_comments(chunks: list[bytes]) -> tuple[bytes, list[TraceComment]]:
+    reader = TraceCommentReader()
     found: list[Any] = [each for chunk in chunks for each in reader.feed(chunk)]
     clean = b"".join(each for each in found if isinstance(each, bytes)) + reader.rest()
-    return clean, [each for each in found if isinstance(each, Mark)]
+    return clean, [each for each in found if isinstance(each, TraceComment)]
 
 
 @given(stream=_PARTS, cuts=st.lists(st.integers(0), max_size=8))
@@ -97,11 +97,11 @@ def test_a_trace_comment_has_sender_and_time() -> None:
 
 def test_without_a_span_there_is_no_trace_comment() -> None:
     """Nothing could be linked to."""
-    assert Marker().mark(b"data: 1\n\n") == b"data: 1\n\n"
+    assert TraceCommentWriter().insert(b"data: 1\n\n") == b"data: 1\n\n"
 
 
 @pytest.mark.parametrize("body", ["data: 1\n\n", None, 7])
 def test_what_is_no_bytes_reaches_the_server(body: Any) -> None:
     """Its own error comes to the application."""
     with use_span(_SPAN):
-        assert Marker().mark(body) is body
+        assert TraceCommentWriter().insert(body) is body
