@@ -12,13 +12,13 @@ import threading
 from time import monotonic, sleep
 from typing import Any
 
-from helpers.asgi import START, http_scope
 from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 import otel_sse
+from helpers.asgi import START, AppError, http_scope
 from otel_sse.asgi import Responder
 from otel_sse.connection import Connection
 from otel_sse.current import Request
@@ -41,10 +41,6 @@ def ours() -> int:
     """How many of the package's objects are alive."""
     gc.collect()
     return sum(type(each) in OURS for each in gc.get_objects())
-
-
-class Own(Exception):
-    """An error of the application's."""
 
 
 class Counter(SpanProcessor, LogRecordProcessor):
@@ -109,7 +105,7 @@ class Churn:
             )
             try:
                 await self._middleware(scope, self._receive, self._send)
-            except (Own, asyncio.CancelledError):
+            except (AppError, asyncio.CancelledError):
                 pass
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
@@ -122,7 +118,7 @@ class Churn:
             await receive()
             await send(MESSAGE)
         elif reason == 3:
-            raise Own
+            raise AppError
         elif reason == 4:
             raise asyncio.CancelledError
 
