@@ -63,7 +63,7 @@ class Kept(Receiver):
             super().take(*came)
 
 
-class Crowd:
+class CrowdProcess:
     """The process of the clients; its verbs are those of crowd.py."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
@@ -84,7 +84,7 @@ class Crowd:
             await asyncio.sleep(0.1)
 
 
-class Server:
+class ReferenceServer:
     """The server, as those see it who publish and look after it."""
 
     def __init__(self, process: asyncio.subprocess.Process, http: aiohttp.ClientSession) -> None:
@@ -174,7 +174,7 @@ def report(text: str) -> None:
     print(f"     {text}", flush=True)
 
 
-async def run(server: Server, crowd: Crowd, clients: int, checks: Checks) -> None:
+async def run(server: ReferenceServer, crowd: CrowdProcess, clients: int, checks: Checks) -> None:
     """All that is done before the stop."""
     returning = clients // 20
     steady = clients - returning - STOPPED - FOR_EVER
@@ -247,7 +247,7 @@ async def run(server: Server, crowd: Crowd, clients: int, checks: Checks) -> Non
     checks.same("twice, missing or out of order", ticks["wrong"] + heavies["wrong"], 0)
 
 
-async def stop(server: Server, crowd: Crowd, clients: int, checks: Checks) -> None:
+async def stop(server: ReferenceServer, crowd: CrowdProcess, clients: int, checks: Checks) -> None:
     began = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     status = await server.process.wait()
@@ -269,7 +269,7 @@ async def stop(server: Server, crowd: Crowd, clients: int, checks: Checks) -> No
 
 
 async def compare(
-    server: Server, crowd: Crowd, clients: int, receiver: Kept, checks: Checks
+    server: ReferenceServer, crowd: CrowdProcess, clients: int, receiver: Kept, checks: Checks
 ) -> None:
     """What the receiver has at last, and what the clients have."""
     receiver.read()
@@ -315,10 +315,10 @@ async def main(clients: int) -> int:
             stdout=asyncio.subprocess.PIPE,
             limit=2**24,
         )
-        crowd = Crowd(reading)
+        crowd = CrowdProcess(reading)
         try:
             async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
-                server = Server(process, http)
+                server = ReferenceServer(process, http)
                 await server.well()
                 watching = [
                     asyncio.create_task(each)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from helpers.backend import Backend
 from helpers.client_readers import instrumented
-from helpers.client_streams import Server, serving
+from helpers.client_streams import StreamServer, serving
 from helpers.otlp import Receiver
 
 import otel_sse
@@ -37,6 +38,14 @@ _LONGEST = (
     "unit/wire/test_parser.py",
     "e2e/test_hostile.py",
 )
+
+
+def pytest_configure() -> None:
+    """Tests run as in the foreground of a terminal, also where a shell has started them in its
+    background or nohup has: they and the processes that they start do not ignore SIGINT.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionstart() -> None:
@@ -94,7 +103,7 @@ def telemetry(backend: Backend) -> Iterator[Backend]:
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[Server]:
+async def server() -> AsyncIterator[StreamServer]:
     """A server that answers each path in its own way, for clients that read."""
     async with serving() as server:
         yield server

@@ -78,7 +78,7 @@ SOME_ASGI = ("starlette", "sse-starlette", "fastapi", "raw")
 AIOHTTP = ("aiohttp",)
 
 
-class Server(NamedTuple):
+class ServerCommand(NamedTuple):
     """A server's command line, and the kinds of application that it runs."""
 
     name: str
@@ -99,40 +99,40 @@ _AIOHTTP = "python endings_aiohttp.py {port}"
 
 # Those that take longest come first.
 SERVERS = (
-    Server(
+    ServerCommand(
         "uvicorn, 2 workers", f"{_UVICORN} --workers 2 --timeout-worker-healthcheck 60", SOME_ASGI
     ),
-    Server("hypercorn (asyncio)", f"{_HYPERCORN} -k asyncio", SOME_ASGI),
-    Server("hypercorn (uvloop)", f"{_HYPERCORN} -k uvloop", SOME_ASGI),
-    Server("uvicorn (asyncio)", f"{_UVICORN} --loop asyncio --http h11", ALL_ASGI),
-    Server("uvicorn (uvloop)", f"{_UVICORN} --loop uvloop --http httptools", SOME_ASGI),
-    Server("uvicorn (with contrib)", _UVICORN, ALL_ASGI, contrib=True),
-    Server(
+    ServerCommand("hypercorn (asyncio)", f"{_HYPERCORN} -k asyncio", SOME_ASGI),
+    ServerCommand("hypercorn (uvloop)", f"{_HYPERCORN} -k uvloop", SOME_ASGI),
+    ServerCommand("uvicorn (asyncio)", f"{_UVICORN} --loop asyncio --http h11", ALL_ASGI),
+    ServerCommand("uvicorn (uvloop)", f"{_UVICORN} --loop uvloop --http httptools", SOME_ASGI),
+    ServerCommand("uvicorn (with contrib)", _UVICORN, ALL_ASGI, contrib=True),
+    ServerCommand(
         "gunicorn, uvicorn.workers",
         f"{_GUNICORN} -k uvicorn.workers.UvicornWorker endings_asgi:app",
         SOME_ASGI,
     ),
-    Server(
+    ServerCommand(
         "gunicorn, uvicorn-worker",
         f"{_GUNICORN} -k uvicorn_worker.UvicornWorker endings_asgi:app",
         SOME_ASGI,
     ),
-    Server("granian (asyncio)", f"{_GRANIAN} --loop asyncio", SOME_ASGI),
-    Server("granian (uvloop)", f"{_GRANIAN} --loop uvloop", SOME_ASGI),
-    Server(
+    ServerCommand("granian (asyncio)", f"{_GRANIAN} --loop asyncio", SOME_ASGI),
+    ServerCommand("granian (uvloop)", f"{_GRANIAN} --loop uvloop", SOME_ASGI),
+    ServerCommand(
         "gunicorn, aiohttp (asyncio)",
         f"{_GUNICORN} -k aiohttp.GunicornWebWorker endings_aiohttp:app",
         AIOHTTP,
     ),
-    Server(
+    ServerCommand(
         "gunicorn, aiohttp (uvloop)",
         f"{_GUNICORN} -k aiohttp.GunicornUVLoopWebWorker endings_aiohttp:app",
         AIOHTTP,
     ),
-    Server("aiohttp (asyncio)", f"{_AIOHTTP} asyncio", AIOHTTP),
-    Server("aiohttp (uvloop)", f"{_AIOHTTP} uvloop", AIOHTTP),
-    Server("aiohttp (with contrib)", f"{_AIOHTTP} asyncio", AIOHTTP, contrib=True),
-    Server("aiohttp, handler_cancellation", f"{_AIOHTTP} asyncio cancelled", AIOHTTP),
+    ServerCommand("aiohttp (asyncio)", f"{_AIOHTTP} asyncio", AIOHTTP),
+    ServerCommand("aiohttp (uvloop)", f"{_AIOHTTP} uvloop", AIOHTTP),
+    ServerCommand("aiohttp (with contrib)", f"{_AIOHTTP} asyncio", AIOHTTP, contrib=True),
+    ServerCommand("aiohttp, handler_cancellation", f"{_AIOHTTP} asyncio cancelled", AIOHTTP),
 )
 
 
@@ -175,7 +175,7 @@ EXCEPTIONS = {
 }
 
 
-def expected(server: Server, kind: str, ending: Ending) -> Expected:
+def expected(server: ServerCommand, kind: str, ending: Ending) -> Expected:
     """What has to be reported there."""
     for name in (server.name, server.family, "*"):
         if exception := EXCEPTIONS.get((name, kind, ending.path)):

@@ -6,14 +6,13 @@ from typing import Any
 import aiohttp_sse
 import pytest
 from aiohttp import web
+from helpers.aiohttp_apps import TYPED, aiohttp_app, start_stream
 from helpers.backend import Backend
 from helpers.framework_cases import (
     GZIPPED,
     SSE,
-    TYPED,
     Case,
     Instrument,
-    aiohttp_app,
     body_of_bytes,
     bytes_body,
     case,
@@ -215,8 +214,7 @@ def writer_that_prepare_gives() -> Any:
 @case(AIOHTTP, "/events", "/events")
 def write_eof_with_the_last_piece() -> Any:
     async def handler(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers=TYPED)
-        await response.prepare(request)
+        response = await start_stream(request)
         for piece in PIECES[:-1]:
             await response.write(piece)
         await response.write_eof(PIECES[-1])

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from helpers.aiohttp_apps import aiohttp_app, write_stream
 from helpers.backend import Backend, exporting
 from helpers.otlp import Receiver, exporter_environment
 from helpers.processes import serve
@@ -47,8 +48,8 @@ from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
 SSE = "text/event-stream"
 KINDS = (SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor)
-# Seconds that the event loop may be late on a slow machine; what hangs does so until the test ends.
-LAG = 2.0
+# Seconds that the event loop may be late on a busy machine; what hangs does so until the test ends.
+LAG = 10.0
 
 
 async def pieces() -> AsyncIterator[bytes]:
@@ -62,11 +63,7 @@ async def starlette_stream(_: Request) -> StreamingResponse:
 
 
 async def aiohttp_stream(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": SSE})
-    await response.prepare(request)
-    async for piece in pieces():
-        await response.write(piece)
-    return response
+    return await write_stream(request, pieces())
 
 
 def under_starlette() -> Any:
@@ -74,9 +71,7 @@ def under_starlette() -> Any:
 
 
 def under_aiohttp() -> Any:
-    app = web.Application()
-    app.router.add_get("/events", aiohttp_stream)
-    return serve_aiohttp(app)
+    return serve_aiohttp(aiohttp_app("/events", aiohttp_stream))
 
 
 SERVERS = pytest.mark.parametrize("server", [under_starlette, under_aiohttp])
@@ -430,18 +425,12 @@ class Gated:
         return StreamingResponse(self.pieces(), media_type=SSE)
 
     async def aiohttp(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": SSE})
-        await response.prepare(request)
-        async for piece in self.pieces():
-            await response.write(piece)
-        return response
+        return await write_stream(request, self.pieces())
 
     def under(self, server: Callable[[], Any]) -> Any:
         if server is under_starlette:
             return serve_asgi(Starlette(routes=[Route("/events", self.starlette)]))
-        app = web.Application()
-        app.router.add_get("/events", self.aiohttp)
-        return serve_aiohttp(app)
+        return serve_aiohttp(aiohttp_app("/events", self.aiohttp))
 
 
 # What happens in the middle of a stream, and whether its close still reaches the providers.
@@ -572,5 +561,5 @@ async def test_a_collector_that_accepts_and_never_answers() -> None:
             assert [await fetch(process.port, "/events") for _ in plain] == plain
             began = time.monotonic()
             ended, _ = await asyncio.to_thread(process.ended, signal.SIGTERM)
-            assert time.monotonic() - began < EXPORT_TIMEOUT_MILLIS / 1000 + 3 * LAG
+            assert time.monotonic() - began < EXPORT_TIMEOUT_MILLIS / 1000 + LAG
     assert ended == status

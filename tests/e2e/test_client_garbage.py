@@ -25,8 +25,8 @@ from helpers.client_streams import (
     CHUNKED,
     FIRST,
     INSTRUMENTORS,
-    Server,
-    Wire,
+    ServerSide,
+    StreamServer,
     assert_read,
     serving,
 )
@@ -102,7 +102,7 @@ async def test_what_outlives_its_response_is_read(read: bool, telemetry: Backend
     """
     pieces = [FIRST, FIRST * 2]
 
-    async def answer(wire: Wire) -> None:
+    async def answer(wire: ServerSide) -> None:
         await wire.head(CHUNKED)
         await wire.chunk(pieces[0])
         await wire.send(b"%x\r\n%s\r\n0\r\n\r\n" % (len(pieces[1]), pieces[1]))
@@ -128,7 +128,9 @@ forgetting = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 @client
 @forgetting
-async def test_a_forgotten_stream_is_closed(name: str, server: Server, telemetry: Backend) -> None:
+async def test_a_forgotten_stream_is_closed(
+    name: str, server: StreamServer, telemetry: Backend
+) -> None:
     """Never closed, only found by the garbage collector, it is reported to its end."""
     async with _session(name) as (session, forget):
         await forget(server.url + "/endless")
@@ -147,7 +149,7 @@ async def test_a_forgotten_stream_is_closed(name: str, server: Server, telemetry
 @client
 @forgetting
 async def test_a_forgotten_response_is_closed(
-    name: str, server: Server, telemetry: Backend
+    name: str, server: StreamServer, telemetry: Backend
 ) -> None:
     """The same for a response that was never read."""
     async with _session(name) as (session, _):
@@ -169,7 +171,9 @@ async def test_a_forgotten_response_is_closed(
 
 @client
 @forgetting
-async def test_garbage_waits_for_no_lock(name: str, server: Server, telemetry: Backend) -> None:
+async def test_garbage_waits_for_no_lock(
+    name: str, server: StreamServer, telemetry: Backend
+) -> None:
     """The collector may run wherever something is allocated, also where telemetry's own locks or
     the SDK's are held: what it finds then does not ask for them.
     """
@@ -196,7 +200,7 @@ async def test_garbage_waits_for_no_lock(name: str, server: Server, telemetry: B
 
 
 @client
-async def test_nothing_of_ours_stays(name: str, server: Server, telemetry: Backend) -> None:
+async def test_nothing_of_ours_stays(name: str, server: StreamServer, telemetry: Backend) -> None:
     """No object of ours outlives its stream."""
     await CLIENTS[name](USUAL[name], server.url + "/all")
     await CLIENTS[name](LEAVING[name], server.url + "/endless")

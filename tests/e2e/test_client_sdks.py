@@ -24,7 +24,7 @@ import requests
 from helpers import oracle
 from helpers.backend import Backend
 from helpers.client_readers import instrumented
-from helpers.client_streams import Server, assert_read
+from helpers.client_streams import StreamServer, assert_read
 from helpers.otlp import Receiver
 from helpers.processes import ALONE, APPS, INSTRUMENT
 from helpers.servers import serve_asgi
@@ -338,7 +338,7 @@ def _beside(backend: Backend, others: list[Any], *, first: bool) -> Iterator[Non
 @pytest.mark.parametrize("first", [False, True], ids=["ours first", "theirs first"])
 @pytest.mark.parametrize("name", BESIDE)
 async def test_beside_contribs_instrumentation(
-    name: str, first: bool, server: Server, backend: Backend, caplog: pytest.LogCaptureFixture
+    name: str, first: bool, server: StreamServer, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One span of ours beside one of theirs, below the caller's; their header goes out."""
     make, get = BESIDE[name]
@@ -396,7 +396,9 @@ async def test_beside_the_genai_instrumentation(
 # --- the end of the process ---------------------------------------------------------------------
 
 
-async def _end(client: str, way: str, server: Server, receiver: Receiver | None) -> tuple[int, str]:
+async def _end(
+    client: str, way: str, server: StreamServer, receiver: Receiver | None
+) -> tuple[int, str]:
     """The exit status and what was written of a process that ends while it reads."""
     around = [str(INSTRUMENT)] if receiver else []
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
@@ -431,7 +433,7 @@ async def _end(client: str, way: str, server: Server, receiver: Receiver | None)
 @pytest.mark.parametrize("way", ["status", "error", "SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("client", ["httpx", "httpx-async", "aiohttp", "requests"])
 async def test_a_process_that_ends_reports_what_it_reads(
-    client: str, way: str, server: Server
+    client: str, way: str, server: StreamServer
 ) -> None:
     """However it ends, with the status that it would have had."""
     plain, _ = await _end(client, way, server, None)

@@ -29,7 +29,6 @@ from helpers.coexistence import (
     NoHttp,
     StarlettesOwn,
     Work,
-    aiohttp_app,
     ask_aiohttp,
     ask_asgi,
     assert_placed,
@@ -38,6 +37,7 @@ from helpers.coexistence import (
     generating,
     included_app,
     native_app,
+    rooms_app,
     starlette_app,
     together,
     writing,
@@ -127,7 +127,7 @@ async def test_aiohttp_instrumentation_and_ours(
     """
     http = kind(backend)
     connection, caller, work = await together(
-        http, first, lambda work: aiohttp_app(handler(work)), ask_aiohttp, backend, instrument
+        http, first, lambda work: rooms_app(handler(work)), ask_aiohttp, backend, instrument
     )
     assert_placed(connection, caller, backend, makes_spans=http.makes_spans)
     work.assert_within(connection)
@@ -144,7 +144,7 @@ async def test_an_aiohttp_body_that_is_a_generator_and_ours(
     """
     http = kind(backend)
     connection, caller, work = await together(
-        http, first, lambda work: aiohttp_app(generating(work)), ask_aiohttp, backend, instrument
+        http, first, lambda work: rooms_app(generating(work)), ask_aiohttp, backend, instrument
     )
     assert_placed(connection, caller, backend, makes_spans=False)
     work.assert_within(connection)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.endings import ENDINGS, SERVERS, Ending, Server, expected, markdown
+from e2e.endings import ENDINGS, SERVERS, Ending, ServerCommand, expected, markdown
 from helpers.otlp import Point, Receiver, Record, Span
 from helpers.processes import ALONE, APPS, BIN, INSTRUMENT
 
@@ -46,7 +46,7 @@ IFF_UP = 1
 EACH_SERVER = pytest.mark.parametrize("server", SERVERS, ids=lambda server: server.name)
 
 
-class Client:
+class SocketClient:
     """A request on a bare socket with a small buffer, which ends as asked."""
 
     def __init__(self, port: int, path: str, method: str) -> None:
@@ -104,7 +104,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def process(server: Server, run: Run) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
+def process(server: ServerCommand, run: Run) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
     """A server that serves, and its port; afterwards it has stopped, and ``run`` has its output."""
     with socket.socket() as reserved, tempfile.TemporaryFile() as output:
         # Bound, so that no other process gets the port; not listening, so that the server may.
@@ -160,17 +160,17 @@ def until(condition: Callable[[], Any]) -> None:
         time.sleep(0.05)
 
 
-def drive(server: Server) -> Run:
+def drive(server: ServerCommand) -> Run:
     """Has every ending happen on the server, and then stops it."""
     with Receiver() as receiver:
         run = Run(receiver)
         with contextlib.ExitStack() as stack, process(server, run) as (started, port):
-            clients: dict[tuple[str, Ending], Client] = {}
+            clients: dict[tuple[str, Ending], SocketClient] = {}
             awaited = set()
             for kind in server.kinds:
                 for ending in ENDINGS:
                     route = f"/{kind}/{ending.path}"
-                    clients[kind, ending] = client = Client(port, route, ending.method)
+                    clients[kind, ending] = client = SocketClient(port, route, ending.method)
                     stack.callback(client.closes)
                     client.until(b"begun" if ending.reason else b"\r\n\r\n")
                     run.read[route] = client.read
@@ -190,7 +190,7 @@ def drive(server: Server) -> Run:
     return run
 
 
-def unplug(server: Server) -> Run:
+def unplug(server: ServerCommand) -> Run:
     """Has two clients' network go without a word, while the server sends to one of them.
 
     The server is alone with them in a network of its own, where TCP soon gives up.
@@ -205,7 +205,7 @@ def unplug(server: Server) -> Run:
         run = Run(receiver)
         with contextlib.ExitStack() as stack, process(server, run) as (started, port):
             for route in (sending, silent):
-                client = Client(port, route, "GET")
+                client = SocketClient(port, route, "GET")
                 stack.callback(client.closes)
                 client.until(b"begun")
             network(up=False)
@@ -252,7 +252,7 @@ def runs(request: pytest.FixtureRequest) -> Iterator[Callable[..., Run]]:
 
 @pytest.mark.parametrize(("server", "kind", "ending"), CELLS)
 def test_each_close_is_reported(
-    server: Server, kind: str, ending: Ending, runs: Callable[..., Run]
+    server: ServerCommand, kind: str, ending: Ending, runs: Callable[..., Run]
 ) -> None:
     """One span, one closed event and one duration report the table's reason; nothing stays live,
     and what is no stream is not reported.
@@ -304,7 +304,7 @@ def error_type(name: str | None) -> str | None:
 
 
 @EACH_SERVER
-def test_the_server_stops_as_it_would(server: Server, runs: Callable[..., Run]) -> None:
+def test_the_server_stops_as_it_would(server: ServerCommand, runs: Callable[..., Run]) -> None:
     """Without a kill, with its own exit status, and without a complaint of the telemetry's, which
     has reported no other streams.
     """
@@ -319,7 +319,9 @@ def test_the_server_stops_as_it_would(server: Server, runs: Callable[..., Run]) 
 
 
 @EACH_SERVER
-def test_contrib_is_there_where_the_table_says_so(server: Server, runs: Callable[..., Run]) -> None:
+def test_contrib_is_there_where_the_table_says_so(
+    server: ServerCommand, runs: Callable[..., Run]
+) -> None:
     """With contrib's instrumentation on, its spans enclose ours; without it there are none."""
     run = runs(server)
     contribs = {span.span_id for span in run.receiver.spans() if span.scope.startswith(CONTRIB)}
@@ -330,7 +332,7 @@ def test_contrib_is_there_where_the_table_says_so(server: Server, runs: Callable
 
 @pytest.mark.parametrize("unplugged", UNPLUGGED, ids=lambda server: server.name)
 def test_a_client_whose_network_goes_is_disconnected_once_the_kernel_gives_up(
-    unplugged: Server, runs: Callable[..., Run]
+    unplugged: ServerCommand, runs: Callable[..., Run]
 ) -> None:
     """Without a FIN the server knows nothing until what it sends is not acknowledged. That is a
     disconnect, and no error. A silent stream is live until the server stops.

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from helpers.aiohttp_apps import aiohttp_app, start_stream
 from helpers.asgi import START, Stream, http_scope
 from helpers.asgi_messages import END, MESSAGE, body, never, nowhere
 from helpers.backend import Backend
@@ -86,8 +87,7 @@ async def test_a_long_line_on_a_socket_takes_no_memory(
     chunk, count = b"x" * MEBIBYTE, 64
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
+        response = await start_stream(request)
         await response.write(b"data: ")
         for _ in range(count):
             await response.write(chunk)
@@ -101,8 +101,7 @@ async def test_a_long_line_on_a_socket_takes_no_memory(
             while peer.recv_into(buffer):
                 pass
 
-    app = web.Application()
-    app.router.add_get("/events", handler)
+    app = aiohttp_app("/events", handler)
     async with serve_aiohttp(app) as port:
         with traced() as (peak, _):
             await asyncio.to_thread(drain, port)
@@ -240,8 +239,7 @@ async def _asgi_stream(request: Request) -> StreamingResponse:
 
 
 async def _aiohttp_stream(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-    await response.prepare(request)
+    response = await start_stream(request)
     await response.write(b"data: 1\n\n")
     return response
 
@@ -251,9 +249,7 @@ def _starlette(**config: Any) -> Any:
 
 
 def _aiohttp() -> Any:
-    app = web.Application()
-    app.router.add_get("/events/{name}", _aiohttp_stream)
-    return serve_aiohttp(app)
+    return serve_aiohttp(aiohttp_app("/events/{name}", _aiohttp_stream))
 
 
 FRAMEWORKS = {
@@ -325,14 +321,12 @@ async def test_peers_of_a_unix_socket_are_not_one_client(
     done = asyncio.Event()
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
+        response = await start_stream(request)
         await response.write(b"data: x\n\n")
         await done.wait()
         return response
 
-    app = web.Application()
-    app.router.add_get("/", handler)
+    app = aiohttp_app("/", handler)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.UnixSite(runner, tmp_path / "socket").start()

@@ -17,7 +17,7 @@ SEGMENT = 1.0
 BATCH, INTERVAL, SLACK = 0.1, 0.3, 5.0
 
 
-class Client:
+class Reader:
     """Reads a stream until its server is gone; ``made`` is when its messages were made, Unix ns."""
 
     def __init__(self, raw: RawClient, trace_id: str) -> None:
@@ -26,7 +26,7 @@ class Client:
         self._raw = raw
 
     @classmethod
-    async def ask(cls, served: Served, path: str) -> "Client":
+    async def ask(cls, served: Served, path: str) -> "Reader":
         trace_id = secrets.token_hex(16)
         traceparent = f"traceparent: 00-{trace_id}-{secrets.token_hex(8)}-01"
         return cls(await RawClient.get(served.port, path, traceparent), trace_id)
@@ -37,7 +37,7 @@ class Client:
         await self._raw.close()
 
 
-def segments(receiver: Receiver, client: Client) -> list[Span]:
+def segments(receiver: Receiver, client: Reader) -> list[Span]:
     """The segments of a client's stream that have arrived, the oldest first."""
     ids = {
         span.attributes["sse.connection.id"]
@@ -62,9 +62,9 @@ async def test_what_was_exported_before_a_kill_is_right(receiver: Receiver) -> N
         OTEL_METRIC_EXPORT_INTERVAL=str(int(INTERVAL * 1000)),
     ) as served:
         await served.started()
-        ended = [await Client.ask(served, "/stream/7") for _ in range(ENDED)]
-        silent = [await Client.ask(served, "/stream/3?silent") for _ in range(SILENT)]
-        talking = [await Client.ask(served, f"/stream/{ENDLESS}") for _ in range(TALKING)]
+        ended = [await Reader.ask(served, "/stream/7") for _ in range(ENDED)]
+        silent = [await Reader.ask(served, "/stream/3?silent") for _ in range(SILENT)]
+        talking = [await Reader.ask(served, f"/stream/{ENDLESS}") for _ in range(TALKING)]
         reading = [asyncio.create_task(each.read()) for each in (*ended, *silent, *talking)]
 
         def exported() -> bool:
@@ -86,7 +86,7 @@ async def test_what_was_exported_before_a_kill_is_right(receiver: Receiver) -> N
     assert_metrics_right_so_far(receiver, [*ended, *silent, *talking])
 
 
-def assert_right_so_far(receiver: Receiver, client: Client) -> None:
+def assert_right_so_far(receiver: Receiver, client: Reader) -> None:
     found = segments(receiver, client)
     assert [span.attributes["sse.segment.index"] for span in found] == list(range(len(found)))
     assert not any("sse.segment.final" in span.attributes for span in found)
@@ -102,7 +102,7 @@ def assert_right_so_far(receiver: Receiver, client: Client) -> None:
     assert lost < SEGMENT * 1.1 + BATCH + SLACK
 
 
-def assert_metrics_right_so_far(receiver: Receiver, clients: list[Client]) -> None:
+def assert_metrics_right_so_far(receiver: Receiver, clients: list[Reader]) -> None:
     assert receiver.value("sse.server.active_connections") == SILENT + TALKING
     assert receiver.value("sse.server.connections") == len(clients)
     assert receiver.value("sse.server.connection.duration") == ENDED

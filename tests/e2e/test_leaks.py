@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from helpers import churn, otlp
+from helpers.aiohttp_apps import aiohttp_app, start_stream
 from helpers.backend import exporting
 from helpers.raw_client import RawClient
 from helpers.servers import serve_aiohttp, serve_asgi
@@ -32,7 +33,7 @@ AT_ONCE = 100
 STORM = 2_000
 
 
-class Crowd:
+class WaitingApp:
     """An application on a real server: a stream sends one message and waits for its release."""
 
     def __init__(self) -> None:
@@ -72,8 +73,7 @@ class Crowd:
 
     async def _handler(self, request: web.Request) -> web.StreamResponse:
         self._present.append(lambda: request.transport is not None)
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
+        response = await start_stream(request)
         with suppress(ConnectionResetError):  # the log would keep it, and so the stream
             async for chunk in self._chunks():
                 await response.write(chunk)
@@ -83,12 +83,10 @@ class Crowd:
         return serve_asgi(Starlette(routes=[Route("/events", self._endpoint)]))
 
     def aiohttp(self) -> Any:
-        app = web.Application()
-        app.router.add_get("/events", self._handler)
-        return serve_aiohttp(app)
+        return serve_aiohttp(aiohttp_app("/events", self._handler))
 
 
-SERVERS = {"uvicorn": Crowd.starlette, "aiohttp": Crowd.aiohttp}
+SERVERS = {"uvicorn": WaitingApp.starlette, "aiohttp": WaitingApp.aiohttp}
 
 
 async def connect(port: int, count: int, *headers: str) -> list[RawClient]:
@@ -100,19 +98,19 @@ async def connect(port: int, count: int, *headers: str) -> list[RawClient]:
     return clients
 
 
-async def disconnect(crowd: Crowd, clients: list[RawClient]) -> None:
+async def disconnect(app: WaitingApp, clients: list[RawClient]) -> None:
     """Half of the clients reset, half close; their streams go on and find them disconnected."""
     for client, reset in zip(clients, itertools.cycle((True, False)), strict=False):
         if reset:
             client.reset()
         else:
             client.writer.close()
-    await crowd.release(disconnected=True)
+    await app.release(disconnected=True)
 
 
-async def finish(crowd: Crowd, clients: list[RawClient]) -> None:
+async def finish(app: WaitingApp, clients: list[RawClient]) -> None:
     """The streams end, and every client reads its own to the end."""
-    await crowd.release(disconnected=False)
+    await app.release(disconnected=False)
     for raw in await asyncio.gather(*(client.reader.read(-1) for client in clients)):
         assert b"data: 2\n\n" in raw
     for client in clients:
@@ -145,11 +143,11 @@ async def test_thousands_of_sockets_leave_nothing(
     """
     before = churn.ours()
     instrument()
-    crowd = Crowd()
-    async with SERVERS[server](crowd) as port:
+    app = WaitingApp()
+    async with SERVERS[server](app) as port:
         for ends in itertools.islice(itertools.cycle((disconnect, finish)), ON_SOCKETS // AT_ONCE):
             clients = await connect(port, AT_ONCE)
-            await ends(crowd, clients)
+            await ends(app, clients)
             await until(lambda: backend.value("sse.server.active_connections") == 0)
     del clients
     await until(lambda: len(backend.spans("SSE")) == ON_SOCKETS)
@@ -187,18 +185,18 @@ async def test_a_reconnect_storm_is_reported_whole(
     and are served to the end: every span, every event and every count arrives at the receiver.
     """
     instrumentors = (SSEStarletteInstrumentor(), SSEAiohttpServerInstrumentor())
-    crowd = Crowd()
+    app = WaitingApp()
     live = len(otel_sse.connections())
     with otlp.Receiver() as receiver, exporting(receiver) as providers:
         for instrumentor in instrumentors:
             instrumentor.instrument(**providers)
         try:
-            async with SERVERS[server](crowd) as port:
+            async with SERVERS[server](app) as port:
                 clients = await connect(port, STORM)
                 assert len(otel_sse.connections()) == live + STORM
-                await disconnect(crowd, clients)
+                await disconnect(app, clients)
                 clients = await connect(port, STORM, "Last-Event-ID: 1")
-                await finish(crowd, clients)
+                await finish(app, clients)
                 await until(lambda: len(otel_sse.connections()) == live)
             await asyncio.to_thread(
                 receiver.wait_for, lambda: len(receiver.spans("SSE")) >= 2 * STORM, 60

@@ -139,7 +139,8 @@ def test_a_second_signal_kills_at_once(receiver: Receiver) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.3)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(2) == -signal.SIGTERM
+    # Far less than the exporters would take, and more than a busy machine needs.
+    assert process.wait(5) == -signal.SIGTERM
     process.communicate()
 
 

@@ -4,13 +4,12 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from helpers.aiohttp_apps import TYPED, aiohttp_app
 from helpers.backend import Backend
 from helpers.framework_cases import (
     SSE,
-    TYPED,
     Case,
     Instrument,
-    aiohttp_app,
     body_of_bytes,
     case,
     endpoint,

@@ -12,6 +12,7 @@ import hypercorn.asyncio
 import hypercorn.config
 import pytest
 from aiohttp import web
+from helpers.aiohttp_apps import aiohttp_app
 from helpers.asgi import SSE, START, Fed, Stream, http_scope
 from helpers.asgi_messages import END, MESSAGE, body, never, start
 from helpers.backend import Backend
@@ -326,9 +327,7 @@ async def test_aiohttp_writes_of_any_kind(
         return response
 
     def serve() -> Any:
-        app = web.Application()
-        app.router.add_get("/events", handler)
-        return serve_aiohttp(app)
+        return serve_aiohttp(aiohttp_app("/events", handler))
 
     _, raised = await _both(serve, "/events", errors, instrument)
     assert bool(raised) is (counted is None)

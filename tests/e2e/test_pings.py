@@ -10,11 +10,11 @@ import pytest
 import sse_starlette
 from aiohttp import web
 from fastapi.sse import ServerSentEvent
+from helpers.aiohttp_apps import aiohttp_app
 from helpers.backend import Backend
 from helpers.framework_cases import (
     NATIVE,
     Instrument,
-    aiohttp_app,
     starlette,
 )
 from helpers.raw_client import RawClient

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from helpers.aiohttp_apps import write_stream
 from helpers.asgi import SSE
 from helpers.backend import exporting
 from helpers.otlp import Receiver
@@ -87,11 +88,7 @@ async def raw_app(scope: Any, receive: Any, send: Any) -> None:
 
 async def aiohttp_handler(request: web.Request) -> web.StreamResponse:
     await request.read()
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **RESPONSE_HEADERS})
-    await response.prepare(request)
-    for chunk in stream():
-        await response.write(chunk)
-    return response
+    return await write_stream(request, stream(), **RESPONSE_HEADERS)
 
 
 @web.middleware

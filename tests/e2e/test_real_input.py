@@ -30,7 +30,7 @@ BASE = ("http.request.method", "http.route", "url.scheme")
 CLOSE = ("sse.close.reason", "http.response.status_code")
 
 
-class Server:
+class ServerProcess:
     """An application in a process of its own. It inherits its listening socket, so that a client
     can connect at once and wait.
     """
@@ -212,9 +212,9 @@ class _AsyncTappedStream(httpx2.AsyncByteStream):
 
 
 @contextlib.contextmanager
-def running(module: str, receiver: Receiver, *, contrib: bool) -> Iterator[Server]:
+def running(module: str, receiver: Receiver, *, contrib: bool) -> Iterator[ServerProcess]:
     """A server for the length of the block. It must not complain, not even while it ends."""
-    server = Server(module, receiver, contrib=contrib)
+    server = ServerProcess(module, receiver, contrib=contrib)
     try:
         server.wait_until_it_answers()
         yield server

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import uvloop
 from aiohttp import web
+from helpers.aiohttp_apps import aiohttp_app, write_stream
 from helpers.backend import Backend
 from helpers.raw_client import RawClient
 from helpers.servers import serve_aiohttp, serve_asgi
@@ -57,11 +58,7 @@ async def _starlette_endpoint(request: Request) -> StreamingResponse:
 
 
 async def _aiohttp_handler(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-    await response.prepare(request)
-    async for chunk in _chunks():
-        await response.write(chunk)
-    return response
+    return await write_stream(request, _chunks())
 
 
 def _serve_starlette() -> Any:
@@ -69,9 +66,7 @@ def _serve_starlette() -> Any:
 
 
 def _serve_aiohttp() -> Any:
-    app = web.Application()
-    app.router.add_get("/aiohttp", _aiohttp_handler)
-    return serve_aiohttp(app)
+    return serve_aiohttp(aiohttp_app("/aiohttp", _aiohttp_handler))
 
 
 async def _clients(serve: Callable[[], Any], path: str) -> None:

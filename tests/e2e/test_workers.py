@@ -26,7 +26,7 @@ from helpers.processes import APPS, BIN, Served, serve
 INSTANCE = "service.instance.id"
 
 
-class Stream(NamedTuple):
+class ReceivedStream(NamedTuple):
     """What a client has received: from which process, in which trace, how many messages."""
 
     worker: str
@@ -40,10 +40,10 @@ class Fleet:
     def __init__(self, served: Served, receiver: Receiver) -> None:
         self.served = served
         self.receiver = receiver
-        self.streams: list[Stream] = []
+        self.streams: list[ReceivedStream] = []
         self._held: list[socket.socket] = []
 
-    def read(self, count: int, query: str = "") -> Stream:
+    def read(self, count: int, query: str = "") -> ReceivedStream:
         """Reads a stream of ``count`` messages to its end; a ``live`` or ``busy`` one so far."""
         trace_id, last = secrets.token_hex(16), b"data: %d\n\n" % (count - 1)
         traceparent = f"00-{trace_id}-{secrets.token_hex(8)}-01"
@@ -58,7 +58,7 @@ class Fleet:
             self._held.append(connection.sock)
         else:
             connection.close()
-        self.streams.append(Stream(worker, trace_id, body.count(b"data:")))
+        self.streams.append(ReceivedStream(worker, trace_id, body.count(b"data:")))
         return self.streams[-1]
 
     def until(self, workers: int, read: Callable[[], object]) -> None:

@@ -56,6 +56,17 @@ class Backend:
         records = [each.log_record for each in self._logs.get_finished_logs()]
         return [record for record in records if (record.event_name or "").startswith(name)]
 
+    def __str__(self) -> str:
+        """All of it in short, for a failing test's message."""
+        lines = [f"span {each.name} {dict(each.attributes or {})}" for each in self.spans()]
+        lines += [f"event {each.event_name} {dict(each.attributes)}" for each in self.events()]
+        lines += [
+            f"metric {name} {getattr(point, 'value', getattr(point, 'count', None))} {attributes}"
+            for name in self.metrics()
+            for attributes, point in self.points(name)
+        ]
+        return "\n".join(["", *lines])
+
     def metrics(self) -> dict[str, Any]:
         """One collection: the metrics of this library by name."""
         data = self.reader.get_metrics_data()

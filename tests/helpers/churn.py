@@ -18,7 +18,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 import otel_sse
-from helpers.asgi import START, http_scope
+from helpers.asgi import START, AppError, http_scope
 from otel_sse.servers.asgi import RequestObserver
 from otel_sse.stream.request_span import RequestSpan
 from otel_sse.stream.server import ServerStream
@@ -41,10 +41,6 @@ def ours() -> int:
     """How many of the package's objects are alive."""
     gc.collect()
     return sum(type(each) in OURS for each in gc.get_objects())
-
-
-class Own(Exception):
-    """An error of the application's."""
 
 
 class Counter(SpanProcessor, LogRecordProcessor):
@@ -109,7 +105,7 @@ class Churn:
             )
             try:
                 await self._middleware(scope, self._receive, self._send)
-            except (Own, asyncio.CancelledError):
+            except (AppError, asyncio.CancelledError):
                 pass
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
@@ -122,7 +118,7 @@ class Churn:
             await receive()
             await send(MESSAGE)
         elif reason == 3:
-            raise Own
+            raise AppError
         elif reason == 4:
             raise asyncio.CancelledError
 

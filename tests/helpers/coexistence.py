@@ -23,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 
+from helpers.aiohttp_apps import write_stream
 from helpers.backend import Backend
 from helpers.servers import serve_aiohttp, serve_asgi
 from helpers.streams import PIECES, Reply, assert_reported, fetch
@@ -302,7 +303,7 @@ async def together(
     return connection, both, work
 
 
-def aiohttp_app(handler: Any) -> web.Application:
+def rooms_app(handler: Any) -> web.Application:
     """Rebuilt each time: contrib's replaces the class, and wants its middlewares in a list."""
     app = web.Application(middlewares=[])
     app.router.add_get("/rooms/{room}", handler)
@@ -311,11 +312,7 @@ def aiohttp_app(handler: Any) -> web.Application:
 
 def writing(work: Work) -> Any:
     async def handler(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": SSE})
-        await response.prepare(request)
-        async for piece in work.pieces():
-            await response.write(piece)
-        return response
+        return await write_stream(request, work.pieces())
 
     return handler
 

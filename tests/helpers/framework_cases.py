@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 
+from helpers.aiohttp_apps import TYPED, aiohttp_app, start_stream
 from helpers.backend import Backend
 from helpers.servers import serve_aiohttp, serve_asgi
 from helpers.streams import (
@@ -89,18 +90,10 @@ def starlette(*routes: Any, **options: Any) -> Starlette:
 GZIP_ALL = Middleware(GZipMiddleware, minimum_size=0, exclude_content_types=())
 GZIPPED = {"headers": ("Accept-Encoding: gzip",), "coding": "gzip"}
 NATIVE = {"response_class": FastAPIEventSourceResponse}
-TYPED = {"Content-Type": SSE}
-
-
-def aiohttp_app(path: str, handler: Any, **options: Any) -> web.Application:
-    app = web.Application(**options)
-    app.router.add_route("*", path, handler)
-    return app
 
 
 async def write_pieces(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers=TYPED)
-    await response.prepare(request)
+    response = await start_stream(request)
     for piece in PIECES:
         await response.write(piece)
         await asyncio.sleep(0)

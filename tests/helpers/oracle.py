@@ -27,7 +27,7 @@ class Message(NamedTuple):
     id: str
 
 
-class Wire(NamedTuple):
+class Block(NamedTuple):
     """Where a dispatched block lies: its first field, its blank line, and what comes after."""
 
     start: int
@@ -119,9 +119,9 @@ def _lines(text: str) -> Iterator[str]:
         before = character
 
 
-def wire(stream: bytes) -> list[Wire]:
+def wire(stream: bytes) -> list[Block]:
     """Where the messages lie in the bytes: from the first field through the blank line's end."""
-    blocks: list[Wire] = []
+    blocks: list[Block] = []
     start = None
     data = False
     at = len(BOM) if stream[:3] == BOM else 0
@@ -135,7 +135,7 @@ def wire(stream: bytes) -> list[Wire]:
         line = stream[at:stop]
         if line == b"":
             if data and start is not None:
-                blocks.append(Wire(start, at, after))
+                blocks.append(Block(start, at, after))
             start = None
             data = False
         elif line[:1] != b":":

@@ -51,6 +51,8 @@ class Served:
                 _, writer = await asyncio.open_connection("127.0.0.1", self.port)
                 writer.close()
                 return
+            if self.process.poll() is not None:
+                break
             await asyncio.sleep(0.05)
         raise AssertionError(f"it does not listen: {self.ended(signal.SIGKILL)}")
 

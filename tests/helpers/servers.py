@@ -32,7 +32,7 @@ async def serve_asgi(app: Any, **config: Any) -> AsyncIterator[int]:
     with _no_signals(server):
         task = asyncio.create_task(server.serve([listener]))
         try:
-            await until(lambda: server.started)
+            await until(lambda: server.started, running=task)
             yield int(listener.getsockname()[1])
         finally:
             server.should_exit = True

@@ -17,7 +17,7 @@ from helpers.client_readers import (
 )
 from helpers.client_streams import (
     FIRST,
-    Server,
+    StreamServer,
 )
 from helpers.streams import STREAM
 from helpers.waiting import until
@@ -178,7 +178,7 @@ def test_an_interrupt_is_the_readers_own(telemetry: Backend) -> None:
 
 @pytest.mark.parametrize("package", [httpx, httpx2])
 async def test_a_client_in_a_client_is_reported_once(
-    package: Any, server: Server, telemetry: Backend
+    package: Any, server: StreamServer, telemetry: Backend
 ) -> None:
     """A transport that sends through another instrumented client: one stream, not two."""
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from helpers.aiohttp_apps import aiohttp_app, start_stream
 from helpers.asgi import Fed, Stream, http_scope
 from helpers.backend import Backend
 from helpers.raw_client import RawClient
@@ -83,15 +84,13 @@ async def test_aiohttps_backlog_is_reported(backend: Backend, instrument: Any) -
     instrument()
 
     async def endpoint(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
+        response = await start_stream(request)
         with contextlib.suppress(ConnectionError):
             while True:
                 await response.write(CHUNK)
         return response
 
-    app = web.Application()
-    app.router.add_get("/events", endpoint)
+    app = aiohttp_app("/events", endpoint)
     async with serve_aiohttp(app) as port:
         client = await RawClient.get(port, "/events", limit=1024)
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]

@@ -8,28 +8,13 @@ from typing import Any
 
 from helpers.asgi import Fed, Stream
 from helpers.backend import Backend
+from helpers.exporters import SlowSpanExporter
 from helpers.waiting import until
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from otel_sse import SSEMiddleware
 from otel_sse.process.event_loops import BATCH_SIZE, batched, schedule
-
-
-class _Slow(SpanExporter):
-    """Counts what it exports, slowly."""
-
-    def __init__(self, seconds: float = 0.02) -> None:
-        self.indexes: list[int] = []
-        self._seconds = seconds
-
-    def export(self, spans: Any) -> SpanExportResult:
-        time.sleep(self._seconds)
-        self.indexes += [span.attributes["sse.segment.index"] for span in spans]
-        return SpanExportResult.SUCCESS
-
-    def force_flush(self, timeout_millis: int = 0) -> bool:
-        return True
 
 
 class _Threads(SpanProcessor):
@@ -47,7 +32,7 @@ async def test_ten_thousand_segments_due_at_once_are_all_reported(backend: Backe
     batches that the SDK's queue of 2,048 can take, none is dropped,
     and the collection itself ends nothing.
     """
-    exporter, threads = _Slow(), _Threads()
+    exporter, threads = SlowSpanExporter(0.02), _Threads()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     provider.add_span_processor(threads)
@@ -63,7 +48,11 @@ async def test_ten_thousand_segments_due_at_once_are_all_reported(backend: Backe
     await asyncio.sleep(1.2)
     collecting = asyncio.get_running_loop().run_in_executor(None, backend.metrics)
     await collecting
-    await until(lambda: exporter.indexes.count(0) == 10_000, 60)
+
+    def ended() -> int:
+        return sum(each["sse.segment.index"] == 0 for each in [*exporter.attributes])
+
+    await until(lambda: ended() == 10_000)
     assert threads.names == {threading.current_thread().name, "otel-sse-throttle"}
     for stream in streams:
         stream.task.cancel()

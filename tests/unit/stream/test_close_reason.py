@@ -6,16 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers.asgi import START, Fed, Stream, http_scope, middleware
+from helpers.asgi import START, AppError, Fed, Stream, http_scope, middleware
 from helpers.backend import Backend
 from helpers.waiting import until
 from opentelemetry.trace import StatusCode
 
 import otel_sse
-
-
-class Own(Exception):
-    """An error of the application's."""
 
 
 def close(reason: str) -> Any:
@@ -25,15 +21,15 @@ def close(reason: str) -> Any:
 CLOSES = [
     # what the application does; reason, error.type
     ([None], "completed", None),
-    ([Own()], "error", f"{__name__}.Own"),
+    ([AppError()], "error", f"{AppError.__module__}.AppError"),
     ([ValueError()], "error", "ValueError"),
     ([TimeoutError()], "timeout", "TimeoutError"),
     ([asyncio.TimeoutError()], "timeout", None),
     ([concurrent.futures.TimeoutError()], "timeout", None),
     ([close("timeout"), None], "timeout", None),
     ([close("server_shutdown"), None], "server_shutdown", None),
-    ([close("completed"), Own()], "completed", None),
-    ([close("error"), Own()], "error", f"{__name__}.Own"),
+    ([close("completed"), AppError()], "completed", None),
+    ([close("error"), AppError()], "error", f"{AppError.__module__}.AppError"),
     ([SystemExit()], "server_shutdown", None),
     ([asyncio.CancelledError()], "unknown", None),
 ]
@@ -91,7 +87,7 @@ async def test_a_disconnect_is_no_error_and_ends_the_counting(backend: Backend) 
         app_done.set()
 
     stream = Stream(middleware(backend, app))
-    await until(lambda: backend.value("sse.server.messages") == 1)
+    await until(lambda: backend.value("sse.server.messages") == 1, running=stream.task)
     stream.gone.set()
     await stream.task
     assert app_done.is_set()
@@ -119,10 +115,10 @@ async def test_a_peer_that_disconnects_while_a_chunk_is_sent_has_that_chunk(
 
     stream = Stream(middleware(backend, app))
     stream.blocked = asyncio.Event()
-    await until(lambda: stream.sent)
+    await until(lambda: stream.sent, running=stream.task)
     stream.blocked.set()
     stream.blocked = asyncio.Event()
-    await until(lambda: len(stream.sent) == 2)
+    await until(lambda: len(stream.sent) == 2, running=stream.task)
     stream.gone.set()
     asyncio.get_running_loop().call_later(0.02, stream.blocked.set)
     await stream.task
@@ -252,7 +248,7 @@ async def test_a_message_counts_when_its_send_is_cancelled_and_not_when_it_fails
     await fed.feed(b"data: 1\n\n")
     stream.blocked = asyncio.Event()
     fed.queue.put_nowait(b"data: 2\n\n")
-    await until(lambda: len(stream.sent) == 3)
+    await until(lambda: len(stream.sent) == 3, running=stream.task)
     stream.task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await stream.task

@@ -213,8 +213,10 @@ async def test_a_message_event_is_of_its_own_segment_however_late_it_is_emitted(
     await stream.task
     mw._telemetry.export()
     spans = {span.context.span_id: span for span in backend.spans("SSE")}
-    segments = [spans[event.span_id].attributes for event in backend.events("sse.message")]
-    assert [each["sse.segment.index"] for each in segments] == [0, 1]
+    first, second = (spans[each.span_id].attributes for each in backend.events("sse.message"))
+    # The first message itself may begin a segment, where a busy machine is late with it.
+    assert second["sse.segment.index"] == first["sse.segment.index"] + 1
+    assert first["sse.segment.messages"] == second["sse.segment.messages"] == 1
 
 
 async def test_event_ids_are_recorded_only_where_configured(backend: Backend) -> None:
@@ -278,13 +280,15 @@ async def test_an_idle_stream_is_rotated_by_its_own_loop_after_a_collection(
     fed = Fed()
     stream = Stream(middleware(backend, fed, segment_seconds=0.02))
     await fed.feed(b"data: 1\n\n")
+    # On a busy machine that message itself may have come late enough to end a segment.
+    before = backend.spans("SSE")
     await asyncio.sleep(0.03)
-    assert backend.spans("SSE") == []
+    assert backend.spans("SSE") == before
     backend.metrics()
-    await until(lambda: len(backend.spans("SSE")) == 1)
+    await until(lambda: len(backend.spans("SSE")) > len(before), running=stream.task)
     fed.end()
     await stream.task
-    assert len(backend.spans("SSE")) >= 2
+    assert len(backend.spans("SSE")) >= len(before) + 2
 
 
 async def test_out_of_order_messages_reach_the_server_and_break_nothing(backend: Backend) -> None:

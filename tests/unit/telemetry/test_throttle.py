@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from helpers.asgi import Fed, Stream
 from helpers.backend import Backend
+from helpers.exporters import SlowSpanExporter
 from helpers.waiting import until
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import (
@@ -17,23 +18,11 @@ from opentelemetry.sdk._logs.export import (
     LogRecordExportResult,
 )
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from otel_sse import SSEMiddleware
 from otel_sse.telemetry import throttle as throttle_module
 from otel_sse.telemetry.throttle import EmitThrottle
-
-
-class _Spans(SpanExporter):
-    """Counts what it exports, slowly."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def export(self, spans: Any) -> SpanExportResult:
-        time.sleep(0.05)
-        self.count += len(spans)
-        return SpanExportResult.SUCCESS
 
 
 class _Logs(LogRecordExporter):
@@ -56,7 +45,7 @@ async def test_ten_thousand_closes_in_one_moment_are_all_reported(backend: Backe
     """A load balancer goes away: through queues of 2,048 and slow exporters come every span,
     every ``opened`` and every ``closed`` event, with the time of its close.
     """
-    spans, logs = _Spans(), _Logs()
+    spans, logs = SlowSpanExporter(0.05), _Logs()
     tracer_provider = TracerProvider(shutdown_on_exit=False)
     tracer_provider.add_span_processor(BatchSpanProcessor(spans))
     logger_provider = LoggerProvider(shutdown_on_exit=False)
@@ -72,10 +61,10 @@ async def test_ten_thousand_closes_in_one_moment_are_all_reported(backend: Backe
     for stream in streams:
         stream.task.cancel()
     await asyncio.gather(*(stream.task for stream in streams), return_exceptions=True)
-    await until(lambda: spans.count + logs.names.total() >= 25_000, 60)
+    await until(lambda: len(spans.attributes) + logs.names.total() >= 25_000, 60)
     tracer_provider.force_flush()
     logger_provider.force_flush()
-    await until(lambda: spans.count == 10_000 and logs.names.total() == 20_000, 60)
+    await until(lambda: len(spans.attributes) == 10_000 and logs.names.total() == 20_000, 60)
     assert logs.names == {"sse.connection.opened": 10_000, "sse.connection.closed": 10_000}
     tracer_provider.shutdown()
     logger_provider.shutdown()  # type: ignore[no-untyped-call]
