@@ -40,6 +40,7 @@ lint: .venv/.done-test .venv/.done-wheel ## check style and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy --strict otel_sse
+	@$(BIN)/lint-imports --no-cache
 	@cd examples && ../$(BIN)/mypy --strict -p demo -p server
 	@$(BIN)/mypy --strict examples/small
 	@$(BIN)/mypy --strict collector

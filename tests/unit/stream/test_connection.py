@@ -204,8 +204,8 @@ async def test_a_message_event_is_of_its_own_segment_however_late_it_is_emitted(
     stream = Stream(mw)
     throttle = mw._telemetry._throttle
     with throttle._lock:
-        await fed.feed(b"data: first\n\n")
         throttle._emitted, throttle._window_start = 10_000, time.monotonic() + 60
+        await fed.feed(b"data: first\n\n")
         await asyncio.sleep(0.02)
         await fed.feed(b"data: second\n\n")
         assert backend.spans("SSE") == []
