@@ -79,7 +79,7 @@ def test_a_signal_without_a_handler_loses_nothing(
 def test_five_thousand_live_streams_are_more_than_the_queue_holds_and_all_arrive(
     receiver: Receiver,
 ) -> None:
-    """The SDK's batch queue holds 2,048: at the end it is fed in portions."""
+    """The SDK's batch queue holds 2,048: at the end it is fed in batches."""
     process = start(receiver, "wait", 5000)
     process.send_signal(signal.SIGTERM)
     status, stderr = ended(process)

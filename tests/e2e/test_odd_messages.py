@@ -232,7 +232,7 @@ async def test_headers_that_are_read_once_are_the_servers_to_read(
 async def test_a_send_that_hides_its_attributes_is_reported(
     backend: Backend,
 ) -> None:
-    """A proxy may raise at every look for what is behind it: its stream is still reported, and
+    """A proxy may raise at every attribute access: its stream is still reported, and
     where hypercorn is asked whether it stops, nothing of that reaches the application.
     """
     fed = Fed()

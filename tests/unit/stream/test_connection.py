@@ -16,7 +16,7 @@ import otel_sse
 from otel_sse import SSEMiddleware
 
 
-async def test_the_span_has_the_contracts_attributes(backend: Backend) -> None:
+async def test_the_span_has_the_documented_attributes(backend: Backend) -> None:
     """Name, kind, remote parent, times and attributes of a connection that has one span;
     no query, cookie, payload or id is among them.
     """
