@@ -1,22 +1,14 @@
 """The end of the process: what is live is reported, everything arrives, the exit status stays."""
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from helpers.otlp import Receiver
 from helpers.processes import ALONE, INSTRUMENT
-
-from otel_sse.shutdown import Exit
-from otel_sse.telemetry import FLUSH_MILLIS
 
 LIVE = Path(__file__).parent / "apps" / "live.py"
 
@@ -162,43 +154,6 @@ def test_exporters_that_hang_delay_the_end_by_no_more_than_their_time(receiver: 
     process.communicate()
 
 
-def test_a_blocked_loop_is_waited_for_once() -> None:
-    """The time for an end is short: ten thousand streams of such a loop are reported in it, too."""
-    blocked, go_on, loop = threading.Event(), threading.Event(), asyncio.new_event_loop()
-
-    def block() -> None:
-        blocked.set()
-        go_on.wait()
-
-    class Live:
-        ended = 0
-
-        def __init__(self) -> None:
-            self.loop = loop
-
-        def end(self, *, cut: bool) -> None:
-            Live.ended += cut
-
-    telemetry: Any = SimpleNamespace(
-        snapshot=lambda: [Live() for _ in range(10_000)],
-        meter_provider=None,
-        empty=lambda **_: None,
-    )
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    loop.call_soon_threadsafe(block)
-    blocked.wait()
-    began = time.monotonic()
-    Exit(lambda: [telemetry])._finish()
-    took = time.monotonic() - began
-    go_on.set()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
-    assert Live.ended >= 10_000
-    assert took < FLUSH_MILLIS / 1000 / 2
-
-
 def test_a_forked_child_begins_with_nothing(receiver: Receiver) -> None:
     """The child reports its own stream alone, the parent its own: totals over both are exact."""
     process = start(receiver, "fork", 2)
@@ -220,25 +175,3 @@ def test_a_forked_child_waits_for_no_thread_of_its_parent() -> None:
     command = [sys.executable, str(LIVE.with_name("forked_reader.py"))]
     forked = subprocess.run(command, cwd=LIVE.parent, capture_output=True, text=True, timeout=60)
     assert forked.returncode == 0, forked.stderr
-
-
-@pytest.mark.parametrize("daemon", [False, True])
-def test_a_stop_needs_no_thread(daemon: bool) -> None:
-    """Where the process may start none, it ends as it would without us: at once."""
-    code = f"""
-import multiprocessing, os, signal, time
-from otel_sse import garbage
-from otel_sse.httpx import SSEHttpxInstrumentor
-
-def refuse(*_):
-    raise RuntimeError("can't start new thread")
-
-SSEHttpxInstrumentor().instrument()
-garbage.start_new_thread = refuse
-multiprocessing.current_process()._config["daemon"] = {daemon}
-os.kill(os.getpid(), signal.SIGTERM)
-time.sleep(20)
-"""
-    command = [sys.executable, "-c", code]
-    stopped = subprocess.run(command, cwd=LIVE.parent, capture_output=True, text=True, timeout=60)
-    assert stopped.returncode == -signal.SIGTERM, stopped.stderr
