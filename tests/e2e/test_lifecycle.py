@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers.otlp import Receiver
-from helpers.processes import ALONE, INSTRUMENT
+from helpers.processes import ALONE, INSTRUMENT, PATIENCE
 
 LIVE = Path(__file__).parent / "apps" / "live.py"
 
@@ -38,7 +38,12 @@ def start(receiver: Receiver, how: str, streams: int = 1, **env: str) -> "subpro
 
 def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
     """The exit status and what was written to standard error."""
-    _, stderr = process.communicate(timeout=60)
+    try:
+        _, stderr = process.communicate(timeout=PATIENCE)
+    finally:
+        # If it has not ended: it does not outlive the test.
+        process.kill()
+        process.wait()
     return process.returncode, stderr
 
 
@@ -68,22 +73,37 @@ def test_a_signal_without_a_handler_loses_nothing(
     assert receiver.exports == 3
 
 
-def test_five_thousand_live_streams_are_more_than_the_queue_holds_and_all_arrive(
-    receiver: Receiver,
-) -> None:
+def end_many(how: str, number: signal.Signals | None = None) -> tuple[Receiver, int, str]:
+    """A process with 5,000 live streams that has ended: what arrived, its status and its log.
+
+    Its exporters have ten seconds. Where it logs that these were too few for them, the machine was
+    too busy, which is no fault of the queues: then another one runs.
+    """
+    for _ in range(3):
+        with Receiver() as receiver:
+            process = start(receiver, how, 5000)
+            if number is not None:
+                process.send_signal(number)
+            status, stderr = ended(process)
+        if "did not take everything within" not in stderr:
+            break
+    return receiver, status, stderr
+
+
+@pytest.mark.timeout(600)
+def test_five_thousand_live_streams_are_more_than_the_queue_holds_and_all_arrive() -> None:
     """The SDK's batch queue holds 2,048: at the end it is fed in batches."""
-    process = start(receiver, "wait", 5000)
-    process.send_signal(signal.SIGTERM)
-    status, stderr = ended(process)
+    receiver, status, stderr = end_many("wait", signal.SIGTERM)
     assert status == -signal.SIGTERM
     assert "dropping" not in stderr
     assert_all_reported(receiver, 5000, "server_shutdown")
     assert len(receiver.records("sse.connection.opened")) == 5000
 
 
-def test_an_sdk_that_is_set_up_after_us_ends_after_us(receiver: Receiver) -> None:
+@pytest.mark.timeout(600)
+def test_an_sdk_that_is_set_up_after_us_ends_after_us() -> None:
     """What waits for room in its queues when the process ends is still exported."""
-    status, stderr = ended(start(receiver, "late", 5000))
+    receiver, status, stderr = end_many("late")
     assert (status, stderr) == (0, "")
     assert len(receiver.spans("SSE")) == 5000
     assert len(receiver.records("sse.connection.closed")) == 5000
