@@ -8,7 +8,7 @@ telemetry reaches the application. Source of the rules: https://asgi.readthedocs
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from time import perf_counter
 from typing import Any, Final, NamedTuple
 
@@ -266,8 +266,7 @@ class RequestObserver:
     async def send(self, message: Message) -> None:
         stream = self._stream
         if stream is None:
-            if type(message.get("headers", ())) not in (list, tuple):
-                message = _with_header_list(message)
+            message = _with_header_list(message)
             await self._send(message)
             self._maybe_start_stream(message)
             return
@@ -282,8 +281,8 @@ class RequestObserver:
             await self._send(message)
             return
         if kind == "http.response.start":
-            # The application has given up the stream for another response, which may fail.
-            stream.close(cut=is_server_stopping(self._send))
+            await self._send_second_start(stream, message)
+            return
         last = not message.get("more_body", False) and kind in _BODIES
         # A peer that disconnects during this send was there when it began.
         disconnected = stream.check_disconnected()
@@ -303,6 +302,16 @@ class RequestObserver:
             stream.on_send(body, began, perf_counter())
         if last or disconnected:
             stream.on_response_end(delivered=not disconnected)
+
+    async def _send_second_start(self, stream: ServerStream, message: Message) -> None:
+        """Another response, of an application that has given up the stream. Its error, which a
+        server raises since a response has started, is not the stream's.
+        """
+        try:
+            await self._send(message)
+        except BaseException:
+            stream.close(cut=is_server_stopping(self._send))
+            raise
 
     def _maybe_start_stream(self, message: Message) -> None:
         """Starts to record the stream that ``message`` starts, if it does."""
@@ -409,10 +418,12 @@ def _joined(headers: Headers, wanted: bytes) -> str:
 def _with_header_list(message: Message) -> Message:
     """``message`` with headers that can be read twice: a server uses up an iterator."""
     try:
-        return {**message, "headers": list(message["headers"])}
+        if isinstance(message.get("headers", ()), Iterator):
+            return {**message, "headers": list(message["headers"])}
     except Exception:
-        # Whatever that is, the server refuses it as it would without us.
-        return message
+        # Not an ASGI message: the server refuses it as it would without us.
+        pass
+    return message
 
 
 def _with_trace_comments(send: Send) -> Send:
