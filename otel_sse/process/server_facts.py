@@ -36,7 +36,8 @@ FACTS: Final = (
     ),
     Fact(
         "hypercorn",
-        "some objects behind send stands one with context.terminated, set when the server stops",
+        "behind send stands an object with context.terminated, set when the server stops, and one "
+        "with closed, set when the client has closed the stream",
         "0.17 to 0.18",
         "tests/e2e/test_endings.py",
     ),
@@ -71,13 +72,13 @@ FACTS: Final = (
         "Starlette, Litestar",
         "an exception that has a handler is wrapped in one that says that the response has started",
         "Starlette 0.35 to 1.10, Litestar 2.0 to 2.24",
-        "tests/e2e/test_wrapped_errors.py",
+        "tests/e2e/test_close_causes.py",
     ),
     Fact(
         "Starlette",
         "background tasks run in the module starlette.background",
         "0.35 to 1.10",
-        "tests/e2e/test_background_tasks.py",
+        "tests/e2e/test_close_causes.py",
     ),
     Fact(
         "opentelemetry-instrumentation-requests",
@@ -91,6 +92,8 @@ FACTS: Final = (
 # `docker stop` allows 10 s, the shortest of the usual limits.
 DEFAULT_KILL_TIMEOUT: Final = 10.0
 
+_STARLETTE_WRAPPER: Final = "Caught handled exception, but response already started."
+_LITESTAR_WRAPPER: Final = "Exception caught after response started"
 TRIO_TIMEOUT: Final = "TooSlowError"
 CONTRIB_REQUESTS_SCOPE: Final = "opentelemetry.instrumentation.requests"
 
@@ -108,7 +111,8 @@ def find_transport(channel: Any) -> Transport | None:
     them in objects and closures.
     """
     found: Transport | None = _find_behind(channel, _transport)
-    return found
+    stream = _find_behind(channel, _hypercorn_stream) if "hypercorn" in sys.modules else None
+    return found if found is None or stream is None else _HypercornTransport(found, stream)
 
 
 def is_server_stopping(channel: Any) -> bool:
@@ -172,11 +176,10 @@ def unwrap_framework_error(error: BaseException) -> BaseException | None:
 
     Starlette and Litestar do that with an exception for which the application has a handler.
     """
-    text = str(error.args[0]) if error.args else ""
-    wrapped = text == "Caught handled exception, but response already started." or (
-        text == "Exception caught after response started" and "litestar" in type(error).__module__
-    )
-    return error.__cause__ if wrapped else None
+    home, text = type(error).__module__.partition(".")[0], str(error)
+    starlette = home == "builtins" and text == _STARLETTE_WRAPPER
+    litestar = home == "litestar" and _LITESTAR_WRAPPER in text
+    return error.__cause__ if starlette or litestar else None
 
 
 def is_from_background_task(error: BaseException) -> bool:
@@ -187,6 +190,35 @@ def is_from_background_task(error: BaseException) -> bool:
             return True
         traceback = traceback.tb_next
     return False
+
+
+class _HypercornTransport:
+    """A transport of hypercorn, which stays open when the client closes: its stream does not.
+
+    Attributes:
+        shared: the transport itself, which HTTP/2 streams share.
+
+    """
+
+    __slots__ = ("_stream", "shared")
+
+    def __init__(self, transport: Transport, stream: Any) -> None:
+        self.shared = transport
+        self._stream = stream
+
+    def is_closing(self) -> bool:
+        return bool(self._stream.closed) or self.shared.is_closing()
+
+    def get_write_buffer_size(self) -> int:
+        return self.shared.get_write_buffer_size()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.shared.get_extra_info(name, default)
+
+
+def _hypercorn_stream(item: Any) -> Any:
+    home = getattr(type(item), "__module__", "")
+    return item if home.startswith("hypercorn.") and hasattr(item, "closed") else None
 
 
 def _transport(item: Any) -> Any:

@@ -53,18 +53,20 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
             if self.telemetry is None:
                 return await original(protocol, request, start_time, handler)
             raised: BaseException | None = None
+            state = vars(request)[_KEY] = RequestState()
+            previous = current_request.get()
+            current_request.set(state)
 
             async def observed(request: Any) -> Any:
                 nonlocal raised
                 try:
                     return await handler(request)
                 except BaseException as error:
-                    raised = error
+                    # Before the stream it is another response, as an HTTPException is.
+                    if state.stream is not None:
+                        raised = error
                     raise
 
-            state = vars(request)[_KEY] = RequestState()
-            previous = current_request.get()
-            current_request.set(state)
             try:
                 return await original(protocol, request, start_time, observed)
             except GeneratorExit as error:
@@ -76,8 +78,10 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
                     lost = is_aiohttp_peer_lost(protocol)
                     if lost:
                         state.mark_disconnected()
-                    state.stream.close(raised, cut=not lost and is_aiohttp_closing(protocol))
-                raised = None
+                    state.stream.close(
+                        raised or state.error, cut=not lost and is_aiohttp_closing(protocol)
+                    )
+                raised = state.error = None
                 state.finish(previous)
 
         return call
@@ -95,7 +99,11 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
             writer = await original(response, request)
             # Of the request that is answered: another one's task may do that.
             state, telemetry = vars(request).get(_KEY), self.telemetry
-            if state is None or telemetry is None or state.stream is not None:
+            if state is None or telemetry is None:
+                return writer
+            if state.stream is not None:
+                # Another response on the same writer: it is no part of the stream.
+                _stop_observing(request)
                 return writer
             try:
                 info = _stream_info(response, request, telemetry)
@@ -113,17 +121,24 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
 
 @lru_cache(maxsize=1024)
 def _innermost(handler: Handler) -> Handler:
-    """``handler``, which notes the context that the middlewares have left to it.
+    """``handler``, with a note of the context that the middlewares have made for it, and of the
+    error that leaves it within a stream: a middleware may answer that by another response.
 
     The same handler gives the same object, because aiohttp caches the chains that it builds.
     """
 
     @wraps(handler)
-    def innermost(request: Any) -> Awaitable[Any]:
+    async def innermost(request: Any) -> Any:
         state = vars(request).get(_KEY)
-        if state is not None and state.stream is None:
-            state.context = otel_context.get_current()
-        return handler(request)
+        if state is None or state.stream is not None:
+            return await handler(request)
+        state.context = otel_context.get_current()
+        try:
+            return await handler(request)
+        except BaseException as error:
+            if state.stream is not None:
+                state.error = error
+            raise
 
     return innermost
 

@@ -164,6 +164,8 @@ async def _run_nested(
         inner.close(error)
         raise
     finally:
+        # The span that is the parent in here may not be one outside.
+        outer.request.detach()
         scope[_KEY], outer.inner = outer, None
         outer.router = outer.router and outer.router.outer
         if outer.request.stream is None:
@@ -291,11 +293,10 @@ class RequestObserver:
             await self._send(message)
         except BaseException as error:
             stream.on_send_error(None if disconnected else body, began, error)
-            now_gone = last and not disconnected and stream.disconnected
-            if now_gone and not isinstance(error, Exception):
-                # Cancelled because of the disconnect, which a server may report at the end of
+            if last and not isinstance(error, Exception):
+                # Cancelled, often because of a disconnect, which a server may report at the end of
                 # every response: the stream is complete, unless its transport is closed.
-                stream.disconnected = False
+                stream.disconnected = disconnected
                 stream.on_response_end(delivered=not stream.check_disconnected())
             raise
         if kind == "http.response.body" and not disconnected:
@@ -304,13 +305,15 @@ class RequestObserver:
             stream.on_response_end(delivered=not disconnected)
 
     async def _send_second_start(self, stream: ServerStream, message: Message) -> None:
-        """Another response, of an application that has given up the stream. Its error, which a
-        server raises since a response has started, is not the stream's.
+        """Another response, of an application whose stream is over. The server raises, since a
+        response has started: that is not the stream's error.
         """
         try:
             await self._send(message)
         except BaseException:
-            stream.close(cut=is_server_stopping(self._send))
+            cut = is_server_stopping(self._send) or self._telemetry.stopping
+            if cut or stream.is_over():
+                stream.close(cut=cut)
             raise
 
     def _maybe_start_stream(self, message: Message) -> None:

@@ -105,7 +105,7 @@ def _run_background_task(
     def call(task: Any) -> Awaitable[None]:
         request = current_request.get()
         if request is not None and request.stream is not None:
-            request.stream.close_ended()
+            request.stream.close()
         return original(task)
 
     return call
