@@ -25,13 +25,13 @@ test: lint .venv/.done-wheel ## check and test everything, against the built whe
 	@$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 bench: .venv/.done-test .venv/.done-wheel ## measure what telling costs
-	@$(BIN)/python tests/benchmarks/bench.py
+	@$(BIN)/python benchmarks/bench.py
 
 fuzz: .venv/.done-test .venv/.done-wheel ## feed the scanner what nobody would write
-	@$(BIN)/python tests/fuzz.py
+	@$(BIN)/python benchmarks/fuzz.py
 
 soak: .venv/.done-test .venv/.done-wheel ## serve a million streams, and look for what is left of them
-	@$(BIN)/python tests/soak.py
+	@$(BIN)/python benchmarks/soak.py
 
 lint: .venv/.done-test .venv/.done-wheel ## check style and types
 	@$(BIN)/ruff check

@@ -13,25 +13,28 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import aiohttp
 import httpx
 import httpx2
-import oracle
 import pytest
 import requests
-from e2e.clients import INSTRUMENTORS, Server, assert_read, serving
-from e2e.processes import ALONE, APPS, INSTRUMENT
-from e2e.streams import STREAM
+from helpers import oracle
+from helpers.backend import Backend
+from helpers.client_readers import instrumented
+from helpers.client_streams import Server, assert_read
+from helpers.otlp import Receiver
+from helpers.processes import ALONE, APPS, INSTRUMENT
+from helpers.servers import serve_asgi
+from helpers.streams import STREAM
+from helpers.waiting import until
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.instrumentation.httpx import HTTPX2ClientInstrumentor, HTTPXClientInstrumentor
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
-from otlp import Receiver
-from support import Backend, serve_asgi, until
 
 WORDS = " ".join(f"word{n}" for n in range(50))
 QUESTION: Any = {"model": "parrot", "messages": [{"role": "user", "content": WORDS}]}
@@ -70,20 +73,8 @@ class Taped:
 def both(backend: Backend, instrument: Callable[..., None]) -> Iterator[Backend]:
     """Servers and clients are told."""
     instrument()
-    with _clients(backend):
+    with instrumented(backend):
         yield backend
-
-
-@contextlib.contextmanager
-def _clients(backend: Backend) -> Iterator[None]:
-    used = [kind() for kind in INSTRUMENTORS]
-    for each in used:
-        each.instrument(**backend.providers)
-    try:
-        yield
-    finally:
-        for each in used:
-            each.uninstrument()
 
 
 def _types(backend: Backend, side: str) -> dict[str, int]:
@@ -332,22 +323,16 @@ def _beside(backend: Backend, others: list[Any], *, first: bool) -> Iterator[Non
 
     with contextlib.ExitStack() as stack:
         if not first:
-            stack.enter_context(_clients(backend))
+            stack.enter_context(instrumented(backend))
         for other in others:
             other.instrument(**providers)
         try:
             if first:
-                stack.enter_context(_clients(backend))
+                stack.enter_context(instrumented(backend))
             yield
         finally:
             for other in others:
                 other.uninstrument()
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[Server]:
-    async with serving() as server:
-        yield server
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["ours first", "theirs first"])

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 from e2e.endings import ENDINGS, SERVERS, Ending, Server, markdown, told
-from e2e.processes import ALONE, APPS, BIN, INSTRUMENT
-from otlp import Point, Receiver, Record, Span
+from helpers.otlp import Point, Receiver, Record, Span
+from helpers.processes import ALONE, APPS, BIN, INSTRUMENT
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -6,9 +6,9 @@ import re
 import secrets
 import signal
 
-from e2e.processes import Served, serve
-from otlp import Receiver, Span
-from support import RawClient
+from helpers.otlp import Receiver, Span
+from helpers.processes import Served, serve
+from helpers.raw_client import RawClient
 
 TALKING, SILENT, ENDED = 4, 2, 3
 ENDLESS = 10**6

@@ -17,10 +17,10 @@ import pytest
 import requests
 import requests_sse
 import sseclient
+from helpers.servers import serve_asgi
 from starlette.applications import Starlette
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
-from support import serve_asgi
 
 # What each of them reads alike: whole messages, in pieces, of several lines and types.
 CHUNKS = (

@@ -7,16 +7,18 @@ from typing import Any
 
 import aiohttp
 import httpx
-import oracle
 import pytest
 from aiohttp import web
-from e2e.streams import PIECES, STREAM, fetch
+from helpers import oracle
+from helpers.backend import Backend
+from helpers.servers import serve_aiohttp, serve_asgi
+from helpers.streams import PIECES, STREAM, fetch
+from helpers.waiting import until
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from support import Backend, serve_aiohttp, serve_asgi, until
 
 from otel_sse.aiohttp_client import SSEAiohttpClientInstrumentor
 from otel_sse.httpx import SSEHttpxInstrumentor

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
-import oracle
 import pytest
-from e2e.processes import ALONE, APPS, BIN, INSTRUMENT
-from otlp import Receiver, Span
-from support import AIOHTTP_SSE_3
+from helpers import oracle
+from helpers.otlp import Receiver, Span
+from helpers.processes import ALONE, APPS, BIN, INSTRUMENT
+from helpers.servers import AIOHTTP_SSE_3
 
 BASE = ("http.request.method", "http.route", "url.scheme")
 ENDING = ("sse.close.reason", "http.response.status_code")

@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
-from e2e.processes import opened, serve
-from otlp import Receiver
+from helpers.otlp import Receiver
+from helpers.processes import opened, serve
 
 GRACE = 6
 # gunicorn and granian kill at their limit whatever is under way; it is told in the last 5 s of it.

@@ -5,8 +5,8 @@ import contextlib
 import http.client
 import signal
 
-from e2e.processes import Served, serve
-from otlp import Receiver
+from helpers.otlp import Receiver
+from helpers.processes import Served, serve
 
 HYPERCORN = "hypercorn trio_app:app -b 127.0.0.1:{port} -k trio --graceful-timeout 1"
 SOON = {

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from e2e.processes import APPS, BIN, Served, serve
-from otlp import Receiver
+from helpers.otlp import Receiver
+from helpers.processes import APPS, BIN, Served, serve
 
 INSTANCE = "service.instance.id"
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aiohttp import web
+from helpers.servers import free_port, serve_aiohttp
+from helpers.tools import tool
 from reference.served import EXAMPLES, Process
-from support import free_port, serve_aiohttp
-from tools import tool
 
 _SERVER = EXAMPLES / "server"
 

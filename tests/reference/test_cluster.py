@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from helpers.raw_client import RawClient
+from helpers.servers import serve_aiohttp
+from helpers.waiting import until
 from reference.balancer import HAProxy
 from reference.served import RedisServer, Site, Worker, eventually, running, visiting
-from support import RawClient, serve_aiohttp, until
 
 CLIENTS = 400
 MESSAGES = 40

@@ -21,12 +21,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from helpers.raw_client import RawClient
+from helpers.tools import tool
+from helpers.waiting import until
 from playwright.async_api import async_playwright
 from reference.balancer import HAProxy, fake_worker
 from reference.served import EXAMPLES, eventually
 from server.client import events
-from support import RawClient, until
-from tools import tool
 
 # More than the six connections that a browser opens to one host.
 _TABS = 12

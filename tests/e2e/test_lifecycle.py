@@ -1,0 +1,243 @@
+"""The end of the process: what is live is told, everything arrives, the exit status stays."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from helpers.otlp import Receiver
+from helpers.processes import ALONE, INSTRUMENT
+
+from otel_sse.shutdown import Exit
+from otel_sse.telemetry import FLUSH_MILLIS
+
+LIVE = Path(__file__).parent / "apps" / "live.py"
+
+
+def start(receiver: Receiver, how: str, streams: int = 1, **env: str) -> "subprocess.Popen[str]":
+    """A process with that many live streams, whose exporters would wait for a minute."""
+    around = [] if how == "late" else [str(INSTRUMENT)]
+    process = subprocess.Popen(
+        [*around, sys.executable, str(LIVE), how, str(streams)],
+        env={
+            **os.environ,
+            "OTEL_SERVICE_NAME": "live",
+            **receiver.environment,
+            **ALONE,
+            **env,
+        },
+        # Not the checkout: opentelemetry-instrument puts the working directory on the path.
+        cwd=LIVE.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "live\n"
+    return process
+
+
+def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    """The exit status and what was written to standard error."""
+    _, stderr = process.communicate(timeout=60)
+    return process.returncode, stderr
+
+
+def all_told(receiver: Receiver, streams: int, reason: str) -> None:
+    """Every stream's span, closed event and last metrics have arrived."""
+    assert len(receiver.spans("SSE")) == streams
+    assert {span.attributes["sse.close.reason"] for span in receiver.spans("SSE")} == {reason}
+    assert len(receiver.records("sse.connection.closed")) == streams
+    assert receiver.value("sse.server.messages") == streams
+    assert receiver.value("sse.server.active_connections") == 0
+    assert receiver.value("sse.server.connection.duration") == streams
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM])
+@pytest.mark.parametrize("streams", [1, 100])
+def test_a_signal_that_nobody_handles_loses_nothing(
+    number: signal.Signals, streams: int, receiver: Receiver
+) -> None:
+    """SIGTERM ends live streams as ``server_shutdown``, exports spans, events and metrics once
+    each, and still kills the process.
+    """
+    process = start(receiver, "wait", streams)
+    process.send_signal(number)
+    status, _ = ended(process)
+    assert status == -number
+    all_told(receiver, streams, "server_shutdown")
+    assert receiver.exports == 3
+
+
+def test_five_thousand_live_streams_are_more_than_the_queue_holds_and_all_arrive(
+    receiver: Receiver,
+) -> None:
+    """The SDK's batch queue holds 2,048: at the end it is fed in portions."""
+    process = start(receiver, "wait", 5000)
+    process.send_signal(signal.SIGTERM)
+    status, stderr = ended(process)
+    assert status == -signal.SIGTERM
+    assert "dropping" not in stderr
+    all_told(receiver, 5000, "server_shutdown")
+    assert len(receiver.records("sse.connection.opened")) == 5000
+
+
+def test_an_sdk_that_is_set_up_after_us_ends_after_us(receiver: Receiver) -> None:
+    """What waits for room in its queues when the process ends is still exported."""
+    status, stderr = ended(start(receiver, "late", 5000))
+    assert (status, stderr) == (0, "")
+    assert len(receiver.spans("SSE")) == 5000
+    assert len(receiver.records("sse.connection.closed")) == 5000
+
+
+@pytest.mark.parametrize(("how", "expected"), [("return", 0), ("exit", 3), ("raise", 1)])
+def test_an_exit_of_the_applications_own_loses_nothing(
+    how: str, expected: int, receiver: Receiver
+) -> None:
+    """Returning, sys.exit and an exception: the streams that asyncio cancels or that are still
+    live are told, and the exit status is the application's.
+    """
+    process = start(receiver, how, 3)
+    status, _ = ended(process)
+    assert status == expected
+    assert len(receiver.spans("SSE")) == 3
+    assert len(receiver.records("sse.connection.closed")) == 3
+    assert receiver.value("sse.server.active_connections") == 0
+    assert receiver.value("sse.server.messages") == 3
+
+
+def test_a_signal_that_lands_while_the_sdk_holds_a_lock_does_not_deadlock(
+    receiver: Receiver,
+) -> None:
+    """The main thread is stopped in the middle of an export, under the lock of the export."""
+    process = start(receiver, "locked", 3)
+    status, _ = ended(process)
+    assert status == -signal.SIGTERM
+    all_told(receiver, 3, "server_shutdown")
+
+
+def test_a_handler_of_the_applications_is_called_and_stays(receiver: Receiver) -> None:
+    """A program that stops in its own way does so, with its own exit status, and all is told."""
+    process = start(receiver, "handler", 3)
+    process.send_signal(signal.SIGTERM)
+    output, stderr = process.communicate(timeout=60)
+    assert (output, stderr, process.returncode) == ("stopped\n", "", 0)
+    all_told(receiver, 3, "server_shutdown")
+
+
+def test_a_second_signal_kills_at_once(receiver: Receiver) -> None:
+    """While the exporters hang, whoever insists is obeyed."""
+    # Nobody listens on the reserved port: the exporter retries until its time-out.
+    process = start(receiver, "wait", 1, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(2) == -signal.SIGTERM
+    process.communicate()
+
+
+def test_a_daemon_that_is_told_twice_tells_everything(receiver: Receiver) -> None:
+    """Its parent stops it and ends, and the exit hooks of multiprocessing stop it once more."""
+    process = start(receiver, "daemon", 100)
+    process.send_signal(signal.SIGTERM)
+    status, stderr = ended(process)
+    assert (status, stderr) == (0, "")
+    all_told(receiver, 100, "server_shutdown")
+
+
+def test_exporters_that_hang_delay_the_end_by_no_more_than_their_time(receiver: Receiver) -> None:
+    """The flush is bounded: the process ends within its ten seconds, by the signal."""
+    process = start(receiver, "wait", 1, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == -signal.SIGTERM
+    process.communicate()
+
+
+def test_a_loop_that_is_blocked_is_waited_for_once() -> None:
+    """The time for an end is short: ten thousand streams of such a loop are told in it, too."""
+    blocked, go_on, loop = threading.Event(), threading.Event(), asyncio.new_event_loop()
+
+    def block() -> None:
+        blocked.set()
+        go_on.wait()
+
+    class Live:
+        ended = 0
+
+        def __init__(self) -> None:
+            self.loop = loop
+
+        def end(self, *, cut: bool) -> None:
+            Live.ended += cut
+
+    telemetry: Any = SimpleNamespace(
+        snapshot=lambda: [Live() for _ in range(10_000)],
+        meter_provider=None,
+        empty=lambda **_: None,
+    )
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    loop.call_soon_threadsafe(block)
+    blocked.wait()
+    began = time.monotonic()
+    Exit(lambda: [telemetry])._finish()
+    took = time.monotonic() - began
+    go_on.set()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+    assert Live.ended >= 10_000
+    assert took < FLUSH_MILLIS / 1000 / 2
+
+
+def test_a_forked_child_begins_with_nothing(receiver: Receiver) -> None:
+    """The child tells its own stream alone, the parent its own: totals over both are exact."""
+    process = start(receiver, "fork", 2)
+    status, stderr = ended(process)
+    assert status == 0, stderr
+    spans = receiver.spans("SSE")
+    assert len(spans) == 3
+    assert len({span.attributes["sse.connection.id"] for span in spans}) == 3
+    by_instance: dict[str, float] = {}
+    for point in receiver.points("sse.server.messages"):
+        instance = point.resource.get("service.instance.id", "")
+        by_instance[instance] = by_instance.get(instance, 0) + point.value
+    # The oldest SDKs give a forked process no id of its own: there one export hides the other.
+    assert sorted(by_instance.values()) == [1, 2] or set(by_instance) == {""}
+
+
+def test_a_forked_child_waits_for_no_thread_of_its_parent() -> None:
+    """A client forks while a thread tells of its silent stream: the child may let go of that."""
+    command = [sys.executable, str(LIVE.with_name("forked_reader.py"))]
+    forked = subprocess.run(command, cwd=LIVE.parent, capture_output=True, text=True, timeout=60)
+    assert forked.returncode == 0, forked.stderr
+
+
+@pytest.mark.parametrize("daemon", [False, True])
+def test_a_stop_needs_no_thread(daemon: bool) -> None:
+    """Where the process may start none, it ends as it would without us: at once."""
+    code = f"""
+import multiprocessing, os, signal, time
+from otel_sse import garbage
+from otel_sse.httpx import SSEHttpxInstrumentor
+
+def refuse(*_):
+    raise RuntimeError("can't start new thread")
+
+SSEHttpxInstrumentor().instrument()
+garbage.start_new_thread = refuse
+multiprocessing.current_process()._config["daemon"] = {daemon}
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(20)
+"""
+    command = [sys.executable, "-c", code]
+    stopped = subprocess.run(command, cwd=LIVE.parent, capture_output=True, text=True, timeout=60)
+    assert stopped.returncode == -signal.SIGTERM, stopped.stderr

@@ -1,0 +1,306 @@
+"""Several event loops and threads in one process: exact totals, no error, no deadlock."""
+
+import asyncio
+import logging
+import subprocess
+import sys
+import textwrap
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from aiohttp import web
+from helpers.backend import Backend
+from helpers.raw_client import RawClient
+from helpers.servers import serve_aiohttp, serve_asgi
+from helpers.waiting import wait_until
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
+
+import otel_sse
+from otel_sse import garbage
+
+STREAMS = 240
+MESSAGES = 12
+AT_ONCE = 24
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
+
+
+@pytest.fixture
+def shaken() -> Iterator[None]:
+    """Threads change places all the time."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+async def _chunks() -> Any:
+    for number in range(MESSAGES):
+        yield f"event: type-{number % 3}\ndata: x\n\n".encode()
+        yield b": ping\n\n"
+        await asyncio.sleep(0.001)
+
+
+async def _starlette_endpoint(request: Request) -> StreamingResponse:
+    return StreamingResponse(_chunks(), media_type="text/event-stream")
+
+
+async def _aiohttp_handler(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    async for chunk in _chunks():
+        await response.write(chunk)
+    return response
+
+
+def _serve_starlette() -> Any:
+    return serve_asgi(Starlette(routes=[Route("/starlette", _starlette_endpoint)]))
+
+
+def _serve_aiohttp() -> Any:
+    app = web.Application()
+    app.router.add_get("/aiohttp", _aiohttp_handler)
+    return serve_aiohttp(app)
+
+
+async def _clients(serve: Callable[[], Any], path: str) -> None:
+    """Reads every stream to its end, a few at a time, so that they start and end all along."""
+    free = asyncio.Semaphore(AT_ONCE)
+
+    async def one(port: int) -> None:
+        async with free:
+            client = await RawClient.get(port, path, "Connection: close")
+            raw = await client.reader.read(-1)
+            await client.close()
+            assert raw.count(b"data: x\n\n") == MESSAGES
+
+    async with serve() as port:
+        await asyncio.gather(*(one(port) for _ in range(STREAMS)))
+
+
+def _in_thread(failures: list[BaseException], work: Callable[[], None]) -> threading.Thread:
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+@pytest.mark.usefixtures("shaken")
+@pytest.mark.parametrize("loops", [("asyncio", "asyncio"), ("asyncio", "uvloop")], ids="+".join)
+def test_two_loops_serve_while_others_look(
+    loops: tuple[str, str],
+    backend: Backend,
+    instrument: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Two loops in two threads serve, a third thread collects, a fourth lists the connections,
+    and segments roll across threads: totals are exact, counters never fall, and nothing is logged.
+    """
+    instrument(segment_seconds=0.02, stall_seconds=0.005)
+    failures: list[BaseException] = []
+    stop = threading.Event()
+    seen: list[float] = []
+    most = 0
+
+    def collect() -> None:
+        while not stop.is_set():
+            seen.append(backend.value("sse.server.messages"))
+
+    def look() -> None:
+        nonlocal most
+        while not stop.is_set():
+            live = otel_sse.connections()
+            assert all(each.age >= each.idle >= 0 and each.bytes >= 0 for each in live)
+            most = max(most, len(live))
+            stop.wait(0.001)
+
+    def serve(kind: str, server: Callable[[], Any], path: str) -> Callable[[], None]:
+        def run() -> None:
+            loop = LOOPS[kind]()
+            try:
+                loop.run_until_complete(_clients(server, path))
+            finally:
+                loop.close()
+
+        return run
+
+    with caplog.at_level(logging.DEBUG, "otel_sse"):
+        watchers = [_in_thread(failures, work) for work in (collect, look)]
+        first, second = loops
+        servers = [
+            _in_thread(failures, serve(first, _serve_starlette, "/starlette")),
+            _in_thread(failures, serve(second, _serve_aiohttp, "/aiohttp")),
+        ]
+        for thread in servers:
+            thread.join()
+        stop.set()
+        for thread in watchers:
+            thread.join()
+
+    assert failures == []
+    assert [record for record in caplog.records if record.name.startswith("otel_sse")] == []
+    assert 0 < most <= 2 * AT_ONCE
+    assert len(set(seen)) > 3
+    assert seen == sorted(seen)
+    for route in ("/starlette", "/aiohttp"):
+        assert backend.value("sse.server.connections", http__route=route) == STREAMS
+        assert backend.value("sse.server.active_connections", http__route=route) == 0
+        assert backend.value("sse.server.comments", http__route=route) == STREAMS * MESSAGES
+        types = {
+            a["sse.event.type"]: p.value
+            for a, p in backend.points("sse.server.messages")
+            if a["http.route"] == route
+        }
+        assert types == {f"type-{n}": STREAMS * MESSAGES // 3 for n in range(3)}
+        durations = backend.value(
+            "sse.server.connection.duration", http__route=route, sse__close__reason="completed"
+        )
+        assert durations == STREAMS
+    _assert_segments_whole(backend)
+    closed = Counter(
+        e.attributes["sse.connection.id"] for e in backend.events("sse.connection.closed")
+    )
+    assert len(closed) == 2 * STREAMS
+    assert set(closed.values()) == {1}
+
+
+def _assert_segments_whole(backend: Backend) -> None:
+    """Every connection has segments 0, 1, 2 … with one final one, and together all its messages."""
+    segments: dict[str, list[Any]] = defaultdict(list)
+    for span in backend.spans("SSE"):
+        segments[span.attributes["sse.connection.id"]].append(span.attributes)
+    assert len(segments) == 2 * STREAMS
+    assert sum(map(len, segments.values())) > 2 * STREAMS
+    for found in segments.values():
+        found.sort(key=lambda attributes: attributes["sse.segment.index"])
+        assert [each["sse.segment.index"] for each in found] == list(range(len(found)))
+        assert [each.get("sse.segment.final", False) for each in found[:-1]] == [False] * (
+            len(found) - 1
+        )
+        assert found[-1]["sse.segment.final"] is True
+        assert found[-1]["sse.messages"] == MESSAGES
+        assert sum(each["sse.segment.messages"] for each in found) == MESSAGES
+
+
+def test_garbage_is_told_though_a_thread_could_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system had no thread left for the first: it is told with the ones that come later."""
+    told: list[int] = []
+
+    def none_left(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(garbage, "start_new_thread", none_left)
+        garbage.later(partial(told.append, 0))
+    for number in range(1, 100):
+        garbage.later(partial(told.append, number))
+    wait_until(lambda: len(told) == 100)
+    assert sorted(told) == [*range(100)]
+
+
+# A stream whose loop has gone away is freed by the garbage collector, wherever that may run: here
+# in the middle of a collection of metrics, at many a point of it.
+_ABANDONED = """
+    import asyncio, gc, time
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    from opentelemetry.sdk.trace import TracerProvider
+    import otel_sse
+
+    SSE = [(b"content-type", b"text/event-stream")]
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": SSE})
+        await send({"type": "http.response.body", "body": b"data: x\\n\\n", "more_body": True})
+        if scope["path"] == "/live":
+            await receive()
+
+    reader = InMemoryMetricReader()
+    middleware = otel_sse.SSEMiddleware(
+        app,
+        meter_provider=MeterProvider([reader], shutdown_on_exit=False),
+        tracer_provider=TracerProvider(shutdown_on_exit=False),
+    )
+
+    async def never():
+        await asyncio.Event().wait()
+
+    async def nowhere(message):
+        pass
+
+    def scope(path, route):
+        http = {"type": "http", "method": "GET", "path": path, "headers": []}
+        return {**http, "path_template": route}
+
+    async def routes():
+        for number in range(150):
+            await middleware(scope("/", f"/{number}"), never, nowhere)
+
+    asyncio.run(routes())
+
+    def abandon():
+        loop = asyncio.new_event_loop()
+
+        async def start():
+            task = asyncio.ensure_future(middleware(scope("/live", "/live"), never, nowhere))
+            await asyncio.sleep(0)
+            return task
+
+        task = loop.run_until_complete(start())
+        task._log_destroy_pending = False
+        loop.close()
+
+    ordinary = gc.get_threshold()
+    for threshold in range(100, 3000, 100):
+        gc.collect()
+        gc.disable()
+        abandon()
+        gc.set_threshold(threshold, *ordinary[1:])
+        gc.enable()
+        reader.get_metrics_data()
+        gc.set_threshold(*ordinary)
+    gc.collect()
+    deadline = time.monotonic() + 20
+    while otel_sse.connections() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    reasons = {}
+    for resource in reader.get_metrics_data().resource_metrics:
+        for metric in resource.scope_metrics[0].metrics:
+            if metric.name == "sse.server.connection.duration":
+                for point in metric.data.data_points:
+                    if point.attributes["http.route"] == "/live":
+                        reasons[point.attributes["sse.close.reason"]] = point.count
+    print(len(otel_sse.connections()), reasons)
+"""
+
+
+def test_a_stream_that_the_garbage_collector_ends_locks_nothing(tmp_path: Path) -> None:
+    """A stream that nobody runs to its end is told as ``unknown``, without a deadlock and without
+    a word on the application's standard error.
+    """
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_ABANDONED)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert process.stderr == ""
+    assert process.stdout == "0 {'unknown': 29}\n"
