@@ -74,7 +74,7 @@ async def test_demo(
 async def test_without_a_collector_the_demo_reports_it(
     chromium: Browser, server: str, collector: Collector
 ) -> None:
-    """The page says on its face that no collector listens, shows its figures, and logs nothing."""
+    """The page shows that no collector listens, and its figures, and logs nothing."""
     context = await chromium.new_context(base_url=server)
     tab = Tab(await context.new_page(), collector)
     await tab.page.goto(f"/?collector=http://localhost:{free_port()}")

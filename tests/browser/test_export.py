@@ -99,7 +99,7 @@ async def _messages(collector: PickyCollector) -> int:
     ],
 )
 async def test_a_wrong_option_is_named(tab: Opener, options: str, expected: str) -> None:
-    """A mistake is a TypeError at the call, which says what is wrong and what is taken."""
+    """A mistake is a TypeError at the call; its message names what is wrong and what is taken."""
     page = await tab(collector=None)
     message = await page.run(
         f"""() => {{

@@ -217,7 +217,7 @@ async def test_a_restarted_server(tab: Opener, site: Site, exported: AddedReceiv
 async def test_a_page_that_is_left(
     tab: Opener, site: Site, exported: AddedReceiver, leave: str
 ) -> None:
-    """A page that is closed or left in the middle of a stream exports all that it has recorded."""
+    """A page that is closed in the middle of a stream exports all that it has recorded."""
 
     async def stream(_: object, write: Write) -> None:
         for _ in range(25):

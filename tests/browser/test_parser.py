@@ -1,4 +1,4 @@
-"""The parser reads what the standard says, wherever the bytes are cut; so do the envelopes."""
+"""The parser follows the standard, wherever the bytes are cut; so do the envelopes."""
 
 import base64
 import gzip
