@@ -4,7 +4,7 @@ Servers are measured by turns: a variant and the plain application share a proce
 few milliseconds in every round (see ``turns``). Clients are measured in processes of their own, in
 random order. Times are CPU of the whole process with all its threads, never wall time, unless it
 says so. A budget is for the code, so it is held against the fastest turns, in which the machine did
-nothing else; what the rounds had in the middle stands beside it. Nothing fails here: a budget is
+nothing else; the rounds' median stands beside it. Nothing fails here: a budget is
 printed as met or not met.
 
 ``python benchmarks/bench.py [--quick] [--tcp] [--only SECTION ...]``
@@ -114,11 +114,11 @@ def show(found: dict[str, Added], budgets: dict[str, float]) -> None:
         line = f"  {variant:32}{min(added.plain):8.2f}{min(added.us):9.2f}"
         line += f"{added.fastest:+8.2f}{added.median:+18.2f}"
         if variant in budgets:
-            line += f"   {verdict(added.fastest, budgets[variant], 'us')}"
+            line += f"   {against_budget(added.fastest, budgets[variant], 'us')}"
         print(line)
 
 
-def verdict(value: float, budget: float, unit: str) -> str:
+def against_budget(value: float, budget: float, unit: str) -> str:
     return f"budget <= {budget:g} {unit}: {'met' if value <= budget else 'NOT MET'}"
 
 
@@ -137,7 +137,7 @@ def starlette(quick: bool, tcp: bool) -> None:
 
 
 def aiohttp(quick: bool, tcp: bool) -> None:
-    """CPU of each message, aiohttp.web; contrib's tells none."""
+    """CPU of each message, aiohttp.web; contrib's reports none."""
     print("us of CPU a message of 200 bytes, one stream as fast as it goes")
     show(by_turns(sockets.aiohttp_streams, (OURS,), quick, tcp=tcp), {OURS: MESSAGE_US})
 
@@ -184,12 +184,12 @@ def memory(quick: bool, tcp: bool) -> None:
         bare = max(ours[variant].values())
         print(
             f"  {what:10}{bare:6.0f}, beside an SDK span of {figures[variant]['span']:.0f}   "
-            f"{verdict(bare, CONNECTION_BYTES, 'B')}"
+            f"{against_budget(bare, CONNECTION_BYTES, 'B')}"
         )
     for key, count in (("few", few), ("many", many)):
         kept = ours[OURS][key] - ours[BARE][key]
-        line = f"  {'':10}{kept:+6.0f} for what is kept to be told of {count} messages"
-        print(f"{line}   {verdict(kept, KEPT_BYTES, 'B')}")
+        line = f"  {'':10}{kept:+6.0f} for what is buffered to report {count} messages"
+        print(f"{line}   {against_budget(kept, KEPT_BYTES, 'B')}")
 
 
 def crowd(quick: bool, tcp: bool) -> None:

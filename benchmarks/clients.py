@@ -125,11 +125,11 @@ def _set_up(library: str, variant: str) -> Any:
 
 def _ours(library: str) -> None:
     if library == "httpx":
-        from otel_sse.httpx import SSEHttpxInstrumentor
+        from otel_sse.clients.httpx import SSEHttpxInstrumentor
 
         SSEHttpxInstrumentor().instrument()
     else:
-        from otel_sse.aiohttp_client import SSEAiohttpClientInstrumentor
+        from otel_sse.clients.aiohttp import SSEAiohttpClientInstrumentor
 
         SSEAiohttpClientInstrumentor().instrument()
 

@@ -46,7 +46,7 @@ def _row(rng: random.Random) -> dict[str, object]:
     }
 
 
-class Client:
+class CountingClient:
     """Reads and counts."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ async def measure(way: dict[str, str], texts: list[str]) -> tuple[float, float, 
         stderr=asyncio.subprocess.DEVNULL,
     )
     process = psutil.Process(server.pid)
-    clients = [Client() for _ in range(CLIENTS)]
+    clients = [CountingClient() for _ in range(CLIENTS)]
     tasks: list[asyncio.Task[None]] = []
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{PORT}") as http:
@@ -114,7 +114,7 @@ async def _publish(http: aiohttp.ClientSession, texts: list[str]) -> None:
             answer.raise_for_status()
 
 
-async def _quiet(clients: list[Client]) -> None:
+async def _quiet(clients: list[CountingClient]) -> None:
     """Returns when nothing has come for a while."""
     last, since = -1, time.monotonic()
     while time.monotonic() - since < 0.5 or not last:
@@ -123,7 +123,7 @@ async def _quiet(clients: list[Client]) -> None:
             last, since = _received(clients), time.monotonic()
 
 
-def _received(clients: list[Client]) -> int:
+def _received(clients: list[CountingClient]) -> int:
     return sum(each.bytes for each in clients)
 
 

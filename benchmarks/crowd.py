@@ -1,6 +1,6 @@
 """Thousands of clients of ``examples/server`` in a process of its own: see load.py.
 
-``python crowd.py PORT`` does what it is told, a JSON list ``[verb, argument, ...]`` a line on its
+``python crowd.py PORT`` runs commands: a JSON list ``[verb, argument, ...]`` a line on its
 standard input, and answers each with a line of JSON. The messages that it understands have the
 data ``NUMBER MONOTONIC_NS PADDING``; those of a topic are numbered 0, 1, 2 ...
 """
@@ -121,8 +121,8 @@ class Crowd:
         ends = [each.ended for each in self._groups[group] if each.ended]
         return len(ends), max(ends, default=0) / 1e9
 
-    async def told(self, topic: str) -> dict[str, Any]:
-        """``messages`` received, ``wrong`` in their order, ``dropped`` as gaps say; and by number
+    async def counts(self, topic: str) -> dict[str, Any]:
+        """``messages`` received, ``wrong`` in their order, ``dropped`` as gaps show; and by number
         how many have a message, and ``late``, seconds until the last one had it.
         """
         found = self._topics[topic]

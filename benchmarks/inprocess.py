@@ -81,7 +81,7 @@ class Transport:
 
 
 class Live:
-    """Streams that are open at once and send as many messages as they are told to."""
+    """Streams that are open at once and send as many messages as asked for."""
 
     def __init__(self, variant: str, connections: int) -> None:
         self.connections = connections
@@ -203,11 +203,11 @@ class _Pipe(asyncio.Transport):
     def __init__(self, answers: int) -> None:
         super().__init__()
         self.answered = asyncio.Event()
-        self._left = answers
+        self._remaining = answers
 
     def write(self, data: Any) -> None:
-        self._left -= bytes(data).count(b"HTTP/1.1 200")
-        if not self._left:
+        self._remaining -= bytes(data).count(b"HTTP/1.1 200")
+        if not self._remaining:
             self.answered.set()
 
     def is_closing(self) -> bool:

@@ -1,11 +1,11 @@
 """The reference server with 10,000 clients: ``python benchmarks/load.py [CLIENTS]``.
 
-``examples/server`` is a process under ``opentelemetry-instrument`` that tells a real OTLP receiver,
-the clients (crowd.py) are another, and this one publishes, reads /status and the dashboard's
-stream, and asks /healthz all the time, whose longest answer is how late the server's loop is, and
-more, since all share the processors. A twentieth of the clients leaves and comes back, a hundred
-stop reading, a fifth of these for ever. What is found is printed, and what is not as it has to be
-is the exit status.
+``examples/server`` is a process under ``opentelemetry-instrument`` that exports to a real OTLP
+receiver, the clients (crowd.py) are another, and this one publishes, reads /status and the
+dashboard's stream, and asks /healthz all the time, whose longest answer is how late the server's
+loop is, and more, since all share the processors. A twentieth of the clients disconnects and comes
+back, a hundred stop reading, a fifth of these permanently. It prints what it finds; the exit status
+is not 0 if anything is not as it has to be.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class Kept(Receiver):
             super().take(*came)
 
 
-class Crowd:
+class CrowdProcess:
     """The process of the clients; its verbs are those of crowd.py."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
@@ -76,15 +76,15 @@ class Crowd:
         return json.loads(await self._process.stdout.readline())
 
     async def has(self, topic: str, messages: int) -> dict[str, Any]:
-        """What is told of a topic once so many messages have come, or are told as dropped."""
+        """The counts of a topic once N messages have arrived or are reported as dropped."""
         while True:
-            told: dict[str, Any] = await self.ask("told", topic)
-            if told["messages"] + told["dropped"] >= messages:
-                return told
+            counts: dict[str, Any] = await self.ask("counts", topic)
+            if counts["messages"] + counts["dropped"] >= messages:
+                return counts
             await asyncio.sleep(0.1)
 
 
-class Server:
+class ReferenceServer:
     """The server, as those see it who publish and look after it."""
 
     def __init__(self, process: asyncio.subprocess.Process, http: aiohttp.ClientSession) -> None:
@@ -92,7 +92,7 @@ class Server:
         self._http = http
         self._seen = psutil.Process(process.pid)
         self.published = {"tick": 0, "heavy": 0}
-        # Seconds: of /healthz since they were told last, and of /status.
+        # Seconds: of /healthz since they were printed last, and of /status.
         self._answers: list[float] = []
         self.statuses: list[float] = []
         self.status: dict[str, Any] = {}
@@ -122,7 +122,7 @@ class Server:
         self.published[topic] += 1
 
     async def probe(self) -> None:
-        """Asks how it is, for ever."""
+        """Asks for its health until cancelled."""
         while True:
             began = time.monotonic()
             async with self._http.get("/healthz") as answer:
@@ -135,7 +135,7 @@ class Server:
         return f"/healthz {_ms(answers[len(answers) // 2])}, at worst {_ms(answers[-1])}"
 
     async def look(self) -> None:
-        """Reads /status every other second, for ever."""
+        """Reads /status every other second until cancelled."""
         while True:
             began = time.monotonic()
             async with self._http.get("/status") as answer:
@@ -149,7 +149,7 @@ class Server:
         await until(lambda: self.status["connections"]["active"] == connections)
 
     async def show(self) -> None:
-        """Reads the dashboard's stream, for ever."""
+        """Reads the dashboard's stream until cancelled."""
         async with self._http.get("/status/events") as answer:
             async for chunk in answer.content.iter_any():
                 self.dashboard_bytes += len(chunk)
@@ -170,11 +170,11 @@ class Checks:
         print(f"{'ok  ' if found == wanted else 'FAIL'} {what}: {found}, of {wanted}", flush=True)
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     print(f"     {text}", flush=True)
 
 
-async def run(server: Server, crowd: Crowd, clients: int, checks: Checks) -> None:
+async def run(server: ReferenceServer, crowd: CrowdProcess, clients: int, checks: Checks) -> None:
     """All that is done before the stop."""
     returning = clients // 20
     steady = clients - returning - STOPPED - FOR_EVER
@@ -187,9 +187,9 @@ async def run(server: Server, crowd: Crowd, clients: int, checks: Checks) -> Non
         ("for ever", "heavy", FOR_EVER),
     ):
         await crowd.ask("open", group, topic, count)
-    say(f"{clients} connections in {time.monotonic() - began:.1f} s; {server.late()}")
+    report(f"{clients} connections in {time.monotonic() - began:.1f} s; {server.late()}")
     await asyncio.sleep(5)
-    say(f"memory: {(server.memory - before) / clients / 1024:.1f} KiB for each; {server.late()}")
+    report(f"memory: {(server.memory - before) / clients / 1024:.1f} KiB for each; {server.late()}")
 
     cpu, began = server.cpu, time.monotonic()
     for _ in range(TICKS):
@@ -197,7 +197,7 @@ async def run(server: Server, crowd: Crowd, clients: int, checks: Checks) -> Non
         await asyncio.sleep(1)
     late = (await crowd.has("tick", TICKS * readers))["late"]
     share = (server.cpu - cpu) / (time.monotonic() - began)
-    say(
+    report(
         f"one message a second: the last of {readers} has it after {_ms(sorted(late)[TICKS // 2])},"
         f" at worst {_ms(max(late))}; {server.late()}; {share:.0%} of a processor"
     )
@@ -206,12 +206,12 @@ async def run(server: Server, crowd: Crowd, clients: int, checks: Checks) -> Non
         await crowd.ask("pause", group)
     for _ in range(HEAVIES):
         await server.publish("heavy", HEAVY)
-    say(f"{STOPPED + FOR_EVER} do not read {HEAVIES} messages of {HEAVY} bytes; {server.late()}")
+    report(f"{STOPPED + FOR_EVER} do not read {HEAVIES} messages of {HEAVY} bytes; {server.late()}")
     await crowd.ask("go_on", "stopped")
     await crowd.has("heavy", HEAVIES * STOPPED)
 
     for _ in range(BURSTS):
-        # What is written to one that has left, before the server sees that, counts as written.
+        # What is written to a disconnected client, before the server notices, counts as written.
         await server.active(clients)
         await crowd.ask("leave", "returning")
         await server.active(clients - returning)
@@ -224,20 +224,20 @@ async def run(server: Server, crowd: Crowd, clients: int, checks: Checks) -> Non
         await coming
         late = (await crowd.has("tick", server.published["tick"] * readers))["late"][first:]
         each = (server.cpu - cpu) / BURST / readers
-        say(
+        report(
             f"a burst of {BURST}, {returning} coming back meanwhile: the last has one after"
             f" {_ms(max(late))} at worst; {server.late()}; {each * 1e6:.0f} us of CPU each"
         )
     await asyncio.sleep(10)
-    say(f"memory: {(server.memory - before) / clients / 1024:.1f} KiB for each")
+    report(f"memory: {(server.memory - before) / clients / 1024:.1f} KiB for each")
     took = sorted(server.statuses)
-    say(
+    report(
         f"/status: {server.status_bytes} bytes in {_ms(took[len(took) // 2])}, at worst"
         f" {_ms(took[-1])}; a reading takes {server.status['reading_ms']:.0f} ms of CPU"
     )
-    say(f"the dashboard's stream: {server.dashboard_bytes} bytes")
+    report(f"the dashboard's stream: {server.dashboard_bytes} bytes")
 
-    ticks, heavies = await crowd.ask("told", "tick"), await crowd.ask("told", "heavy")
+    ticks, heavies = await crowd.ask("counts", "tick"), await crowd.ask("counts", "heavy")
     connections, messages = server.status["connections"], server.status["messages"]
     checks.same("/status, active", connections["active"], clients)
     checks.same("/status, total", connections["total"], clients + BURSTS * returning)
@@ -247,7 +247,7 @@ async def run(server: Server, crowd: Crowd, clients: int, checks: Checks) -> Non
     checks.same("twice, missing or out of order", ticks["wrong"] + heavies["wrong"], 0)
 
 
-async def stop(server: Server, crowd: Crowd, clients: int, checks: Checks) -> None:
+async def stop(server: ReferenceServer, crowd: CrowdProcess, clients: int, checks: Checks) -> None:
     began = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     status = await server.process.wait()
@@ -262,22 +262,26 @@ async def stop(server: Server, crowd: Crowd, clients: int, checks: Checks) -> No
         ended, at = await crowd.ask("ended", group)
         checks.same(f"{group}, ended in order", ended, count)
         last = max(last, at)
-    say(f"the stop: the last stream ended after {last - began:.1f} s, the process after {gone:.1f}")
+    report(
+        f"the stop: the last stream ended after {last - began:.1f} s, the process after {gone:.1f}"
+    )
     checks.same("exit status", status, 0)
 
 
 async def compare(
-    server: Server, crowd: Crowd, clients: int, receiver: Kept, checks: Checks
+    server: ReferenceServer, crowd: CrowdProcess, clients: int, receiver: Kept, checks: Checks
 ) -> None:
     """What the receiver has at last, and what the clients have."""
     receiver.read()
-    ticks, heavies = await crowd.ask("told", "tick"), await crowd.ask("told", "heavy")
+    ticks, heavies = await crowd.ask("counts", "tick"), await crowd.ask("counts", "heavy")
     opened = clients + BURSTS * (clients // 20)
     written = receiver.value("sse.server.messages", sse__event__type="tick")
     checks.same("OTLP, messages", written, ticks["messages"])
     written = receiver.value("sse.server.messages", sse__event__type="heavy")
     dropped = receiver.value("sse.server.dropped_messages")
-    say(f"OTLP, heavy: {written:.0f} written, {dropped:.0f} dropped; {heavies['dropped']} told")
+    report(
+        f"OTLP, heavy: {written:.0f} written, {dropped:.0f} dropped; {heavies['dropped']} reported"
+    )
     checks.same("together", written + dropped, server.published["heavy"] * (STOPPED + FOR_EVER))
     checks.same("OTLP, active", receiver.value("sse.server.active_connections"), 0)
     checks.same("OTLP, connections", receiver.value("sse.server.connections"), opened)
@@ -311,10 +315,10 @@ async def main(clients: int) -> int:
             stdout=asyncio.subprocess.PIPE,
             limit=2**24,
         )
-        crowd = Crowd(reading)
+        crowd = CrowdProcess(reading)
         try:
             async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
-                server = Server(process, http)
+                server = ReferenceServer(process, http)
                 await server.well()
                 watching = [
                     asyncio.create_task(each)

@@ -119,10 +119,10 @@ def instrumented(framework: str, variant: str) -> Iterator[None]:
 
 def _instrumentor(framework: str) -> Any:
     if framework == "starlette":
-        from otel_sse.starlette import SSEStarletteInstrumentor
+        from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
         return SSEStarletteInstrumentor()
-    from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
+    from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
 
     return SSEAiohttpServerInstrumentor()
 
@@ -132,7 +132,7 @@ def check(
     messages: int,
     name: str = "sse.server.messages",
 ) -> None:
-    """Raises where ours has not told that many messages: then nothing worth knowing was measured.
+    """Raises where ours has not counted that many messages: the measurement would be worthless.
 
     Raises:
         RuntimeError: it has not.
@@ -141,7 +141,7 @@ def check(
     if reader is None:
         return
     reader.collect()
-    told = sum(
+    counted = sum(
         point.value
         for resource in _NoMetrics.last.resource_metrics
         for scope in resource.scope_metrics
@@ -149,13 +149,13 @@ def check(
         if metric.name == name
         for point in metric.data.data_points
     )
-    if told != messages:
-        raise RuntimeError(f"{told} messages told of {messages}")
+    if counted != messages:
+        raise RuntimeError(f"{counted} messages counted of {messages}")
 
 
 def starlette_app(variant: str, source: Source) -> Any:
-    """``/stream`` sends what ``source`` yields, ``/json`` a small answer. What tells it alone is
-    part of it; ours tells every application of the framework.
+    """``/stream`` sends what ``source`` yields, ``/json`` a small answer. What instruments one
+    application is part of it; ours instruments the framework.
     """
     from starlette.applications import Starlette
     from starlette.responses import JSONResponse, StreamingResponse

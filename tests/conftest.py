@@ -1,7 +1,8 @@
-"""Fixtures: a backend in memory, and each instrumentor on, telling it."""
+"""Fixtures: a backend in memory, and instrumentors that report to it."""
 
 import logging
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,13 @@ from typing import Any
 import pytest
 from helpers.backend import Backend
 from helpers.client_readers import instrumented
-from helpers.client_streams import Server, serving
+from helpers.client_streams import StreamServer, serving
 from helpers.otlp import Receiver
 
 import otel_sse
-from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
 from otel_sse.instrumentor import SSEInstrumentor
-from otel_sse.starlette import SSEStarletteInstrumentor
+from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
+from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
 _TESTS = Path(__file__).resolve().parent
 _CHECKOUT = _TESTS.parent
@@ -39,8 +40,16 @@ _LONGEST = (
 )
 
 
+def pytest_configure() -> None:
+    """Tests run as in the foreground of a terminal, also where a shell has started them in its
+    background or nohup has: they and the processes that they start do not ignore SIGINT.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_sessionstart() -> None:
-    """What is tested is the built wheel, unless somebody asks for the checkout."""
+    """The built wheel is tested, unless a variable asks for the checkout."""
     package = Path(otel_sse.__file__).resolve().parent
     if package.parent == _CHECKOUT and "OTEL_SSE_TEST_CHECKOUT" not in os.environ:
         pytest.exit("otel_sse is imported from the checkout; run `make test`", returncode=4)
@@ -48,7 +57,7 @@ def pytest_sessionstart() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sorts the files; within them the order stays as it is, by chance."""
+    """Sorts the files; within a file the order stays random."""
 
     def rank(item: pytest.Item) -> int:
         name = item.path.relative_to(_TESTS).as_posix()
@@ -94,7 +103,7 @@ def telemetry(backend: Backend) -> Iterator[Backend]:
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[Server]:
+async def server() -> AsyncIterator[StreamServer]:
     """A server that answers each path in its own way, for clients that read."""
     async with serving() as server:
         yield server

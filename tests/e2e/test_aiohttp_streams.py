@@ -6,14 +6,13 @@ from typing import Any
 import aiohttp_sse
 import pytest
 from aiohttp import web
+from helpers.aiohttp_apps import TYPED, aiohttp_app, start_stream
 from helpers.backend import Backend
 from helpers.framework_cases import (
     GZIPPED,
     SSE,
-    TYPED,
     Case,
     Instrument,
-    aiohttp_app,
     body_of_bytes,
     bytes_body,
     case,
@@ -24,7 +23,7 @@ from helpers.streams import (
     PIECES,
     STREAM,
     apieces,
-    assert_told,
+    assert_reported,
     fetch,
 )
 
@@ -215,8 +214,7 @@ def writer_that_prepare_gives() -> Any:
 @case(AIOHTTP, "/events", "/events")
 def write_eof_with_the_last_piece() -> Any:
     async def handler(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers=TYPED)
-        await response.prepare(request)
+        response = await start_stream(request)
         for piece in PIECES[:-1]:
             await response.write(piece)
         await response.write_eof(PIECES[-1])
@@ -226,14 +224,14 @@ def write_eof_with_the_last_piece() -> Any:
 
 
 @pytest.mark.parametrize("case", AIOHTTP)
-async def test_a_stream_of_aiohttp_is_told_and_left_alone(
+async def test_a_stream_of_aiohttp_is_reported_and_unmodified(
     case: Case, backend: Backend, instrument: Instrument
 ) -> None:
     """However aiohttp.web is made to write a body: same bytes, exact counts, whole route."""
     await check(case, backend, instrument)
 
 
-async def test_a_low_level_server_of_aiohttp_is_told(
+async def test_a_low_level_server_of_aiohttp_is_reported(
     backend: Backend, instrument: Instrument
 ) -> None:
     """``web.Server`` has no application and no routes; its streams are streams all the same."""
@@ -247,4 +245,4 @@ async def test_a_low_level_server_of_aiohttp_is_told(
     finally:
         await runner.cleanup()
     assert reply.body == STREAM
-    await assert_told(backend, STREAM, route=None)
+    await assert_reported(backend, STREAM, route=None)

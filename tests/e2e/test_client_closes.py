@@ -19,8 +19,8 @@ from helpers.client_readers import (
 from helpers.client_streams import (
     CHUNKED,
     FIRST,
-    Server,
-    Wire,
+    ServerSide,
+    StreamServer,
     assert_read,
     serving,
 )
@@ -29,31 +29,31 @@ from helpers.waiting import until
 
 @client
 @pytest.mark.parametrize("path", ["/endless", "/ticking"])
-async def test_leaving_the_loop_is_a_close(
-    name: str, path: str, server: Server, telemetry: Backend
+async def test_breaking_out_of_the_loop_is_a_close(
+    name: str, path: str, server: StreamServer, telemetry: Backend
 ) -> None:
-    """A reader that has had enough is no error."""
+    """A reader that stops reading is no error."""
     await CLIENTS[name](LEAVING[name], server.url + path)
     assert await close_reason_of(telemetry) == "client_close"
 
 
 @client
-async def test_a_response_that_nobody_reads_is_closed(
-    name: str, server: Server, telemetry: Backend
+async def test_a_response_that_is_not_read_is_closed(
+    name: str, server: StreamServer, telemetry: Backend
 ) -> None:
-    """Its client lets go of it at once."""
-    nobody = (lambda _: None) if name in ("httpx", "httpx2", "requests") else _look_away
-    await CLIENTS[name](nobody, server.url + "/endless")
+    """Its client closes it at once."""
+    ignore = (lambda _: None) if name in ("httpx", "httpx2", "requests") else _ignore
+    await CLIENTS[name](ignore, server.url + "/endless")
     await assert_read(telemetry, server.port, b"", reason="client_close")
 
 
-async def _look_away(_: Any) -> None:
+async def _ignore(_: Any) -> None:
     pass
 
 
 @client
 async def test_an_error_of_the_reader_is_a_close(
-    name: str, server: Server, telemetry: Backend
+    name: str, server: StreamServer, telemetry: Backend
 ) -> None:
     """What goes wrong in the loop's body is not the stream's."""
 
@@ -73,7 +73,7 @@ async def test_an_error_of_the_reader_is_a_close(
 @client
 @pytest.mark.parametrize("path", ["/cut", "/short"])
 async def test_a_stream_that_the_server_cuts_is_disconnected(
-    name: str, path: str, server: Server, telemetry: Backend
+    name: str, path: str, server: StreamServer, telemetry: Backend
 ) -> None:
     """The end of the network connection in the middle of a body, chunked or of a known length."""
     with pytest.raises(Exception):  # noqa: B017, PT011
@@ -84,10 +84,10 @@ async def test_a_stream_that_the_server_cuts_is_disconnected(
 
 
 @client
-async def test_a_server_that_goes_away(name: str, server: Server, telemetry: Backend) -> None:
+async def test_a_server_that_goes_away(name: str, server: StreamServer, telemetry: Backend) -> None:
     """The same, while the reader waits."""
     task = asyncio.ensure_future(CLIENTS[name](USUAL[name], server.url + "/endless"))
-    await until(lambda: telemetry.value("sse.client.messages") == 1)
+    await until(lambda: telemetry.value("sse.client.messages") == 1, running=task)
     await server.stop(cut=True)
     with pytest.raises(Exception):  # noqa: B017, PT011
         await task
@@ -97,7 +97,7 @@ async def test_a_server_that_goes_away(name: str, server: Server, telemetry: Bac
 
 @client
 async def test_a_read_that_takes_too_long_is_a_timeout(
-    name: str, server: Server, telemetry: Backend
+    name: str, server: StreamServer, telemetry: Backend
 ) -> None:
     """The client's own time-out, with its error type."""
     with pytest.raises(Exception):  # noqa: B017, PT011
@@ -110,9 +110,9 @@ async def test_a_read_that_takes_too_long_is_a_timeout(
 
 @client
 async def test_a_body_that_cannot_be_decoded_is_an_error(
-    name: str, server: Server, telemetry: Backend
+    name: str, server: StreamServer, telemetry: Backend
 ) -> None:
-    """It says that it is compressed, but is not."""
+    """Its header claims a compression that it has not."""
     with pytest.raises(Exception):  # noqa: B017, PT011
         await CLIENTS[name](USUAL[name], server.url + "/not-gzip")
     assert await close_reason_of(telemetry) == "error"
@@ -121,10 +121,12 @@ async def test_a_body_that_cannot_be_decoded_is_an_error(
 
 
 @asynchronous
-async def test_a_cancelled_reader_has_closed(name: str, server: Server, telemetry: Backend) -> None:
+async def test_a_cancelled_reader_has_closed(
+    name: str, server: StreamServer, telemetry: Backend
+) -> None:
     """Cancellation leaves the loop, too."""
     task = asyncio.ensure_future(CLIENTS[name](USUAL[name], server.url + "/endless"))
-    await until(lambda: telemetry.value("sse.client.messages") == 1)
+    await until(lambda: telemetry.value("sse.client.messages") == 1, running=task)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -133,7 +135,7 @@ async def test_a_cancelled_reader_has_closed(name: str, server: Server, telemetr
 
 @synchronous
 async def test_a_close_by_another_thread_is_a_close(
-    name: str, server: Server, telemetry: Backend
+    name: str, server: StreamServer, telemetry: Backend
 ) -> None:
     """Whatever its reader finds then: requests' close itself waits for the read under way."""
     begun: list[Any] = []
@@ -143,9 +145,9 @@ async def test_a_close_by_another_thread_is_a_close(
             begun.append(response)
 
     reading = asyncio.ensure_future(CLIENTS[name](read, server.url + "/endless"))
-    await until(lambda: begun)
+    await until(lambda: begun, running=reading)
     closing = asyncio.ensure_future(asyncio.to_thread(begun[0].close))
-    # Its telling comes before the closing, which has to be there when the server ends it all.
+    # The report comes before the close, which must have begun when the server ends it all.
     await until(lambda: telemetry.spans("SSE"))
     await server.stop(cut=True)
     await asyncio.gather(reading, closing, return_exceptions=True)
@@ -157,7 +159,7 @@ async def test_a_read_that_is_given_up_is_not_the_end(telemetry: Backend) -> Non
     """A reader may stop to wait, and wait again: only the stream's own end is one."""
     go_on = asyncio.Event()
 
-    async def answer(wire: Wire) -> None:
+    async def answer(wire: ServerSide) -> None:
         await wire.head(CHUNKED)
         await wire.chunk(FIRST)
         await go_on.wait()
@@ -180,7 +182,7 @@ async def test_a_read_that_is_given_up_is_not_the_end(telemetry: Backend) -> Non
 
 @pytest.mark.parametrize("busy", [False, True])
 async def test_aiohttps_time_for_the_whole_response(
-    busy: bool, server: Server, telemetry: Backend
+    busy: bool, server: StreamServer, telemetry: Backend
 ) -> None:
     """It may end while the reader waits, or be found to have ended when it reads again."""
 
@@ -201,15 +203,15 @@ async def test_aiohttps_time_for_the_whole_response(
 
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_requests_may_be_read_on(chunked: bool, telemetry: Backend) -> None:
-    """Who leaves a loop over a requests response may begin another one, where urllib3 leaves its
-    connection open: not in a chunked body.
+    """A reader that breaks out of a loop over a requests response may begin another one, where
+    urllib3 keeps the connection open: not in a chunked body.
     """
 
-    async def answer(wire: Wire) -> None:
+    async def answer(wire: ServerSide) -> None:
         if chunked:
             await wire.head(CHUNKED)
             await wire.chunk(FIRST)
-            await wire.left()
+            await wire.client_disconnected()
         else:
             await wire.head(f"Content-Length: {3 * len(FIRST)}")
             await wire.send(3 * FIRST)

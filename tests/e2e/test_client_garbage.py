@@ -25,14 +25,14 @@ from helpers.client_streams import (
     CHUNKED,
     FIRST,
     INSTRUMENTORS,
-    Server,
-    Wire,
+    ServerSide,
+    StreamServer,
     assert_read,
     serving,
 )
 from helpers.waiting import until
 
-from otel_sse.reading import Reading
+from otel_sse.stream.client import ClientStream
 
 
 class _Holder:
@@ -102,7 +102,7 @@ async def test_what_outlives_its_response_is_read(read: bool, telemetry: Backend
     """
     pieces = [FIRST, FIRST * 2]
 
-    async def answer(wire: Wire) -> None:
+    async def answer(wire: ServerSide) -> None:
         await wire.head(CHUNKED)
         await wire.chunk(pieces[0])
         await wire.send(b"%x\r\n%s\r\n0\r\n\r\n" % (len(pieces[1]), pieces[1]))
@@ -122,24 +122,26 @@ async def test_what_outlives_its_response_is_read(read: bool, telemetry: Backend
             assert await close_reason_of(telemetry) == "client_close"
 
 
-# A socket that is garbage is warned of.
+# Python warns of a socket that is garbage.
 forgetting = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @client
 @forgetting
-async def test_a_forgotten_stream_is_closed(name: str, server: Server, telemetry: Backend) -> None:
-    """Nobody closes it, only the garbage collector finds it: it has been told to its end."""
+async def test_a_forgotten_stream_is_closed(
+    name: str, server: StreamServer, telemetry: Backend
+) -> None:
+    """Never closed, only found by the garbage collector, it is reported to its end."""
     async with _session(name) as (session, forget):
         await forget(server.url + "/endless")
         if name == "aiohttp":
             # Its connection holds the response.
             assert telemetry.value("sse.client.active_connections") == 1
             await session.close()
-        # The thread that has asked may hold it for a moment more.
+        # The thread that sent the request may hold it for a moment more.
         await until(lambda: gc.collect() >= 0 and telemetry.spans("SSE"))
         assert await close_reason_of(telemetry) == "client_close"
-        # What a connection that is dropped now says of its stream comes too late.
+        # A connection that is dropped now reports the end of its stream too late.
         await asyncio.sleep(0.05)
         assert len(telemetry.spans("SSE")) == 1
 
@@ -147,9 +149,9 @@ async def test_a_forgotten_stream_is_closed(name: str, server: Server, telemetry
 @client
 @forgetting
 async def test_a_forgotten_response_is_closed(
-    name: str, server: Server, telemetry: Backend
+    name: str, server: StreamServer, telemetry: Backend
 ) -> None:
-    """The same, where nobody has begun to read it."""
+    """The same for a response that was never read."""
     async with _session(name) as (session, _):
         if name == "aiohttp":
             _Holder(await session.get(server.url + "/endless"))
@@ -162,19 +164,21 @@ async def test_a_forgotten_response_is_closed(
         else:
             request = session.build_request("GET", server.url + "/endless")
             _Holder(await asyncio.to_thread(session.send, request, stream=True))
-        # The thread that has asked may hold it for a moment more.
+        # The thread that sent the request may hold it for a moment more.
         await until(lambda: gc.collect() >= 0 and telemetry.spans("SSE"))
         assert await close_reason_of(telemetry) == "client_close"
 
 
 @client
 @forgetting
-async def test_garbage_waits_for_no_lock(name: str, server: Server, telemetry: Backend) -> None:
+async def test_garbage_waits_for_no_lock(
+    name: str, server: StreamServer, telemetry: Backend
+) -> None:
     """The collector may run wherever something is allocated, also where telemetry's own locks or
     the SDK's are held: what it finds then does not ask for them.
     """
     lock = next(kind().telemetry for kind in INSTRUMENTORS).lock
-    assert all(kind().telemetry.lock is lock for kind in INSTRUMENTORS)
+    assert all(kind().telemetry.streams.lock is lock for kind in INSTRUMENTORS)
     async with _session(name) as (session, forget):
         gc.disable()
         try:
@@ -196,20 +200,20 @@ async def test_garbage_waits_for_no_lock(name: str, server: Server, telemetry: B
 
 
 @client
-async def test_nothing_of_ours_stays(name: str, server: Server, telemetry: Backend) -> None:
-    """A stream that has ended leaves no object of ours behind."""
+async def test_nothing_of_ours_stays(name: str, server: StreamServer, telemetry: Backend) -> None:
+    """No object of ours outlives its stream."""
     await CLIENTS[name](USUAL[name], server.url + "/all")
     await CLIENTS[name](LEAVING[name], server.url + "/endless")
     with pytest.raises(Exception):  # noqa: B017, PT011
         await CLIENTS[name](USUAL[name], server.url + "/cut")
     await until(lambda: len(telemetry.spans("SSE")) == 3)
 
-    def left() -> list[Reading]:
+    def remaining() -> list[ClientStream]:
         gc.collect()
         # Not isinstance, which asks lazy proxies of others for their class.
-        readings = [each for each in gc.get_objects() if type(each) is Reading]
+        readings = [each for each in gc.get_objects() if type(each) is ClientStream]
         return [
             each for each in readings if each._telemetry.providers.meter is telemetry.meter_provider
         ]
 
-    await until(lambda: not left())
+    await until(lambda: not remaining())

@@ -18,8 +18,8 @@ from helpers.client_readers import (
 )
 from helpers.client_streams import (
     FIRST,
-    Server,
-    Wire,
+    ServerSide,
+    StreamServer,
     assert_read,
     serving,
 )
@@ -30,7 +30,7 @@ from helpers.waiting import until
 @pytest.mark.parametrize("path", ["/all", "/gzip", "/unicode"])
 @pytest.mark.parametrize(("name", "way"), [(n, w) for n, ways in WAYS.items() for w in ways])
 async def test_each_way_of_reading_is_counted_exactly(
-    name: str, way: str, path: str, server: Server, telemetry: Backend
+    name: str, way: str, path: str, server: StreamServer, telemetry: Backend
 ) -> None:
     """Messages by type, comments and bytes are what the oracle finds, after content decoding, and
     the reader gets every byte.
@@ -42,23 +42,25 @@ async def test_each_way_of_reading_is_counted_exactly(
 
 
 @pytest.mark.parametrize("name", RAW)
-async def test_what_is_read_raw_is_counted(name: str, server: Server, telemetry: Backend) -> None:
+async def test_what_is_read_raw_is_counted(
+    name: str, server: StreamServer, telemetry: Backend
+) -> None:
     """Where nothing is coded there is nothing to decode."""
     assert await CLIENTS[name](RAW[name], server.url + "/all") == STREAM
     await assert_read(telemetry, server.port)
 
 
 @pytest.mark.parametrize("name", RAW)
-async def test_what_nobody_decodes_is_not_read(
-    name: str, server: Server, telemetry: Backend
+async def test_what_is_not_decoded_is_not_parsed(
+    name: str, server: StreamServer, telemetry: Backend
 ) -> None:
     """The compressed bytes are no event stream: none of them counts, and it still ends."""
     assert await CLIENTS[name](RAW[name], server.url + "/gzip") != STREAM
     await assert_read(telemetry, server.port, b"")
 
 
-async def test_what_aiohttp_is_told_not_to_decode_is_not_read(
-    server: Server, telemetry: Backend
+async def test_what_aiohttp_must_not_decode_is_not_parsed(
+    server: StreamServer, telemetry: Backend
 ) -> None:
     """Nor is it where each response would be decoded, but for a setting of the session."""
     async with (
@@ -75,7 +77,7 @@ async def test_what_aiohttp_is_told_not_to_decode_is_not_read(
 
 
 @pytest.mark.filterwarnings("ignore:unread_data:DeprecationWarning")
-async def test_what_is_put_back_counts_once(server: Server, telemetry: Backend) -> None:
+async def test_what_is_put_back_counts_once(server: StreamServer, telemetry: Backend) -> None:
     """Aiohttp lets a reader look ahead: what is read again is the same, and its rest also."""
 
     async def ahead(response: Any) -> bytes:
@@ -94,7 +96,7 @@ async def test_what_is_put_back_counts_once(server: Server, telemetry: Backend) 
 @client
 @pytest.mark.parametrize("path", ["/deflate", "/br", "/zstd"])
 async def test_other_content_codings(
-    name: str, path: str, server: Server, telemetry: Backend
+    name: str, path: str, server: StreamServer, telemetry: Backend
 ) -> None:
     """What a client can decode is counted decoded."""
     if path in ("/br", "/zstd"):
@@ -105,22 +107,22 @@ async def test_other_content_codings(
 
 
 @client
-async def test_a_body_in_one_piece(name: str, server: Server, telemetry: Backend) -> None:
+async def test_a_body_in_one_piece(name: str, server: StreamServer, telemetry: Backend) -> None:
     """A Content-Length makes no difference."""
     await CLIENTS[name](USUAL[name], server.url + "/unicode")
     await assert_read(telemetry, server.port)
 
 
 @client
-async def test_an_empty_body(name: str, server: Server, telemetry: Backend) -> None:
+async def test_an_empty_body(name: str, server: StreamServer, telemetry: Backend) -> None:
     """A stream without a byte is one that has been read to its end."""
     await CLIENTS[name](USUAL[name], server.url + "/empty")
     await assert_read(telemetry, server.port, b"")
 
 
 @client
-async def test_another_media_type_is_not_told(
-    name: str, server: Server, telemetry: Backend
+async def test_another_media_type_is_not_reported(
+    name: str, server: StreamServer, telemetry: Backend
 ) -> None:
     """Only event streams are."""
     await CLIENTS[name](USUAL[name], server.url + "/html")
@@ -129,8 +131,8 @@ async def test_another_media_type_is_not_told(
 
 
 @client
-async def test_a_redirect_is_no_stream(name: str, server: Server, telemetry: Backend) -> None:
-    """One stream, that at the end of the way."""
+async def test_a_redirect_is_no_stream(name: str, server: StreamServer, telemetry: Backend) -> None:
+    """Only the response at the end of the redirects is a stream."""
     await CLIENTS[name](USUAL[name], server.url + "/redirect")
     assert [request.path for request in server.requests] == ["/redirect", "/all"]
     span = await assert_read(telemetry, server.port)
@@ -138,15 +140,19 @@ async def test_a_redirect_is_no_stream(name: str, server: Server, telemetry: Bac
 
 
 @client
-async def test_a_status_of_500_is_an_error(name: str, server: Server, telemetry: Backend) -> None:
-    """A stream may come with any status; it is told to its end."""
+async def test_a_status_of_500_is_an_error(
+    name: str, server: StreamServer, telemetry: Backend
+) -> None:
+    """A stream may come with any status; it is reported to its end."""
     await CLIENTS[name](USUAL[name], server.url + "/broken")
     await assert_read(telemetry, server.port, FIRST, status=503, error_type="503")
 
 
 @client
-async def test_the_request_is_left_alone(name: str, server: Server, telemetry: Backend) -> None:
-    """Nothing is injected, and a request that resumes is told as such."""
+async def test_the_request_is_unmodified(
+    name: str, server: StreamServer, telemetry: Backend
+) -> None:
+    """Nothing is injected, and a request that resumes counts as resumed."""
     bare = {"last-event-id": "7"}
     with telemetry.tracer.start_as_current_span("caller") as caller:
         await CLIENTS[name](USUAL[name], server.url + "/all?key=secret", **bare)
@@ -161,7 +167,7 @@ async def test_the_request_is_left_alone(name: str, server: Server, telemetry: B
 async def test_the_span_starts_with_the_request(name: str, telemetry: Backend) -> None:
     """Not with the response: a server that is slow to answer shows."""
 
-    async def answer(wire: Wire) -> None:
+    async def answer(wire: ServerSide) -> None:
         await asyncio.sleep(0.3)
         await wire.head(f"Content-Length: {len(FIRST)}")
         await wire.send(FIRST)
@@ -177,11 +183,13 @@ async def test_the_span_starts_with_the_request(name: str, telemetry: Backend) -
 
 
 @client
-async def test_what_is_live_is_told_to_its_end(name: str, server: Server, backend: Backend) -> None:
+async def test_what_is_live_is_reported_to_its_end(
+    name: str, server: StreamServer, backend: Backend
+) -> None:
     """Also after the instrumentation has been switched off."""
     with instrumented(backend):
         task = asyncio.ensure_future(CLIENTS[name](USUAL[name], server.url + "/endless"))
-        await until(lambda: backend.value("sse.client.messages") == 1)
+        await until(lambda: backend.value("sse.client.messages") == 1, running=task)
     assert backend.value("sse.client.active_connections") == 1
     await server.stop(cut=True)
     with pytest.raises(Exception):  # noqa: B017, PT011
@@ -192,7 +200,9 @@ async def test_what_is_live_is_told_to_its_end(name: str, server: Server, backen
 
 
 @client
-async def test_an_excluded_url_is_not_told(name: str, server: Server, backend: Backend) -> None:
+async def test_an_excluded_url_is_not_reported(
+    name: str, server: StreamServer, backend: Backend
+) -> None:
     """By scheme, host and path."""
     with instrumented(backend, excluded_urls="127.0.0.1/al"):
         await CLIENTS[name](USUAL[name], server.url + "/all")

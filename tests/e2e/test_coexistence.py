@@ -29,7 +29,6 @@ from helpers.coexistence import (
     NoHttp,
     StarlettesOwn,
     Work,
-    aiohttp_app,
     ask_aiohttp,
     ask_asgi,
     assert_placed,
@@ -38,11 +37,12 @@ from helpers.coexistence import (
     generating,
     included_app,
     native_app,
+    rooms_app,
     starlette_app,
     together,
     writing,
 )
-from helpers.streams import STREAM, assert_told
+from helpers.streams import STREAM, assert_reported
 from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.instrumentation.starlette import StarletteInstrumentor
@@ -75,8 +75,8 @@ ORDER = pytest.mark.parametrize("first", ["theirs", "ours"])
 async def test_asgi_instrumentation_and_ours(
     kind: type[Http], app: Any, first: str, backend: Backend, instrument: Instrument
 ) -> None:
-    """Whatever makes HTTP server spans, and whoever was first: theirs are what they are without
-    us, ours is one and in its place, counts are exact, bytes and baggage untouched, and what the
+    """Whatever makes HTTP server spans, in either order: theirs are what they are without us, ours
+    is one and in its place, counts are exact, bytes and baggage untouched, and what the
     generator does is below ours.
     """
     http = kind(backend)
@@ -127,7 +127,7 @@ async def test_aiohttp_instrumentation_and_ours(
     """
     http = kind(backend)
     connection, caller, work = await together(
-        http, first, lambda work: aiohttp_app(handler(work)), ask_aiohttp, backend, instrument
+        http, first, lambda work: rooms_app(handler(work)), ask_aiohttp, backend, instrument
     )
     assert_placed(connection, caller, backend, makes_spans=http.makes_spans)
     work.assert_within(connection)
@@ -144,7 +144,7 @@ async def test_an_aiohttp_body_that_is_a_generator_and_ours(
     """
     http = kind(backend)
     connection, caller, work = await together(
-        http, first, lambda work: aiohttp_app(generating(work)), ask_aiohttp, backend, instrument
+        http, first, lambda work: rooms_app(generating(work)), ask_aiohttp, backend, instrument
     )
     assert_placed(connection, caller, backend, makes_spans=False)
     work.assert_within(connection)
@@ -206,7 +206,7 @@ async def test_the_middleware_around_an_application_that_is_instrumented(
     finally:
         http.off()
     assert reply.body == STREAM
-    connection = await assert_told(backend, STREAM, route=None)
+    connection = await assert_reported(backend, STREAM, route=None)
     ((_, server, parent),) = caller.servers(backend)
     assert (server, parent) == (SpanKind.SERVER, "caller")
     assert_placed(connection, caller, backend, makes_spans=False)
@@ -231,7 +231,7 @@ async def test_the_middleware_below_a_middleware_that_makes_spans(backend: Backe
     )
     reply = await ask_asgi(app, caller)
     assert reply.body == STREAM
-    connection = await assert_told(backend, STREAM, route=None)
+    connection = await assert_reported(backend, STREAM, route=None)
     assert_placed(connection, caller, backend, makes_spans=True)
     assert set(work.tenants) == {"acme"}
     work.assert_within(connection)
@@ -282,7 +282,7 @@ from starlette.routing import Router
 print(Starlette.__name__, Starlette.__call__.__module__, Router.__call__.__module__)
 """
 CONTRIBS = "opentelemetry.instrumentation.starlette:StarletteInstrumentor"
-OURS = "otel_sse.starlette:SSEStarletteInstrumentor"
+OURS = "otel_sse.servers.starlette:SSEStarletteInstrumentor"
 
 
 @pytest.mark.parametrize("order", [(CONTRIBS, OURS), (OURS, CONTRIBS)], ids=["theirs", "ours"])

@@ -15,12 +15,12 @@ from helpers.coexistence import (
     NoHttp,
     StarlettesOwn,
     Work,
-    aiohttp_app,
     ask_aiohttp,
     ask_asgi,
     assert_placed,
     base_http_app,
     generating,
+    rooms_app,
     starlette_app,
     writing,
 )
@@ -74,7 +74,7 @@ async def test_an_aiohttp_request_that_is_not_sampled_is_counted_all_the_same(
     instrument()
     try:
         http.on()
-        reply = await ask_aiohttp(aiohttp_app(handler(work)), caller)
+        reply = await ask_aiohttp(rooms_app(handler(work)), caller)
     finally:
         http.off()
     assert reply.body == STREAM
@@ -154,12 +154,12 @@ async def test_requests_on_one_socket_do_not_meet_below_others_spans(
 async def test_aiohttp_requests_on_one_socket_do_not_meet(
     handler: Any, kind: type[Http], pipelined: bool, backend: Backend, instrument: Instrument
 ) -> None:
-    """Aiohttp serves all requests of a socket in one task; nothing of one is left to the next."""
+    """Aiohttp serves all requests of a socket in one task; nothing of one reaches the next."""
     http, callers, work = kind(backend), [Caller(), Caller(), Caller()], Work(backend)
     instrument()
     try:
         http.on()
-        async with serve_aiohttp(aiohttp_app(handler(work))) as port:
+        async with serve_aiohttp(rooms_app(handler(work))) as port:
             replies = await converse(port, callers, pipelined=pipelined)
     finally:
         http.off()

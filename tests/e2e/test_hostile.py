@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from helpers.aiohttp_apps import aiohttp_app, start_stream
 from helpers.asgi import START, Stream, http_scope
 from helpers.asgi_messages import END, MESSAGE, body, never, nowhere
 from helpers.backend import Backend
@@ -29,7 +30,8 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-from otel_sse import SSEMiddleware, scanner
+from otel_sse import SSEMiddleware
+from otel_sse.wire import parser
 
 MEBIBYTE = 2**20
 
@@ -73,8 +75,8 @@ async def test_a_line_of_a_gigabyte_takes_no_memory(field: bytes, backend: Backe
     assert backend.value("sse.server.messages") == 1
     assert backend.value("sse.server.comments") == (field == b": ")
     assert backend.value("sse.server.io") == count * MEBIBYTE + len(field) + len("\ndata: end\n\n")
-    (told,) = backend.spans("SSE")[0].events
-    assert told.attributes["sse.message.size"] >= (0 if field == b": " else count * MEBIBYTE)
+    (message,) = backend.spans("SSE")[0].events
+    assert message.attributes["sse.message.size"] >= (0 if field == b": " else count * MEBIBYTE)
 
 
 async def test_a_long_line_on_a_socket_takes_no_memory(
@@ -85,8 +87,7 @@ async def test_a_long_line_on_a_socket_takes_no_memory(
     chunk, count = b"x" * MEBIBYTE, 64
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
+        response = await start_stream(request)
         await response.write(b"data: ")
         for _ in range(count):
             await response.write(chunk)
@@ -100,8 +101,7 @@ async def test_a_long_line_on_a_socket_takes_no_memory(
             while peer.recv_into(buffer):
                 pass
 
-    app = web.Application()
-    app.router.add_get("/events", handler)
+    app = aiohttp_app("/events", handler)
     async with serve_aiohttp(app) as port:
         with traced() as (peak, _):
             await asyncio.to_thread(drain, port)
@@ -116,12 +116,12 @@ async def test_ten_thousand_event_types_are_eighteen(backend: Backend) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(START)
         for number in range(first, first + 10_000):
-            # Types in UTF-8, types that are not, and types longer than any that is told.
+            # Types in UTF-8, types that are not, and types longer than any that is recorded.
             name = (b"type-%d", b"\xff-%d", b"%d" + b"x" * 300)[number % 3] % number
             await send(body(b"event: %s\ndata: x\n\n" % name))
         await send(END)
 
-    # Spans that keep what they were told would be what grows.
+    # Spans in memory would be what grows.
     middleware = SSEMiddleware(app, meter_provider=backend.meter_provider)
     first = 0
     await middleware(http_scope(), never, nowhere)
@@ -133,12 +133,12 @@ async def test_ten_thousand_event_types_are_eighteen(backend: Backend) -> None:
     assert len(points) == 17
     assert points.pop("_OTHER") == 20_000 - 16
     assert set(points.values()) == {1}
-    assert len(scanner._known_lines) <= 128
+    assert len(parser._known_lines) <= 128
 
 
-async def test_different_paths_clients_and_ids_leave_nothing_behind() -> None:
+async def test_different_paths_clients_and_ids_take_no_memory() -> None:
     """However many paths, clients, Last-Event-IDs, user agents and routes come by, the series are
-    those of the first 200 routes, and memory stays as it was. ``soak.py`` does a million.
+    those of the first 200 routes, and memory stays as it was. ``make soak`` does a million.
     """
     reader = InMemoryMetricReader()
 
@@ -154,7 +154,7 @@ async def test_different_paths_clients_and_ids_leave_nothing_behind() -> None:
         logger_provider=LoggerProvider(shutdown_on_exit=False),
     )
 
-    async def strangers(numbers: range) -> None:
+    async def distinct_clients(numbers: range) -> None:
         for number in numbers:
             template = {"path_template": f"/{number}/{{id}}"} if number % 2 else {}
             headers = [
@@ -167,9 +167,9 @@ async def test_different_paths_clients_and_ids_leave_nothing_behind() -> None:
             )
             await middleware(scope, never, nowhere)
 
-    await strangers(range(1000))
+    await distinct_clients(range(1000))
     with traced() as (_, held):
-        await strangers(range(1000, 4000))
+        await distinct_clients(range(1000, 4000))
         assert held() < 128 * 1024
     data: Any = reader.get_metrics_data()
     for metric in data.resource_metrics[0].scope_metrics[0].metrics:
@@ -179,7 +179,7 @@ async def test_different_paths_clients_and_ids_leave_nothing_behind() -> None:
             assert sum(point.value for point in metric.data.data_points) == 4000
 
 
-# A response's content types, and whether it is told as a stream: the first one counts.
+# A response's content types, and whether it is a stream: the first one counts.
 CONTENT_TYPES = [
     ([b"text/event-stream", b"text/html"], True),
     ([b"text/html", b"text/event-stream"], False),
@@ -194,11 +194,11 @@ CONTENT_TYPES = [
 ]
 
 
-@pytest.mark.parametrize(("types", "told"), CONTENT_TYPES)
-async def test_a_content_type_that_lies_changes_nothing(
-    types: list[bytes], told: bool, backend: Backend, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("types", "is_stream"), CONTENT_TYPES)
+async def test_a_false_content_type_changes_nothing(
+    types: list[bytes], is_stream: bool, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A strange content type reaches the client as it is, and is no fault of anybody's."""
+    """An odd content type reaches the client as it is, and nothing is logged."""
     headers = [(b"Content-Type", value) for value in types]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -213,12 +213,12 @@ async def test_a_content_type_that_lies_changes_nothing(
             raw.append(await client.reader.read(-1))
             await client.close()
     assert raw[0] == raw[1]
-    assert backend.value("sse.server.connections") == told
+    assert backend.value("sse.server.connections") == is_stream
     assert not [each for each in caplog.records if each.name.startswith("otel_sse")]
 
 
-# Headers of a request that say nothing true.
-LIES = [
+# Request headers with false or broken values.
+FALSE_HEADERS = [
     b"User-Agent: \xff\xfe\x80 \xed\xa0\x80",
     b"User-Agent: " + b"x" * 7000,
     b"User-Agent: " + "😀".encode() * 1500,
@@ -239,8 +239,7 @@ async def _asgi_stream(request: Request) -> StreamingResponse:
 
 
 async def _aiohttp_stream(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-    await response.prepare(request)
+    response = await start_stream(request)
     await response.write(b"data: 1\n\n")
     return response
 
@@ -250,9 +249,7 @@ def _starlette(**config: Any) -> Any:
 
 
 def _aiohttp() -> Any:
-    app = web.Application()
-    app.router.add_get("/events/{name}", _aiohttp_stream)
-    return serve_aiohttp(app)
+    return serve_aiohttp(aiohttp_app("/events/{name}", _aiohttp_stream))
 
 
 FRAMEWORKS = {
@@ -263,28 +260,28 @@ FRAMEWORKS = {
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-async def test_a_request_that_lies_costs_nobody_elses_telemetry(
+async def test_a_hostile_request_costs_no_other_streams_telemetry(
     framework: str,
     backend: Backend,
     instrument: Callable[..., None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Whatever a stranger writes in a header or a path, every stream is exported with all of its
-    attributes, none is longer than 512 bytes, and no exporter logs a failure.
+    """Whatever an untrusted client sends in a header or a path, each stream is exported with all
+    its attributes, none is longer than 512 bytes, and no exporter logs a failure.
     """
     with Receiver() as receiver:
         exporter = OTLPSpanExporter(f"{receiver.endpoint}/v1/traces")
         backend.tracer_provider.add_span_processor(SimpleSpanProcessor(exporter))
         instrument()
         paths = [b"/events/%FF%ED%A0%80", b"/events/" + b"%F0%9F%98%80" * 500]
-        requests = [(b"/events/x", lie) for lie in LIES]
+        requests = [(b"/events/x", header) for header in FALSE_HEADERS]
         requests += [(path, b"User-Agent: a") for path in paths]
         async with FRAMEWORKS[framework]() as port:
-            for path, lie in requests:
+            for path, header in requests:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                head = [b"GET " + path + b" HTTP/1.1", b"Host: x", b"Connection: close", lie]
+                head = [b"GET " + path + b" HTTP/1.1", b"Host: x", b"Connection: close", header]
                 writer.write(b"\r\n".join([*head, b"", b""]))
-                assert b"data: 1\n\n" in await asyncio.wait_for(reader.read(-1), 60), lie[:40]
+                assert b"data: 1\n\n" in await asyncio.wait_for(reader.read(-1), 60), header[:40]
                 writer.close()
         exporter.shutdown()
         spans = receiver.spans("SSE")
@@ -301,7 +298,7 @@ async def test_a_request_that_lies_costs_nobody_elses_telemetry(
 
 
 async def test_a_drop_reason_may_be_any_text(backend: Backend) -> None:
-    """An application's words are cut, and hold nothing that an exporter cannot encode."""
+    """An application's text is cut, and holds nothing that an exporter cannot encode."""
     import otel_sse
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -317,21 +314,19 @@ async def test_a_drop_reason_may_be_any_text(backend: Backend) -> None:
 async def test_peers_of_a_unix_socket_are_not_one_client(
     backend: Backend, instrument: Callable[..., None], tmp_path: Path
 ) -> None:
-    """They have an empty address in aiohttp: behind a proxy on such a socket, nobody is told as the
-    client of all.
+    """They have an empty address in aiohttp: behind a proxy on such a socket, no client
+    counts as that of all.
     """
     instrument()
     done = asyncio.Event()
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
+        response = await start_stream(request)
         await response.write(b"data: x\n\n")
         await done.wait()
         return response
 
-    app = web.Application()
-    app.router.add_get("/", handler)
+    app = aiohttp_app("/", handler)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.UnixSite(runner, tmp_path / "socket").start()

@@ -1,4 +1,4 @@
-"""Nothing leaks: what ends is gone from the telemetry and from memory; a storm is told whole."""
+"""Nothing leaks: what ends is gone from telemetry and memory; a storm is reported whole."""
 
 import asyncio
 import itertools
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from helpers import churn, otlp
+from helpers.aiohttp_apps import aiohttp_app, start_stream
 from helpers.backend import exporting
 from helpers.raw_client import RawClient
 from helpers.servers import serve_aiohttp, serve_asgi
@@ -22,8 +23,8 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 import otel_sse
-from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
-from otel_sse.starlette import SSEStarletteInstrumentor
+from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
+from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
 # A hundred thousand streams: so many without a server, and so many on sockets of each of two.
 IN_PROCESS = 96_000
@@ -32,19 +33,19 @@ AT_ONCE = 100
 STORM = 2_000
 
 
-class Crowd:
-    """An application on a real server: a stream says one message and waits for its release."""
+class WaitingApp:
+    """An application on a real server: a stream sends one message and waits for its release."""
 
     def __init__(self) -> None:
         self._release = asyncio.Event()
         # Of each stream, whether the server still takes its peer for present.
         self._present: list[Callable[[], bool]] = []
 
-    async def release(self, *, left: bool) -> None:
-        """Lets all streams go on that wait now; where their peers have ``left``, not before the
-        server has seen it.
+    async def release(self, *, disconnected: bool) -> None:
+        """Lets all streams go on that wait now; where their peers have ``disconnected``, not before
+        the server has noticed.
         """
-        if left:
+        if disconnected:
             await until(lambda: not any(present() for present in self._present))
         self._present.clear()
         self._release.set()
@@ -66,15 +67,14 @@ class Crowd:
             finally:
                 ended.set()
 
-        # uvicorn tells of a peer that leaves, and Starlette ends its stream at once.
+        # uvicorn reports a disconnected peer, and Starlette ends its stream at once.
         self._present.append(lambda: not ended.is_set())
         return StreamingResponse(chunks(), media_type="text/event-stream")
 
     async def _handler(self, request: web.Request) -> web.StreamResponse:
         self._present.append(lambda: request.transport is not None)
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        with suppress(ConnectionResetError):  # else the log keeps it, and with it the stream
+        response = await start_stream(request)
+        with suppress(ConnectionResetError):  # the log would keep it, and so the stream
             async for chunk in self._chunks():
                 await response.write(chunk)
         return response
@@ -83,12 +83,10 @@ class Crowd:
         return serve_asgi(Starlette(routes=[Route("/events", self._endpoint)]))
 
     def aiohttp(self) -> Any:
-        app = web.Application()
-        app.router.add_get("/events", self._handler)
-        return serve_aiohttp(app)
+        return serve_aiohttp(aiohttp_app("/events", self._handler))
 
 
-SERVERS = {"uvicorn": Crowd.starlette, "aiohttp": Crowd.aiohttp}
+SERVERS = {"uvicorn": WaitingApp.starlette, "aiohttp": WaitingApp.aiohttp}
 
 
 async def connect(port: int, count: int, *headers: str) -> list[RawClient]:
@@ -100,19 +98,19 @@ async def connect(port: int, count: int, *headers: str) -> list[RawClient]:
     return clients
 
 
-async def leave(crowd: Crowd, clients: list[RawClient]) -> None:
-    """Half of the clients reset, half close; their streams go on and find them gone."""
+async def disconnect(app: WaitingApp, clients: list[RawClient]) -> None:
+    """Half of the clients reset, half close; their streams go on and find them disconnected."""
     for client, reset in zip(clients, itertools.cycle((True, False)), strict=False):
         if reset:
             client.reset()
         else:
             client.writer.close()
-    await crowd.release(left=True)
+    await app.release(disconnected=True)
 
 
-async def finish(crowd: Crowd, clients: list[RawClient]) -> None:
+async def finish(app: WaitingApp, clients: list[RawClient]) -> None:
     """The streams end, and every client reads its own to the end."""
-    await crowd.release(left=False)
+    await app.release(disconnected=False)
     for raw in await asyncio.gather(*(client.reader.read(-1) for client in clients)):
         assert b"data: 2\n\n" in raw
     for client in clients:
@@ -121,8 +119,8 @@ async def finish(crowd: Crowd, clients: list[RawClient]) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_hundred_thousand_streams_leave_nothing() -> None:
-    """After 96,000 streams with every ending, each told once, nothing is live, none of our
-    objects is alive, and the second half has left no memory behind.
+    """After 96,000 streams with every close reason, each reported once, nothing is live,
+    none of our objects is alive, and the second half keeps no memory.
     """
     streams = churn.Churn()
     half = IN_PROCESS // 2
@@ -140,16 +138,16 @@ def test_a_hundred_thousand_streams_leave_nothing() -> None:
 async def test_thousands_of_sockets_leave_nothing(
     server: str, backend: Any, instrument: Callable[..., None]
 ) -> None:
-    """Real connections, half of them left by their clients, are all told once; nothing is live
-    then, and none of our objects is alive.
+    """Real connections, half of them dropped by their clients, are all reported once; nothing is
+    live then, and none of our objects is alive.
     """
     before = churn.ours()
     instrument()
-    crowd = Crowd()
-    async with SERVERS[server](crowd) as port:
-        for ends in itertools.islice(itertools.cycle((leave, finish)), ON_SOCKETS // AT_ONCE):
+    app = WaitingApp()
+    async with SERVERS[server](app) as port:
+        for ends in itertools.islice(itertools.cycle((disconnect, finish)), ON_SOCKETS // AT_ONCE):
             clients = await connect(port, AT_ONCE)
-            await ends(crowd, clients)
+            await ends(app, clients)
             await until(lambda: backend.value("sse.server.active_connections") == 0)
     del clients
     await until(lambda: len(backend.spans("SSE")) == ON_SOCKETS)
@@ -180,25 +178,25 @@ def many_files() -> Iterator[None]:
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("server", SERVERS)
-async def test_a_reconnect_storm_is_told_whole(
+async def test_a_reconnect_storm_is_reported_whole(
     server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """2,000 clients connect at once, all leave at once, come back at once with a Last-Event-ID and
-    are served to the end: every span, every event and every count arrives at the receiver.
+    """2,000 clients connect at once, all disconnect at once, come back at once with a Last-Event-ID
+    and are served to the end: every span, every event and every count arrives at the receiver.
     """
     instrumentors = (SSEStarletteInstrumentor(), SSEAiohttpServerInstrumentor())
-    crowd = Crowd()
+    app = WaitingApp()
     live = len(otel_sse.connections())
     with otlp.Receiver() as receiver, exporting(receiver) as providers:
         for instrumentor in instrumentors:
             instrumentor.instrument(**providers)
         try:
-            async with SERVERS[server](crowd) as port:
+            async with SERVERS[server](app) as port:
                 clients = await connect(port, STORM)
                 assert len(otel_sse.connections()) == live + STORM
-                await leave(crowd, clients)
+                await disconnect(app, clients)
                 clients = await connect(port, STORM, "Last-Event-ID: 1")
-                await finish(crowd, clients)
+                await finish(app, clients)
                 await until(lambda: len(otel_sse.connections()) == live)
             await asyncio.to_thread(
                 receiver.wait_for, lambda: len(receiver.spans("SSE")) >= 2 * STORM, 60
@@ -219,18 +217,18 @@ async def test_a_reconnect_storm_is_told_whole(
         ids = {span.attributes["sse.connection.id"] for span in spans}
         assert len(ids) == 2 * STORM
         for name in ("opened", "closed"):
-            told = [
+            ids_of_events = [
                 record.attributes["sse.connection.id"]
                 for record in receiver.records(f"sse.connection.{name}")
             ]
-            assert len(told) == 2 * STORM
-            assert set(told) == ids
+            assert len(ids_of_events) == 2 * STORM
+            assert set(ids_of_events) == ids
         for resumed in (False, True):
             assert receiver.value("sse.server.connections", sse__resumed=resumed) == STORM
         assert receiver.value("sse.server.active_connections") == 0
         for reason, count in reasons.items():
             durations = receiver.points("sse.server.connection.duration", sse__close__reason=reason)
             assert sum(point.value for point in durations) == count
-        told_messages = sum(span.attributes["sse.messages"] for span in spans)
-        assert receiver.value("sse.server.messages") == told_messages >= 3 * STORM
+        span_messages = sum(span.attributes["sse.messages"] for span in spans)
+        assert receiver.value("sse.server.messages") == span_messages >= 3 * STORM
     assert [r for r in caplog.records if r.name.startswith(("otel_sse", "opentelemetry"))] == []

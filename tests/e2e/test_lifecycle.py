@@ -1,4 +1,4 @@
-"""The end of the process: what is live is told, everything arrives, the exit status stays."""
+"""The end of the process: what is live is reported, everything arrives, the exit status stays."""
 
 import asyncio
 import os
@@ -15,8 +15,7 @@ import pytest
 from helpers.otlp import Receiver
 from helpers.processes import ALONE, INSTRUMENT
 
-from otel_sse.shutdown import Exit
-from otel_sse.telemetry import FLUSH_MILLIS
+from otel_sse.process.shutdown import EXPORT_TIMEOUT_MILLIS, ShutdownHandler
 
 LIVE = Path(__file__).parent / "apps" / "live.py"
 
@@ -50,7 +49,7 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
     return process.returncode, stderr
 
 
-def all_told(receiver: Receiver, streams: int, reason: str) -> None:
+def assert_all_reported(receiver: Receiver, streams: int, reason: str) -> None:
     """Every stream's span, closed event and last metrics have arrived."""
     assert len(receiver.spans("SSE")) == streams
     assert {span.attributes["sse.close.reason"] for span in receiver.spans("SSE")} == {reason}
@@ -62,7 +61,7 @@ def all_told(receiver: Receiver, streams: int, reason: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM])
 @pytest.mark.parametrize("streams", [1, 100])
-def test_a_signal_that_nobody_handles_loses_nothing(
+def test_a_signal_without_a_handler_loses_nothing(
     number: signal.Signals, streams: int, receiver: Receiver
 ) -> None:
     """SIGTERM ends live streams as ``server_shutdown``, exports spans, events and metrics once
@@ -72,7 +71,7 @@ def test_a_signal_that_nobody_handles_loses_nothing(
     process.send_signal(number)
     status, _ = ended(process)
     assert status == -number
-    all_told(receiver, streams, "server_shutdown")
+    assert_all_reported(receiver, streams, "server_shutdown")
     assert receiver.exports == 3
 
 
@@ -85,7 +84,7 @@ def test_five_thousand_live_streams_are_more_than_the_queue_holds_and_all_arrive
     status, stderr = ended(process)
     assert status == -signal.SIGTERM
     assert "dropping" not in stderr
-    all_told(receiver, 5000, "server_shutdown")
+    assert_all_reported(receiver, 5000, "server_shutdown")
     assert len(receiver.records("sse.connection.opened")) == 5000
 
 
@@ -102,7 +101,7 @@ def test_an_exit_of_the_applications_own_loses_nothing(
     how: str, expected: int, receiver: Receiver
 ) -> None:
     """Returning, sys.exit and an exception: the streams that asyncio cancels or that are still
-    live are told, and the exit status is the application's.
+    live are reported, and the exit status is the application's.
     """
     process = start(receiver, how, 3)
     status, _ = ended(process)
@@ -120,37 +119,38 @@ def test_a_signal_that_lands_while_the_sdk_holds_a_lock_does_not_deadlock(
     process = start(receiver, "locked", 3)
     status, _ = ended(process)
     assert status == -signal.SIGTERM
-    all_told(receiver, 3, "server_shutdown")
+    assert_all_reported(receiver, 3, "server_shutdown")
 
 
 def test_a_handler_of_the_applications_is_called_and_stays(receiver: Receiver) -> None:
-    """A program that stops in its own way does so, with its own exit status, and all is told."""
+    """A program that stops in its own way does so, with its own exit status; all is reported."""
     process = start(receiver, "handler", 3)
     process.send_signal(signal.SIGTERM)
     output, stderr = process.communicate(timeout=60)
     assert (output, stderr, process.returncode) == ("stopped\n", "", 0)
-    all_told(receiver, 3, "server_shutdown")
+    assert_all_reported(receiver, 3, "server_shutdown")
 
 
 def test_a_second_signal_kills_at_once(receiver: Receiver) -> None:
-    """While the exporters hang, whoever insists is obeyed."""
-    # Nobody listens on the reserved port: the exporter retries until its time-out.
+    """While the exporters hang, a second signal ends the process."""
+    # No process listens on the reserved port: the exporter retries until its time-out.
     process = start(receiver, "wait", 1, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
     process.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.3)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(2) == -signal.SIGTERM
+    # Far less than the exporters would take, and more than a busy machine needs.
+    assert process.wait(5) == -signal.SIGTERM
     process.communicate()
 
 
-def test_a_daemon_that_is_told_twice_tells_everything(receiver: Receiver) -> None:
+def test_a_daemon_that_is_stopped_twice_reports_everything(receiver: Receiver) -> None:
     """Its parent stops it and ends, and the exit hooks of multiprocessing stop it once more."""
     process = start(receiver, "daemon", 100)
     process.send_signal(signal.SIGTERM)
     status, stderr = ended(process)
     assert (status, stderr) == (0, "")
-    all_told(receiver, 100, "server_shutdown")
+    assert_all_reported(receiver, 100, "server_shutdown")
 
 
 def test_exporters_that_hang_delay_the_end_by_no_more_than_their_time(receiver: Receiver) -> None:
@@ -161,8 +161,8 @@ def test_exporters_that_hang_delay_the_end_by_no_more_than_their_time(receiver: 
     process.communicate()
 
 
-def test_a_loop_that_is_blocked_is_waited_for_once() -> None:
-    """The time for an end is short: ten thousand streams of such a loop are told in it, too."""
+def test_a_blocked_loop_is_waited_for_once() -> None:
+    """The time for an end is short: ten thousand streams of such a loop are reported in it, too."""
     blocked, go_on, loop = threading.Event(), threading.Event(), asyncio.new_event_loop()
 
     def block() -> None:
@@ -188,18 +188,18 @@ def test_a_loop_that_is_blocked_is_waited_for_once() -> None:
     loop.call_soon_threadsafe(block)
     blocked.wait()
     began = time.monotonic()
-    Exit(lambda: [telemetry])._finish()
+    ShutdownHandler(lambda: [telemetry])._finish()
     took = time.monotonic() - began
     go_on.set()
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
     assert Live.ended >= 10_000
-    assert took < FLUSH_MILLIS / 1000 / 2
+    assert took < EXPORT_TIMEOUT_MILLIS / 1000 / 2
 
 
 def test_a_forked_child_begins_with_nothing(receiver: Receiver) -> None:
-    """The child tells its own stream alone, the parent its own: totals over both are exact."""
+    """The child reports its own stream alone, the parent its own: totals over both are exact."""
     process = start(receiver, "fork", 2)
     status, stderr = ended(process)
     assert status == 0, stderr
@@ -215,7 +215,7 @@ def test_a_forked_child_begins_with_nothing(receiver: Receiver) -> None:
 
 
 def test_a_forked_child_waits_for_no_thread_of_its_parent() -> None:
-    """A client forks while a thread tells of its silent stream: the child may let go of that."""
+    """A client forks while a thread reports its idle stream: the child can close its copy."""
     command = [sys.executable, str(LIVE.with_name("forked_reader.py"))]
     forked = subprocess.run(command, cwd=LIVE.parent, capture_output=True, text=True, timeout=60)
     assert forked.returncode == 0, forked.stderr
@@ -226,14 +226,14 @@ def test_a_stop_needs_no_thread(daemon: bool) -> None:
     """Where the process may start none, it ends as it would without us: at once."""
     code = f"""
 import multiprocessing, os, signal, time
-from otel_sse import garbage
-from otel_sse.httpx import SSEHttpxInstrumentor
+from otel_sse.process import gc_safety
+from otel_sse.clients.httpx import SSEHttpxInstrumentor
 
 def refuse(*_):
     raise RuntimeError("can't start new thread")
 
 SSEHttpxInstrumentor().instrument()
-garbage.start_new_thread = refuse
+gc_safety.start_new_thread = refuse
 multiprocessing.current_process()._config["daemon"] = {daemon}
 os.kill(os.getpid(), signal.SIGTERM)
 time.sleep(20)

@@ -18,7 +18,7 @@ from helpers.framework_cases import (
 from helpers.servers import serve_asgi
 from helpers.streams import (
     STREAM,
-    assert_told,
+    assert_reported,
     fetch,
 )
 from litestar import Litestar, get
@@ -37,7 +37,7 @@ async def litestar_handler() -> LitestarServerSentEvent:
         yield ServerSentEventMessage(comment="still here", data=None)
         yield ServerSentEventMessage(data="done", retry=10)
 
-    return LitestarServerSentEvent(messages(), event_type="told", comment_message="hello")
+    return LitestarServerSentEvent(messages(), event_type="named", comment_message="hello")
 
 
 WRAPPED: list[Any] = []
@@ -54,7 +54,7 @@ def litestar_application() -> Any:
 
 
 @pytest.mark.parametrize("case", WRAPPED)
-async def test_a_stream_of_any_asgi_application_is_told_by_the_middleware(
+async def test_a_stream_of_any_asgi_application_is_reported_by_the_middleware(
     case: Case, backend: Backend
 ) -> None:
     """``SSEMiddleware`` needs no framework: same bytes, exact counts, and a route where the scope
@@ -62,28 +62,28 @@ async def test_a_stream_of_any_asgi_application_is_told_by_the_middleware(
     """
     plain, seen = await twice(case, lambda: partial(SSEMiddleware, **backend.providers))
     assert seen.raw == plain.raw
-    await assert_told(backend, seen.stream, route=case.route)
+    await assert_reported(backend, seen.stream, route=case.route)
 
 
 async def test_the_middleware_around_an_instrumented_application_counts_once(
     backend: Backend, instrument: Instrument
 ) -> None:
-    """Twice watched is once told, by the outer one, which learns the route from the inner one."""
+    """The outer one reports the stream, once; it learns the route from the inner one."""
     instrument()
     app = SSEMiddleware(mounts_three_deep(), **backend.providers)
     async with serve_asgi(app) as port:
         reply = await fetch(port, "/acme/v2/rooms/blue/events/9")
     assert reply.body == STREAM
-    await assert_told(backend, STREAM, route="/{tenant}/v{version:int}/rooms/{room}/events/{n}")
+    await assert_reported(backend, STREAM, route="/{tenant}/v{version:int}/rooms/{room}/events/{n}")
 
 
 async def test_the_middleware_below_an_instrumented_application_counts_once(
     backend: Backend, instrument: Instrument
 ) -> None:
-    """A mounted application that is wrapped by hand is told once, with the mount's route."""
+    """A mounted application that is wrapped by hand is reported once, with the mount's route."""
     instrument()
     app = starlette(Mount("/raw", SSEMiddleware(raw_app, **backend.providers)))
     async with serve_asgi(app) as port:
         reply = await fetch(port, "/raw/1")
     assert reply.body == STREAM
-    await assert_told(backend, STREAM, route="/raw")
+    await assert_reported(backend, STREAM, route="/raw")

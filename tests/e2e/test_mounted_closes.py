@@ -16,7 +16,7 @@ from helpers.framework_cases import (
 from helpers.raw_client import RawClient
 from helpers.servers import serve_asgi
 from helpers.streams import (
-    assert_told,
+    assert_reported,
 )
 from helpers.waiting import until
 from starlette.middleware import Middleware
@@ -25,8 +25,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 
 
-class Ending:
-    """Streams a message, and then waits for ever or breaks."""
+class Closing:
+    """Streams a message, and then waits indefinitely or breaks."""
 
     def __init__(self, breaks: bool) -> None:
         self._breaks = breaks
@@ -78,37 +78,37 @@ class PassingOn:
 BELOW = pytest.mark.parametrize(
     "build",
     [
-        Ending.mount,
-        Ending.application,
-        Ending.gzipped_application,
-        Ending.fastapi_application,
-        Ending.wrapped_application,
+        Closing.mount,
+        Closing.application,
+        Closing.gzipped_application,
+        Closing.fastapi_application,
+        Closing.wrapped_application,
     ],
     ids=lambda build: build.__name__,
 )
 
 
 @BELOW
-async def test_a_stream_below_a_mount_ends_when_its_client_leaves(
+async def test_a_stream_below_a_mount_closes_when_its_client_disconnects(
     build: Any, backend: Backend, instrument: Instrument
 ) -> None:
-    """However many routers and middlewares are between, the ending is told once and in full."""
+    """However many routers and middlewares are between, the close is reported once and in full."""
     instrument()
-    async with serve_asgi(build(Ending(breaks=False))) as port:
+    async with serve_asgi(build(Closing(breaks=False))) as port:
         client = await RawClient.get(port, "/sub/events")
         await client.until(b"data: 1\n\n")
         await client.close()
         await until(lambda: backend.events("sse.connection.closed"))
-    await assert_told(backend, b"data: 1\n\n", route="/sub/events", reason="client_disconnect")
+    await assert_reported(backend, b"data: 1\n\n", route="/sub/events", reason="client_disconnect")
 
 
 @BELOW
 async def test_a_stream_below_a_mount_that_breaks_ends_in_error(
     build: Any, backend: Backend, instrument: Instrument
 ) -> None:
-    """The exception that leaves the generator is the reason, whatever has seen it pass."""
+    """The exception that leaves the generator is the reason, through whatever it passed."""
     instrument()
-    async with serve_asgi(build(Ending(breaks=True))) as port:
+    async with serve_asgi(build(Closing(breaks=True))) as port:
         client = await RawClient.get(port, "/sub/events")
         await client.until(b"data: 1\n\n")
         (closed,) = await until(lambda: backend.events("sse.connection.closed"))

@@ -4,13 +4,12 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from helpers.aiohttp_apps import TYPED, aiohttp_app
 from helpers.backend import Backend
 from helpers.framework_cases import (
     SSE,
-    TYPED,
     Case,
     Instrument,
-    aiohttp_app,
     body_of_bytes,
     case,
     endpoint,
@@ -23,8 +22,8 @@ from helpers.servers import serve_asgi
 from helpers.streams import (
     STREAM,
     apieces,
+    assert_reported,
     assert_silent,
-    assert_told,
     fetch,
 )
 from starlette.requests import Request
@@ -121,13 +120,13 @@ def no_route_of_aiohttp() -> Any:
 
 
 @pytest.mark.parametrize("case", SILENT)
-async def test_what_is_no_event_stream_is_not_told(
+async def test_what_is_no_event_stream_is_not_reported(
     case: Case, backend: Backend, instrument: Instrument
 ) -> None:
-    """A response of another type, or without a body, passes unseen; the next stream is told."""
+    """A response of another type, or without a body, passes unseen; the next stream is reported."""
     plain, seen = await twice(case, instrument)
     assert seen.raw == plain.raw
     assert_silent(backend)
-    async with serve_asgi(starlette(Route("/told", endpoint))) as port:
-        reply = await fetch(port, "/told")
-    await assert_told(backend, reply.body, route="/told")
+    async with serve_asgi(starlette(Route("/events", endpoint))) as port:
+        reply = await fetch(port, "/events")
+    await assert_reported(backend, reply.body, route="/events")

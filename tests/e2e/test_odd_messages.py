@@ -12,6 +12,7 @@ import hypercorn.asyncio
 import hypercorn.config
 import pytest
 from aiohttp import web
+from helpers.aiohttp_apps import aiohttp_app
 from helpers.asgi import SSE, START, Fed, Stream, http_scope
 from helpers.asgi_messages import END, MESSAGE, body, never, start
 from helpers.backend import Backend
@@ -88,7 +89,7 @@ SENDINGS: dict[str, list[Any]] = {
 
 
 class Sender:
-    """Sends what the path's name says, and keeps what that raised."""
+    """Sends the messages that the path names, and keeps what that raised."""
 
     def __init__(self) -> None:
         self.seen: dict[str, list[str]] = {}
@@ -122,13 +123,13 @@ async def _answers(serve: Callable[[Any], Any], app: Any) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("server", SERVERS)
-async def test_what_a_server_makes_of_strange_messages_stays_the_same(server: str) -> None:
+async def test_what_a_server_makes_of_odd_messages_stays_the_same(server: str) -> None:
     """Each response has the same bytes and the application gets the server's own error, as if
-    nothing were instrumented; what is told of it is what went out, and it has one ending.
+    nothing were instrumented; what went out is reported, with one close.
     """
-    plain, told = Sender(), Sender()
+    plain, observed = Sender(), Sender()
     backends = {name: Backend() for name in SENDINGS}
-    watched = {name: SSEMiddleware(told, **each.providers) for name, each in backends.items()}
+    watched = {name: SSEMiddleware(observed, **each.providers) for name, each in backends.items()}
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -136,7 +137,7 @@ async def test_what_a_server_makes_of_strange_messages_stays_the_same(server: st
 
     answers = await _answers(SERVERS[server], plain)
     assert await _answers(SERVERS[server], app) == answers
-    assert told.seen == plain.seen
+    assert observed.seen == plain.seen
     assert {"taken"} < {each for seen in plain.seen.values() for each in seen}
 
     for name, backend in backends.items():
@@ -160,15 +161,15 @@ async def test_what_a_server_makes_of_strange_messages_stays_the_same(server: st
             ended = ended and seen[SENDINGS[name].index(END)] == "taken"
             failed = seen[-1] != "taken" and not ended
             reason = "error" if failed else "completed" if ended else "unknown"
-            told = span.attributes["sse.close.reason"]
+            found = span.attributes["sse.close.reason"]
             # The server may have closed the connection for it before the application returned.
-            assert told == reason or (reason, told) == ("unknown", "client_disconnect"), name
+            assert found == reason or (reason, found) == ("unknown", "client_disconnect"), name
             error = span.attributes.get("error.type", "").rpartition(".")[2]
             assert error == (seen[-1].partition("(")[0] if failed else ""), name
 
 
-async def test_messages_that_are_none_pass_after_the_peer_has_left(backend: Backend) -> None:
-    """Once the peer has left uvicorn looks at no message; nothing around it may raise either."""
+async def test_messages_that_are_none_pass_after_a_disconnect(backend: Backend) -> None:
+    """After a disconnect uvicorn looks at no message; nothing around it may raise either."""
     results: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -228,10 +229,10 @@ async def test_headers_that_are_read_once_are_the_servers_to_read(
     assert got == headers
 
 
-async def test_a_send_that_shows_nothing_of_itself_is_told(
+async def test_a_send_that_hides_its_attributes_is_reported(
     backend: Backend,
 ) -> None:
-    """A proxy may raise at every look for what is behind it: a stream is told all the same, and
+    """A proxy may raise at every look for what is behind it: its stream is still reported, and
     where hypercorn is asked whether it stops, nothing of that reaches the application.
     """
     fed = Fed()
@@ -255,7 +256,7 @@ async def test_a_send_that_shows_nothing_of_itself_is_told(
     assert backend.value("sse.server.connection.duration", sse__close__reason="completed") == 1
 
 
-async def test_a_strange_lifespan_message_is_the_servers_to_judge(backend: Backend) -> None:
+async def test_an_odd_lifespan_message_is_the_servers_to_judge(backend: Backend) -> None:
     """A lifespan's messages reach the server whatever they are."""
     sendings = (None, {}, 7, {"type": 7}, {"type": "lifespan.startup.complete"})
 
@@ -308,7 +309,7 @@ async def _both(
 async def test_aiohttp_writes_of_any_kind(
     kind: str, length: int | None, backend: Backend, instrument: Callable[..., None]
 ) -> None:
-    """The framework's own error reaches the handler, and what it cuts at a length that lies does
+    """The framework's own error reaches the handler, and what it cuts at a false length does
     not count.
     """
     written, counted = WRITES[kind]
@@ -326,9 +327,7 @@ async def test_aiohttp_writes_of_any_kind(
         return response
 
     def serve() -> Any:
-        app = web.Application()
-        app.router.add_get("/events", handler)
-        return serve_aiohttp(app)
+        return serve_aiohttp(aiohttp_app("/events", handler))
 
     _, raised = await _both(serve, "/events", errors, instrument)
     assert bool(raised) is (counted is None)
@@ -369,5 +368,5 @@ async def test_starlette_chunks_of_any_kind(
     if raised:
         assert span.attributes["error.type"] == raised[0].partition("(")[0]
         assert span.attributes["sse.io"] == 0
-    elif kind != "wide":  # whose chunk's length uvicorn gets wrong by itself
+    elif kind != "wide":  # whose chunk's length uvicorn gets wrong on its own
         assert backend.value("sse.server.messages") == raw.count(b"\n\n")

@@ -10,18 +10,18 @@ import pytest
 import sse_starlette
 from aiohttp import web
 from fastapi.sse import ServerSentEvent
+from helpers.aiohttp_apps import aiohttp_app
 from helpers.backend import Backend
 from helpers.framework_cases import (
     NATIVE,
     Instrument,
-    aiohttp_app,
     starlette,
 )
 from helpers.raw_client import RawClient
 from helpers.servers import AIOHTTP_SSE_3, serve_aiohttp, serve_asgi
 from helpers.streams import (
     Reply,
-    assert_told,
+    assert_reported,
     parse,
 )
 from starlette.requests import Request
@@ -59,7 +59,7 @@ async def test_pings_of_sse_starlette_are_comments(
         reply = await read_past_pings(port, "/events", go_on)
     assert reply.body.count(b"data: ") == 2
     assert reply.body.count(b": ping") >= 2
-    await assert_told(backend, reply.body, route="/events")
+    await assert_reported(backend, reply.body, route="/events")
 
 
 async def test_pings_of_native_fastapi_streams_are_comments(
@@ -81,7 +81,7 @@ async def test_pings_of_native_fastapi_streams_are_comments(
         reply = await read_past_pings(port, "/events", go_on)
     assert reply.body.count(b"data: ") == 2
     assert reply.body.count(b": ping") >= 2
-    await assert_told(backend, reply.body, route="/events")
+    await assert_reported(backend, reply.body, route="/events")
 
 
 @AIOHTTP_SSE_3
@@ -101,4 +101,4 @@ async def test_pings_of_aiohttp_sse_are_comments(backend: Backend, instrument: I
         reply = await read_past_pings(port, "/events", go_on)
     assert reply.body.count(b"data: ") == 2
     assert reply.body.count(b": ping") >= 2
-    await assert_told(backend, reply.body, route="/events")
+    await assert_reported(backend, reply.body, route="/events")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from helpers.aiohttp_apps import write_stream
 from helpers.asgi import SSE
 from helpers.backend import exporting
 from helpers.otlp import Receiver
@@ -17,9 +18,9 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Mount, Route
 
 from otel_sse import SSEMiddleware
-from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
 from otel_sse.instrumentor import SSEInstrumentor
-from otel_sse.starlette import SSEStarletteInstrumentor
+from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
+from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
 # Every place that a secret hides in; the secret itself is made of the name.
 PLACES = (
@@ -39,7 +40,7 @@ PLACES = (
     *("exception", "cause", "variable"),
 )
 SECRETS = {place: f"zq{number:02}{place.replace('_', '')}qz" for number, place in enumerate(PLACES)}
-AGENT = "told-agent/1.0"
+AGENT = "recorded-agent/1.0"
 
 
 class Leaked(Exception):
@@ -49,7 +50,7 @@ class Leaked(Exception):
 def stream() -> Iterator[bytes]:
     """A stream with secrets wherever an application may put one, which breaks in the end."""
     variable = SECRETS["variable"]
-    # Only the first sixteen event types are told, and none that is longer than 64 bytes.
+    # Only the first sixteen event types are recorded, and none that is longer than 64 bytes.
     yield f"event: {SECRETS['long_type']}{'x' * 60}\ndata: x\n\n".encode()
     for number in range(16):
         yield b"event: type-%d\ndata: x\n\n" % number
@@ -87,11 +88,7 @@ async def raw_app(scope: Any, receive: Any, send: Any) -> None:
 
 async def aiohttp_handler(request: web.Request) -> web.StreamResponse:
     await request.read()
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **RESPONSE_HEADERS})
-    await response.prepare(request)
-    for chunk in stream():
-        await response.write(chunk)
-    return response
+    return await write_stream(request, stream(), **RESPONSE_HEADERS)
 
 
 @web.middleware
@@ -100,7 +97,7 @@ async def aiohttp_catch_all(request: web.Request, handler: Any) -> web.StreamRes
 
 
 def serve_untrusting(app: Any) -> Any:
-    """Under uvicorn, which by its default believes what a client on this host says of itself."""
+    """Under uvicorn, which by default believes the forwarding headers of local clients."""
     return serve_asgi(app, proxy_headers=False)
 
 
@@ -133,7 +130,7 @@ def serve_aiohttp_unmatched(providers: dict[str, Any]) -> Any:
     return serve_aiohttp(web.Application(middlewares=[aiohttp_catch_all]))
 
 
-# How the application is served, the route that is told, and whether the path is told. A path that
+# How the application is served, the route that is recorded, and whether the path is. A path that
 # no route matches to its end may hold anything.
 APPLICATIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str | None, bool]] = {
     "starlette": (serve_starlette, "/events/{room}", True),
@@ -193,8 +190,8 @@ async def test_no_secret_is_exported(application: str) -> None:
     """By default none of the places where a secret hides is in the exported bytes of any signal,
     while the stream itself reaches its client with all that it holds.
     """
-    serve, route, told = APPLICATIONS[application]
-    path = "/events/room-7" if told else f"/events/{SECRETS['path']}"
+    serve, route, has_path = APPLICATIONS[application]
+    path = "/events/room-7" if has_path else f"/events/{SECRETS['path']}"
     used: list[SSEInstrumentor] = []
     with Tap() as receiver:
         with exporting(receiver) as providers:
@@ -205,7 +202,7 @@ async def test_no_secret_is_exported(application: str) -> None:
                         used.append(kind())
                 async with serve(providers) as port:
                     answer = await ask(port, path)
-                # Once nobody is instrumented, the counters tell nothing more.
+                # Once nothing is instrumented, the counters report nothing more.
                 await asyncio.to_thread(providers["meter_provider"].force_flush)
             finally:
                 for instrumentor in used:
@@ -213,10 +210,10 @@ async def test_no_secret_is_exported(application: str) -> None:
 
         for place in ("data", "event_id", "comment", "late_type", "open_line", "set_cookie"):
             assert SECRETS[place].encode() in answer, place
-        # The stream is told, with all that the contract says of it ...
+        # The stream is reported, with all that the conventions list ...
         (span,) = receiver.spans("SSE")
         assert span.attributes.get("http.route") == route
-        assert span.attributes.get("url.path") == (path if told else None)
+        assert span.attributes.get("url.path") == (path if has_path else None)
         assert span.attributes["user_agent.original"] == AGENT
         assert span.attributes["client.address"] == "127.0.0.1"
         assert span.attributes["sse.close.reason"] == "error"

@@ -48,7 +48,7 @@ case(ASGI, "/events", "/events")(starlette_whole_body)
 
 
 def below_proxy(app: Any) -> Any:
-    """The application as a server runs it that is told of a path prefix."""
+    """The application as a server runs it that knows a path prefix."""
 
     async def proxied(scope: Any, receive: Any, send: Any) -> None:
         await app({**scope, "root_path": "/proxy"}, receive, send)
@@ -194,7 +194,7 @@ def gzip_middleware_of_a_mount() -> Any:
     return starlette(Mount("/sub", routes=[Route("/events", endpoint)], middleware=[GZIP_ALL]))
 
 
-async def told_events() -> AsyncIterator[sse_starlette.ServerSentEvent]:
+async def library_events() -> AsyncIterator[sse_starlette.ServerSentEvent]:
     yield sse_starlette.ServerSentEvent(comment="hello")
     for number in range(4):
         yield sse_starlette.ServerSentEvent(data=f"{number}\nx", event="tick", id=str(number))
@@ -204,7 +204,7 @@ async def told_events() -> AsyncIterator[sse_starlette.ServerSentEvent]:
 @case(ASGI, "/events/1", "/events/{n}")
 def sse_starlette_response() -> Any:
     async def events(request: Request) -> Response:
-        return sse_starlette.EventSourceResponse(told_events())
+        return sse_starlette.EventSourceResponse(library_events())
 
     return starlette(Route("/events/{n}", events))
 
@@ -327,10 +327,10 @@ def fastapi_native_compressed() -> Any:
 
 
 @pytest.mark.parametrize("case", ASGI)
-async def test_a_stream_below_a_starlette_router_is_told_and_left_alone(
+async def test_a_stream_below_a_starlette_router_is_reported_and_unmodified(
     case: Case, backend: Backend, instrument: Instrument
 ) -> None:
-    """The response is the same byte for byte as without us, and is told once: exact counts, the
-    whole route template, one span, one opening and one ending.
+    """The response is the same byte for byte as without us, and is reported once: exact counts,
+    the whole route template, one span, one opened and one closed event.
     """
     await check(case, backend, instrument)

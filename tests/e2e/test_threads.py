@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import uvloop
 from aiohttp import web
+from helpers.aiohttp_apps import aiohttp_app, write_stream
 from helpers.backend import Backend
 from helpers.raw_client import RawClient
 from helpers.servers import serve_aiohttp, serve_asgi
@@ -25,7 +26,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 import otel_sse
-from otel_sse import garbage
+from otel_sse.process import gc_safety
 
 STREAMS = 240
 MESSAGES = 12
@@ -57,11 +58,7 @@ async def _starlette_endpoint(request: Request) -> StreamingResponse:
 
 
 async def _aiohttp_handler(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-    await response.prepare(request)
-    async for chunk in _chunks():
-        await response.write(chunk)
-    return response
+    return await write_stream(request, _chunks())
 
 
 def _serve_starlette() -> Any:
@@ -69,9 +66,7 @@ def _serve_starlette() -> Any:
 
 
 def _serve_aiohttp() -> Any:
-    app = web.Application()
-    app.router.add_get("/aiohttp", _aiohttp_handler)
-    return serve_aiohttp(app)
+    return serve_aiohttp(aiohttp_app("/aiohttp", _aiohttp_handler))
 
 
 async def _clients(serve: Callable[[], Any], path: str) -> None:
@@ -198,20 +193,22 @@ def _assert_segments_whole(backend: Backend) -> None:
         assert sum(each["sse.segment.messages"] for each in found) == MESSAGES
 
 
-def test_garbage_is_told_though_a_thread_could_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system had no thread left for the first: it is told with the ones that come later."""
-    told: list[int] = []
+def test_garbage_is_reported_though_a_thread_could_not_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The system had no thread for the first: it is reported with those that come later."""
+    called: list[int] = []
 
-    def none_left(*_: Any) -> None:
+    def refuse(*_: Any) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patched:
-        patched.setattr(garbage, "start_new_thread", none_left)
-        garbage.later(partial(told.append, 0))
+        patched.setattr(gc_safety, "start_new_thread", refuse)
+        gc_safety.defer(partial(called.append, 0))
     for number in range(1, 100):
-        garbage.later(partial(told.append, number))
-    wait_until(lambda: len(told) == 100)
-    assert sorted(told) == [*range(100)]
+        gc_safety.defer(partial(called.append, number))
+    wait_until(lambda: len(called) == 100)
+    assert sorted(called) == [*range(100)]
 
 
 # A stream whose loop has gone away is freed by the garbage collector, wherever that may run: here
@@ -291,8 +288,8 @@ _ABANDONED = """
 
 
 def test_a_stream_that_the_garbage_collector_ends_locks_nothing(tmp_path: Path) -> None:
-    """A stream that nobody runs to its end is told as ``unknown``, without a deadlock and without
-    a word on the application's standard error.
+    """A stream that is never run to its end is reported as ``unknown``, without a deadlock and
+    without a line on the application's standard error.
     """
     process = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(_ABANDONED)],

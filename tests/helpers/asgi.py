@@ -4,12 +4,16 @@ import asyncio
 from typing import Any
 
 from helpers.backend import Backend
-
+from helpers.waiting import PATIENCE
 from otel_sse import SSEMiddleware
 
 SSE = [(b"content-type", b"text/event-stream")]
 START = {"type": "http.response.start", "status": 200, "headers": SSE}
 TRACEPARENT = (b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01")
+
+
+class AppError(Exception):
+    """An error of the application's own."""
 
 
 def middleware(backend: Backend, app: Any, **options: Any) -> SSEMiddleware:
@@ -69,8 +73,18 @@ class Fed:
         self.status = status
         self.headers = headers
         self.idle = asyncio.Event()
+        self.broken = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self._stream(send)
+        except BaseException:
+            # Nothing takes from the queue any more: a test that feeds it must not wait.
+            self.broken = True
+            self.idle.set()
+            raise
+
+    async def _stream(self, send: Any) -> None:
         start = {"type": "http.response.start", "status": self.status, "headers": self.headers}
         await send(start)
         while (chunk := await self._next()) is not None:
@@ -92,7 +106,8 @@ class Fed:
         self.idle.clear()
         for chunk in chunks:
             self.queue.put_nowait(chunk)
-        await self.idle.wait()
+        await asyncio.wait_for(self.idle.wait(), PATIENCE)
+        assert not self.broken, "the application has ended before it sent them all"
 
     def end(self, *last: Any) -> None:
         for chunk in last or (None,):

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from helpers.otlp import Receiver
 from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -20,11 +19,13 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from helpers.otlp import Receiver
+
 Attributes = dict[str, Any]
 
 
 class Backend:
-    """Three SDK providers that keep in memory what they are told."""
+    """Three SDK providers that keep what is recorded in memory."""
 
     def __init__(self, **tracer_options: Any) -> None:
         self._spans = InMemorySpanExporter()
@@ -47,13 +48,24 @@ class Backend:
         }
 
     def spans(self, name: str = "") -> list[ReadableSpan]:
-        """The finished spans whose name starts so, in the order of their ending."""
+        """The finished spans whose name starts so, in the order of their end."""
         return [span for span in self._spans.get_finished_spans() if span.name.startswith(name)]
 
     def events(self, name: str = "") -> list[Any]:
         """The log-based events of that name."""
         records = [each.log_record for each in self._logs.get_finished_logs()]
         return [record for record in records if (record.event_name or "").startswith(name)]
+
+    def __str__(self) -> str:
+        """All of it in short, for a failing test's message."""
+        lines = [f"span {each.name} {dict(each.attributes or {})}" for each in self.spans()]
+        lines += [f"event {each.event_name} {dict(each.attributes)}" for each in self.events()]
+        lines += [
+            f"metric {name} {getattr(point, 'value', getattr(point, 'count', None))} {attributes}"
+            for name in self.metrics()
+            for attributes, point in self.points(name)
+        ]
+        return "\n".join(["", *lines])
 
     def metrics(self) -> dict[str, Any]:
         """One collection: the metrics of this library by name."""

@@ -12,18 +12,18 @@ import threading
 from time import monotonic, sleep
 from typing import Any
 
-from helpers.asgi import START, http_scope
 from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 import otel_sse
-from otel_sse.asgi import Responder
-from otel_sse.connection import Connection
-from otel_sse.current import Request
-from otel_sse.scanner import Scanner
-from otel_sse.segment import Segment
+from helpers.asgi import START, AppError, http_scope
+from otel_sse.servers.asgi import RequestObserver
+from otel_sse.stream.request_span import RequestSpan
+from otel_sse.stream.server import ServerStream
+from otel_sse.telemetry.segment import Segment
+from otel_sse.wire.parser import EventStreamParser
 
 # How many blocks of the interpreter's allocator may remain; an object takes one or more. A leak of
 # one object per stream is far above it.
@@ -31,7 +31,7 @@ SLACK = 2_000
 # Seconds in which the throttle has to emit everything.
 PATIENCE = 60
 
-OURS = (Connection, Segment, Scanner, Responder, Request)
+OURS = (ServerStream, Segment, EventStreamParser, RequestObserver, RequestSpan)
 MESSAGE = {"type": "http.response.body", "body": b"event: tick\ndata: x\n\n", "more_body": True}
 END = {"type": "http.response.body", "body": b"", "more_body": False}
 REASONS = ("completed", "client_disconnect", "unknown", "error", "unknown")
@@ -41,10 +41,6 @@ def ours() -> int:
     """How many of the package's objects are alive."""
     gc.collect()
     return sum(type(each) in OURS for each in gc.get_objects())
-
-
-class Own(Exception):
-    """An error of the application's."""
 
 
 class Counter(SpanProcessor, LogRecordProcessor):
@@ -109,7 +105,7 @@ class Churn:
             )
             try:
                 await self._middleware(scope, self._receive, self._send)
-            except (Own, asyncio.CancelledError):
+            except (AppError, asyncio.CancelledError):
                 pass
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
@@ -122,7 +118,7 @@ class Churn:
             await receive()
             await send(MESSAGE)
         elif reason == 3:
-            raise Own
+            raise AppError
         elif reason == 4:
             raise asyncio.CancelledError
 

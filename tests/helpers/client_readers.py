@@ -13,6 +13,7 @@ import httpx_sse
 import pytest
 import requests
 import sseclient
+
 from helpers.backend import Backend
 from helpers.client_streams import (
     INSTRUMENTORS,
@@ -246,7 +247,7 @@ synchronous = pytest.mark.parametrize("name", ["httpx", "httpx2", "requests"])
 
 
 async def close_reason_of(backend: Backend) -> Any:
-    """The reason of the one stream that there was, told in three places and live no more."""
+    """The close reason of the only stream, which is closed; three signals report the same."""
     await until(lambda: backend.spans("SSE"))
     (span,) = backend.spans("SSE")
     found = span.attributes["sse.close.reason"]

@@ -1,5 +1,5 @@
 """What the tests of the clients share: a server that ends its streams in many ways, and all that
-has to be told of what was read.
+has to be reported of what was read.
 """
 
 import asyncio
@@ -11,15 +11,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+
 from helpers import oracle
 from helpers.backend import Backend
 from helpers.streams import PIECES, STREAM
 from helpers.waiting import until
-from opentelemetry.sdk.trace import ReadableSpan
-
-from otel_sse.aiohttp_client import SSEAiohttpClientInstrumentor
-from otel_sse.httpx import SSEHttpxInstrumentor
-from otel_sse.requests import SSERequestsInstrumentor
+from otel_sse.clients.aiohttp import SSEAiohttpClientInstrumentor
+from otel_sse.clients.httpx import SSEHttpxInstrumentor
+from otel_sse.clients.requests import SSERequestsInstrumentor
 
 INSTRUMENTORS = (SSEAiohttpClientInstrumentor, SSEHttpxInstrumentor, SSERequestsInstrumentor)
 FIRST = b"data: 1\n\n"
@@ -27,15 +27,15 @@ CHUNKED = "Transfer-Encoding: chunked"
 BASE = ("http.request.method", "server.address", "server.port")
 
 
-class Request(NamedTuple):
+class ReceivedRequest(NamedTuple):
     path: str
     headers: dict[str, str]
 
 
-class Wire(NamedTuple):
+class ServerSide(NamedTuple):
     """A server's side of one connection."""
 
-    request: Request
+    request: ReceivedRequest
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
@@ -51,12 +51,12 @@ class Wire(NamedTuple):
         self.writer.write(data)
         await self.writer.drain()
 
-    async def left(self) -> None:
-        """Waits until the client leaves."""
+    async def client_disconnected(self) -> None:
+        """Waits until the client disconnects."""
         await self.reader.read()
 
 
-Answer = Callable[[Wire], Awaitable[None]]
+Answer = Callable[[ServerSide], Awaitable[None]]
 
 
 def compress(coding: str, data: bytes) -> bytes:
@@ -74,7 +74,7 @@ def compress(coding: str, data: bytes) -> bytes:
     return codings[coding](data)
 
 
-async def _all(wire: Wire) -> None:
+async def _all(wire: ServerSide) -> None:
     await wire.head(CHUNKED)
     for piece in PIECES:
         await wire.chunk(piece)
@@ -82,12 +82,12 @@ async def _all(wire: Wire) -> None:
     await wire.chunk(b"")
 
 
-async def _unicode(wire: Wire) -> None:
+async def _unicode(wire: ServerSide) -> None:
     await wire.head(f"Content-Length: {len(STREAM)}", kind="event-stream; charset=utf-8")
     await wire.send(STREAM)
 
 
-async def _coded(wire: Wire) -> None:
+async def _coded(wire: ServerSide) -> None:
     coding = wire.request.path[1:]
     body = compress(coding, STREAM)
     await wire.head(CHUNKED, f"Content-Encoding: {coding}")
@@ -96,47 +96,47 @@ async def _coded(wire: Wire) -> None:
     await wire.chunk(b"")
 
 
-async def _not_gzip(wire: Wire) -> None:
+async def _not_gzip(wire: ServerSide) -> None:
     await wire.head(CHUNKED, "Content-Encoding: gzip")
     await wire.chunk(b"this is no gzip")
     await wire.chunk(b"")
 
 
-async def _empty(wire: Wire) -> None:
+async def _empty(wire: ServerSide) -> None:
     await wire.head("Content-Length: 0")
 
 
-async def _cut(wire: Wire) -> None:
+async def _cut(wire: ServerSide) -> None:
     await wire.head(CHUNKED)
     await wire.chunk(FIRST)
 
 
-async def _short(wire: Wire) -> None:
+async def _short(wire: ServerSide) -> None:
     await wire.head("Content-Length: 100")
     await wire.send(FIRST)
 
 
-async def _redirect(wire: Wire) -> None:
+async def _redirect(wire: ServerSide) -> None:
     await wire.head("Location: /all", "Content-Length: 0", status="302 Found", kind="plain")
 
 
-async def _broken(wire: Wire) -> None:
+async def _broken(wire: ServerSide) -> None:
     await wire.head(f"Content-Length: {len(FIRST)}", status="503 Service Unavailable")
     await wire.send(FIRST)
 
 
-async def _html(wire: Wire) -> None:
+async def _html(wire: ServerSide) -> None:
     await wire.head("Content-Length: 2", kind="html")
     await wire.send(b"hi")
 
 
-async def _endless(wire: Wire) -> None:
+async def _endless(wire: ServerSide) -> None:
     await wire.head(CHUNKED)
     await wire.chunk(FIRST)
-    await wire.left()
+    await wire.client_disconnected()
 
 
-async def _ticking(wire: Wire) -> None:
+async def _ticking(wire: ServerSide) -> None:
     await wire.head(CHUNKED)
     while not wire.reader.at_eof():
         await wire.chunk(FIRST)
@@ -163,18 +163,18 @@ _ANSWERS: dict[str, Answer] = {
 }
 
 
-async def _by_path(wire: Wire) -> None:
+async def _by_path(wire: ServerSide) -> None:
     await _ANSWERS[wire.request.path.partition("?")[0]](wire)
 
 
-class Server:
+class StreamServer:
     """One answer a connection; ``requests`` are those that came."""
 
     def __init__(self, answer: Answer) -> None:
-        self.requests: list[Request] = []
+        self.requests: list[ReceivedRequest] = []
         self._answer = answer
         self._busy: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.StreamServer | None = None
         self.port = 0
 
     @property
@@ -205,9 +205,9 @@ class Server:
                 first, *rest = head.strip().split("\r\n")
                 fields = (line.split(": ", 1) for line in rest)
                 headers = {name.lower(): value for name, value in fields}
-                request = Request(first.split()[1], headers)
+                request = ReceivedRequest(first.split()[1], headers)
                 self.requests.append(request)
-                await self._answer(Wire(request, reader, writer))
+                await self._answer(ServerSide(request, reader, writer))
         finally:
             writer.close()
             with contextlib.suppress(ConnectionError):
@@ -215,8 +215,8 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def serving(answer: Answer = _by_path) -> AsyncIterator[Server]:
-    server = Server(answer)
+async def serving(answer: Answer = _by_path) -> AsyncIterator[StreamServer]:
+    server = StreamServer(answer)
     await server.start()
     try:
         yield server
@@ -245,7 +245,7 @@ async def assert_read(
     error_type: str | None = None,
     resumed: bool = False,
 ) -> ReadableSpan:
-    """The one stream that there was is told once, completely, with these bytes; gives its span."""
+    """The only stream is reported once, completely, with these bytes; gives its span."""
     await until(lambda: backend.spans("SSE"))
     (span,) = backend.spans("SSE")
     messages, comments = oracle.read(stream)
@@ -267,8 +267,8 @@ async def assert_read(
     assert firsts == ({base: 1} if messages else {})
     gaps = table(backend, "message.gap")
     assert gaps == ({base: len(messages) - 1} if len(messages) > 1 else {})
-    ending = ("sse.close.reason", "http.response.status_code", "error.type")
-    durations = table(backend, "connection.duration", *ending)
+    labels = ("sse.close.reason", "http.response.status_code", "error.type")
+    durations = table(backend, "connection.duration", *labels)
     assert durations == {(*base, reason, status, error_type): 1}
 
     found = dict(span.attributes or {})

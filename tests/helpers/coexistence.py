@@ -11,9 +11,6 @@ import starlette.applications
 import starlette.middleware.opentelemetry as starlettes_own
 from aiohttp import web
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from helpers.backend import Backend
-from helpers.servers import serve_aiohttp, serve_asgi
-from helpers.streams import PIECES, Reply, assert_told, fetch
 from opentelemetry import baggage
 from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
@@ -25,6 +22,11 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
+
+from helpers.aiohttp_apps import write_stream
+from helpers.backend import Backend
+from helpers.servers import serve_aiohttp, serve_asgi
+from helpers.streams import PIECES, Reply, assert_reported, fetch
 
 SSE = "text/event-stream"
 Instrument = Callable[..., None]
@@ -270,8 +272,8 @@ async def together(
     backend: Backend,
     instrument: Instrument,
 ) -> tuple[ReadableSpan, Caller, Work]:
-    """Asks an application with theirs alone and then with ours too, and holds the two against one
-    another: same bytes, same server spans, same baggage; gives our span.
+    """Asks an application with theirs alone and then with ours too, and compares the
+    two: same bytes, same server spans, same baggage; gives our span.
     """
     alone, both = Caller(), Caller()
     work_alone, work = Work(backend), Work(backend)
@@ -294,14 +296,14 @@ async def together(
         [(SpanKind.SERVER, "caller")] if http.makes_spans else []
     )
     assert seen.raw == plain.raw
-    connection = await assert_told(backend, seen.body, route="/rooms/{room}")
+    connection = await assert_reported(backend, seen.body, route="/rooms/{room}")
     assert both.servers(backend) == theirs
     assert work.tenants == work_alone.tenants
     assert set(work.tenants) == ({"acme"} if http.bears_baggage else {None})
     return connection, both, work
 
 
-def aiohttp_app(handler: Any) -> web.Application:
+def rooms_app(handler: Any) -> web.Application:
     """Rebuilt each time: contrib's replaces the class, and wants its middlewares in a list."""
     app = web.Application(middlewares=[])
     app.router.add_get("/rooms/{room}", handler)
@@ -310,11 +312,7 @@ def aiohttp_app(handler: Any) -> web.Application:
 
 def writing(work: Work) -> Any:
     async def handler(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": SSE})
-        await response.prepare(request)
-        async for piece in work.pieces():
-            await response.write(piece)
-        return response
+        return await write_stream(request, work.pieces())
 
     return handler
 

@@ -8,16 +8,6 @@ from typing import Any
 import pytest
 from aiohttp import web
 from fastapi.sse import EventSourceResponse as FastAPIEventSourceResponse
-from helpers.backend import Backend
-from helpers.servers import serve_aiohttp, serve_asgi
-from helpers.streams import (
-    PIECES,
-    STREAM,
-    Reply,
-    apieces,
-    assert_told,
-    fetch,
-)
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -25,13 +15,25 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 
+from helpers.aiohttp_apps import TYPED, aiohttp_app, start_stream
+from helpers.backend import Backend
+from helpers.servers import serve_aiohttp, serve_asgi
+from helpers.streams import (
+    PIECES,
+    STREAM,
+    Reply,
+    apieces,
+    assert_reported,
+    fetch,
+)
+
 SSE = "text/event-stream"
 Instrument = Callable[..., None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An application, a request to it, and what has to be told of that."""
+    """An application, a request to it, and what has to be reported."""
 
     build: Callable[[], Any]
     path: str
@@ -88,18 +90,10 @@ def starlette(*routes: Any, **options: Any) -> Starlette:
 GZIP_ALL = Middleware(GZipMiddleware, minimum_size=0, exclude_content_types=())
 GZIPPED = {"headers": ("Accept-Encoding: gzip",), "coding": "gzip"}
 NATIVE = {"response_class": FastAPIEventSourceResponse}
-TYPED = {"Content-Type": SSE}
-
-
-def aiohttp_app(path: str, handler: Any, **options: Any) -> web.Application:
-    app = web.Application(**options)
-    app.router.add_route("*", path, handler)
-    return app
 
 
 async def write_pieces(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers=TYPED)
-    await response.prepare(request)
+    response = await start_stream(request)
     for piece in PIECES:
         await response.write(piece)
         await asyncio.sleep(0)
@@ -149,7 +143,7 @@ async def check(case: Case, backend: Backend, instrument: Instrument) -> None:
     plain, seen = await twice(case, instrument)
     assert seen.raw == plain.raw
     wanted = {"route": case.route, "method": case.method, "status": case.status}
-    await assert_told(backend, seen.stream, **wanted)
+    await assert_reported(backend, seen.stream, **wanted)
 
 
 def mounts_three_deep() -> Any:

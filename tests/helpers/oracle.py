@@ -1,7 +1,7 @@
 """What an event stream means, read off the WHATWG HTML standard as slowly as it is written there.
 
-The tests and ``fuzz.py`` hold the scanner against this. It shares nothing with it: the messages
-come from the decoded text, the sizes from the bytes, and neither way knows of chunks.
+The tests and ``benchmarks/fuzz.py`` compare the parser with this, which shares nothing with it:
+the messages come from the decoded text, the sizes from the bytes, and neither way knows of chunks.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,14 +9,14 @@ from typing import NamedTuple, Protocol
 
 BOM = b"\xef\xbb\xbf"
 
-# A longer event type or id may be told cut, but never to fewer bytes than this.
+# A longer event type or id may be reported cut, but never to fewer bytes than this.
 CUT = 240
 
 # What a long line may start with that moves what follows it.
 LEADS = (b": ", b"data: ", b"event: tick\ndata: x\r\n", b"data: x\n\n: ")
 
 Buffer = bytes | bytearray | memoryview
-Told = tuple[str, int, str | None]
+ParsedMessage = tuple[str, int, str | None]
 
 
 class Message(NamedTuple):
@@ -27,7 +27,7 @@ class Message(NamedTuple):
     id: str
 
 
-class Wire(NamedTuple):
+class Block(NamedTuple):
     """Where a dispatched block lies: its first field, its blank line, and what comes after."""
 
     start: int
@@ -99,7 +99,7 @@ def read(stream: bytes) -> tuple[list[Message], int]:
                 # "If the field value does not contain U+0000 NULL, then set the last event ID
                 # buffer to the field value. Otherwise, ignore the field."
                 last_event_id_buffer = value
-            # "retry" sets a time that no message tells; "Otherwise: The field is ignored."
+            # "retry" sets a time that no message carries; "Otherwise: The field is ignored."
     # "Once the end of the file is reached, any pending data must be discarded."
     return messages, comments
 
@@ -119,9 +119,9 @@ def _lines(text: str) -> Iterator[str]:
         before = character
 
 
-def wire(stream: bytes) -> list[Wire]:
+def wire(stream: bytes) -> list[Block]:
     """Where the messages lie in the bytes: from the first field through the blank line's end."""
-    blocks: list[Wire] = []
+    blocks: list[Block] = []
     start = None
     data = False
     at = len(BOM) if stream[:3] == BOM else 0
@@ -135,7 +135,7 @@ def wire(stream: bytes) -> list[Wire]:
         line = stream[at:stop]
         if line == b"":
             if data and start is not None:
-                blocks.append(Wire(start, at, after))
+                blocks.append(Block(start, at, after))
             start = None
             data = False
         elif line[:1] != b":":
@@ -146,16 +146,16 @@ def wire(stream: bytes) -> list[Wire]:
         at = after
 
 
-class Scanner(Protocol):
-    """What is held against the oracle."""
+class Parser(Protocol):
+    """What is compared with the oracle."""
 
     comments: int
 
-    def whole(self, chunk: Buffer) -> str | None:
+    def match_template(self, chunk: Buffer) -> str | None:
         """The type of the one message that the chunk is, where it is not to be fed."""
         ...
 
-    def feed(self, chunk: Buffer) -> Sequence[Told]:
+    def feed(self, chunk: Buffer) -> Sequence[ParsedMessage]:
         """The messages that the chunk completes."""
         ...
 
@@ -177,14 +177,14 @@ def aligned(lead: bytes, stream: bytes, at: int, boundary: int) -> bytes:
 
 
 def difference(
-    scanner: Scanner,
+    parser: Parser,
     stream: bytes,
     cuts: Iterable[int] = (),
     *,
     ids: bool = False,
     buffer: Callable[[bytes], Buffer] = bytes,
 ) -> str | None:
-    """What a new scanner, fed the stream in these chunks, tells otherwise than the oracle.
+    """How a new parser, fed the stream in these chunks, differs from the oracle.
 
     A message is due with the chunk that holds the first byte of its blank line. Its size is that
     on the wire, but for the LF of a blank line whose CR was the last byte of a chunk.
@@ -198,14 +198,16 @@ def difference(
     end = 0
     for chunk in cut(stream, cuts):
         end += len(chunk)
-        known = scanner.whole(buffer(chunk))
-        told = scanner.feed(buffer(chunk)) if known is None else [(known, len(chunk), None)]
-        for kind, size, last_id in told:
+        known = parser.match_template(buffer(chunk))
+        found = parser.feed(buffer(chunk)) if known is None else [(known, len(chunk), None)]
+        for kind, size, last_id in found:
             if done == len(due):
                 return f"a message too many by byte {end}: {(kind, size, last_id)!r}"
             message, block = due[done]
             if block.blank >= end:
-                return f"message {done} is told by byte {end}, its blank line is at {block.blank}"
+                return (
+                    f"message {done} is reported by byte {end}, its blank line is at {block.blank}"
+                )
             whole = block.end - block.start
             halved = block.end - 1 == end and stream[block.blank : block.end] == b"\r\n"
             if size != whole - halved:
@@ -216,16 +218,16 @@ def difference(
                 return f"message {done} has id {last_id!r}, not {message.id!r}"
             done += 1
         if done < len(due) and due[done][1].blank < end:
-            return f"message {done} is not told by byte {end}"
-    if scanner.comments != comments:
-        return f"{scanner.comments} comments, not {comments}"
+            return f"message {done} is not reported by byte {end}"
+    if parser.comments != comments:
+        return f"{parser.comments} comments, not {comments}"
     return None
 
 
-def _same(told: str, whole: str) -> bool:
-    """Whether a value is told whole, or cut where it may be."""
-    if told == whole:
+def _same(found: str, whole: str) -> bool:
+    """Whether a value is reported whole, or cut where it may be."""
+    if found == whole:
         return True
     # The cut may halve the last character.
-    prefix = told[:-1] if told[-1:] == "\ufffd" else told
-    return len(told.encode()) >= CUT and len(told) <= 256 and whole.startswith(prefix)
+    prefix = found[:-1] if found[-1:] == "\ufffd" else found
+    return len(found.encode()) >= CUT and len(found) <= 256 and whole.startswith(prefix)

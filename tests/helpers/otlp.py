@@ -107,7 +107,7 @@ class Record:
 
 
 def exporter_environment(endpoint: str) -> dict[str, str]:
-    """Variables of a process that tells ``endpoint``, and by itself not within a minute."""
+    """Variables of a process that exports to ``endpoint``, at the earliest after a minute."""
     return {
         "OTEL_TRACES_EXPORTER": "otlp",
         "OTEL_METRICS_EXPORTER": "otlp",
@@ -123,7 +123,7 @@ def exporter_environment(endpoint: str) -> dict[str, str]:
 class Receiver:
     """Listens on a port of its own while its block lasts: ``with Receiver() as receiver``.
 
-    What was received is kept; of cumulative metrics, what the latest export of a resource said.
+    It keeps what it received; of cumulative metrics, the latest export of each resource.
     The end of the block raises if anything came that could not be read.
     """
 

@@ -1,4 +1,4 @@
-"""Server processes on real sockets, instrumented from outside, that tell a real receiver."""
+"""Server processes on real sockets, instrumented from outside, that export to a real receiver."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ ALONE = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": f"{CONTRIB},system_metrics"}
 
 
 class Served:
-    """A server process; its exporters would wait for a minute before they told anything."""
+    """A server process; its exporters wait for a minute before their first export."""
 
     def __init__(
         self, command: str, receiver: Receiver | None, folder: Path = APPS, **env: str
@@ -51,6 +51,8 @@ class Served:
                 _, writer = await asyncio.open_connection("127.0.0.1", self.port)
                 writer.close()
                 return
+            if self.process.poll() is not None:
+                break
             await asyncio.sleep(0.05)
         raise AssertionError(f"it does not listen: {self.ended(signal.SIGKILL)}")
 

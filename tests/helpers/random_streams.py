@@ -1,12 +1,11 @@
-"""Compares the scanner with the oracle on random streams."""
+"""Compares the parser with the oracle on random streams."""
 
 import random
 from collections.abc import Callable
 
 from helpers.oracle import BOM, LEADS, Buffer, aligned, difference, line_edges, wire
-
-from otel_sse import scanner
-from otel_sse.scanner import Scanner
+from otel_sse.wire import parser
+from otel_sse.wire.parser import EventStreamParser
 
 ENDS = (b"\n", b"\n", b"\r", b"\r\n", b"\r\n")
 LINES = (
@@ -104,8 +103,8 @@ def run(task: tuple[str, int]) -> Failure | None:
             cuts = random_cuts(rng, stream)
         ids = rng.random() < 0.3
         kind = rng.choice(KINDS)
-        scanner._known_lines.clear()
-        found = difference(Scanner(capture_id=ids), stream, cuts, ids=ids, buffer=kind)
+        parser._known_lines.clear()
+        found = difference(EventStreamParser(capture_id=ids), stream, cuts, ids=ids, buffer=kind)
         if found:
             return found, stream, cuts, ids, kind
     return None

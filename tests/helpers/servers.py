@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import uvicorn
 from aiohttp import web
+
 from helpers.waiting import until
 
 # Below those that Linux and others hand out; each process that tests takes them in its own order.
@@ -31,7 +32,7 @@ async def serve_asgi(app: Any, **config: Any) -> AsyncIterator[int]:
     with _no_signals(server):
         task = asyncio.create_task(server.serve([listener]))
         try:
-            await until(lambda: server.started)
+            await until(lambda: server.started, running=task)
             yield int(listener.getsockname()[1])
         finally:
             server.should_exit = True

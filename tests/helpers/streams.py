@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: a stream, its reader, and all that has to be told of it."""
+"""What the end-to-end tests share: a stream, its reader, and all that has to be reported."""
 
 import asyncio
 import contextlib
@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, NamedTuple
 
+from opentelemetry.sdk.trace import ReadableSpan
+
 from helpers import oracle
 from helpers.backend import Attributes, Backend
 from helpers.waiting import until
-from opentelemetry.sdk.trace import ReadableSpan
 
 # A stream in which no piece is a message: several in one piece, one in several, a CRLF cut in
 # two, comments around and inside of blocks, blocks without data, an open one at the end.
@@ -45,7 +46,7 @@ async def apieces() -> AsyncIterator[bytes]:
 
 
 class Reply(NamedTuple):
-    """A response; ``raw`` is all of it as it came, but for what tells the time."""
+    """A response; ``raw`` is all of it as it came, but for its date."""
 
     raw: bytes
     status: int
@@ -120,7 +121,7 @@ def table(backend: Backend, name: str, *extra: str) -> dict[tuple[Any, ...], Any
     }
 
 
-async def assert_told(
+async def assert_reported(
     backend: Backend,
     stream: bytes,
     *,
@@ -129,7 +130,7 @@ async def assert_told(
     reason: str = "completed",
     status: int = 200,
 ) -> ReadableSpan:
-    """The one stream that there was is told with these bytes, once, completely; gives its span."""
+    """The only stream is reported with these bytes, once, completely; gives its span."""
     messages, comments = oracle.read(stream)
     name = f"SSE {route}" if route else "SSE"
     spans = await until(lambda: backend.spans("SSE"))
@@ -145,8 +146,8 @@ async def assert_told(
     connections = table(backend, "sse.server.connections", "sse.resumed")
     assert connections == {(*base, False): 1, (*base, True): 0}
     error_type = str(status) if status >= 500 else None
-    ending = ("sse.close.reason", "http.response.status_code", "error.type")
-    durations = table(backend, "sse.server.connection.duration", *ending)
+    labels = ("sse.close.reason", "http.response.status_code", "error.type")
+    durations = table(backend, "sse.server.connection.duration", *labels)
     assert durations == {(*base, reason, status, error_type): 1}
     firsts = table(backend, "sse.server.connection.time_to_first_message")
     assert firsts == ({base: 1} if messages else {})
@@ -176,7 +177,7 @@ async def assert_told(
 
 
 def assert_silent(backend: Backend) -> None:
-    """Nothing has been told of any stream."""
+    """No stream has been reported."""
     assert backend.spans("SSE") == []
     assert backend.events("sse.") == []
     for name in backend.metrics():

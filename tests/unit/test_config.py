@@ -7,8 +7,8 @@ import pytest
 from otel_sse.config import Config, load
 
 
-def test_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without options and variables, the configuration is the contract's default."""
+def test_defaults_are_the_documented_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without options and variables, the configuration is the documented default."""
     for name in vars(Config()):
         monkeypatch.delenv("OTEL_PYTHON_SSE_" + name.upper(), raising=False)
     assert vars(load({})) == {
@@ -96,7 +96,7 @@ def test_a_bad_variable_warns_and_keeps_the_default(
 
 
 def test_an_unknown_option_is_a_type_error_that_lists_the_known() -> None:
-    """A misspelt keyword is told, with what there is."""
+    """A misspelt keyword raises; the error lists the options."""
     with pytest.raises(TypeError, match="segment_seconds"):
         load({"segments": 3})
 

@@ -11,12 +11,12 @@ from helpers.backend import Backend
 from opentelemetry.instrumentation.dependencies import DependencyConflict, DependencyConflictError
 from starlette.routing import Router
 
-from otel_sse.aiohttp_client import SSEAiohttpClientInstrumentor
-from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
-from otel_sse.httpx import SSEHttpxInstrumentor
+from otel_sse.clients.aiohttp import SSEAiohttpClientInstrumentor
+from otel_sse.clients.httpx import SSEHttpxInstrumentor
+from otel_sse.clients.requests import SSERequestsInstrumentor
 from otel_sse.instrumentor import SSEInstrumentor
-from otel_sse.requests import SSERequestsInstrumentor
-from otel_sse.starlette import SSEStarletteInstrumentor
+from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
+from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
 KINDS = [SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor]
 PATCHED = [
@@ -61,7 +61,7 @@ def test_instrumenting_twice_patches_once(
 
 
 def test_a_patch_on_top_of_ours_survives_and_ours_passes_through(backend: Backend) -> None:
-    """Where somebody has wrapped our patch, it stays and does nothing any more."""
+    """Where another patch wraps ours, ours stays and does nothing any more."""
     original = vars(Router)["__call__"]
     instrumentor = SSEStarletteInstrumentor()
     instrumentor.instrument(**backend.providers)
@@ -80,7 +80,7 @@ def test_a_patch_on_top_of_ours_survives_and_ours_passes_through(backend: Backen
 
 
 def test_both_share_one_telemetry(backend: Backend) -> None:
-    """Instruments are made once for a meter provider, whoever asks."""
+    """Instruments are made once for a meter provider, for all instrumentors."""
     for kind in KINDS:
         kind().instrument(**backend.providers)
     try:
@@ -109,7 +109,7 @@ def test_an_old_framework_is_skipped_as_contrib_skips_it(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """By hand it is logged and skipped; under auto-instrumentation the loader is told."""
+    """By hand it is logged and skipped; under auto-instrumentation the loader gets the error."""
     conflict = DependencyConflict("framework >= 99", "framework 1")
     monkeypatch.setattr(kind, "_check_dependency_conflicts", lambda _: conflict)
     before = current()

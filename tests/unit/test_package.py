@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
-from importlib.metadata import metadata, requires
+from importlib.metadata import distribution, metadata, requires
 from importlib.resources import files
+from pathlib import Path
+
+import otel_sse
 
 BARE = """
 import sys
@@ -30,23 +33,39 @@ async def send(message):
 scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
 asyncio.run(otel_sse.SSEMiddleware(app)(scope, None, send))
 print(otel_sse.connections())
+print(otel_sse.__file__)
 """
 
 
-def test_the_plain_package_needs_no_sdk_and_no_framework() -> None:
-    """Without an SDK, Starlette or aiohttp the middleware works, and tells nobody."""
+def test_the_plain_package_needs_no_sdk_and_no_framework(tmp_path: Path) -> None:
+    """Without an SDK, Starlette or aiohttp the middleware works, and reports nothing."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", BARE], capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", BARE],
+        # Not the checkout: Python looks for modules in the working directory first.
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.stderr == ""
-    assert done.stdout == "[1]\n[]\n"
+    assert done.stdout == f"[1]\n[]\n{otel_sse.__file__}\n"
 
 
 def test_it_requires_the_api_and_the_instrumentation_alone() -> None:
     """Everything else is an extra."""
     plain = [each for each in requires("otel-sse") or () if "extra ==" not in each]
     names = sorted(each.split(">")[0].strip() for each in plain)
-    assert names == ["opentelemetry-api", "opentelemetry-instrumentation"]
+    assert names == [
+        "opentelemetry-api",
+        "opentelemetry-instrumentation",
+        "opentelemetry-semantic-conventions",
+    ]
+
+
+def test_it_ships_the_package_alone() -> None:
+    """The wheel has no tests, examples or benchmarks, which would be top-level packages."""
+    found = {Path(each).parts[0].partition("-")[0] for each in distribution("otel-sse").files or ()}
+    assert found == {"otel_sse"}
 
 
 def test_it_is_typed_and_licensed() -> None:

@@ -1,6 +1,6 @@
 """A server whose telemetry is not there, or not yet; arguments: how, and the port.
 
-``plain`` is without us; ``api`` has the OpenTelemetry API alone, as ``later`` has until somebody
+``plain`` is without us; ``api`` has the OpenTelemetry API alone, as ``later`` has until a client
 asks for ``/provide``.
 """
 
@@ -25,7 +25,7 @@ def _events(_: Request) -> StreamingResponse:
 
 
 def _provide(_: Request) -> PlainTextResponse:
-    """Sets the three global providers, which tell whom the environment names."""
+    """Sets the three global providers, which export to the endpoint in the environment."""
     from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -50,7 +50,7 @@ app = Starlette(routes=[Route("/events", _events), Route("/provide", _provide)])
 if __name__ == "__main__":
     how, port = sys.argv[1:]
     if how != "plain":
-        from otel_sse.starlette import SSEStarletteInstrumentor
+        from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
         SSEStarletteInstrumentor().instrument()
     uvicorn.run(app, port=int(port), log_level="warning")

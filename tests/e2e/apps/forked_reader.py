@@ -1,4 +1,4 @@
-"""A process that reads a stream and forks while another thread tells of its silence. The child lets
+"""A process that reads a stream and forks while another thread reports its stall. The child lets
 go of its copy of the response. Ends with the child's status, or 1 where that does not end.
 """
 
@@ -13,7 +13,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
-from otel_sse.httpx import SSEHttpxInstrumentor
+from otel_sse.clients.httpx import SSEHttpxInstrumentor
 
 _reached = threading.Event()
 _open = threading.Event()
@@ -42,7 +42,7 @@ def _ended(child: int) -> int:
 
 
 def _chunks(held: list[httpx.Response], status: list[int]) -> Iterator[bytes]:
-    """Forks while the reader waits and its silence is being told."""
+    """Forks while the reader waits and its idle stream is being reported."""
     while not _reached.wait(0.01):
         _reader.collect()
     if child := os.fork():

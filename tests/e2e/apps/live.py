@@ -1,6 +1,6 @@
 """A process with live streams and no server of its own; how it ends is its first argument.
 
-It says "live" when its streams are up, and then ends as asked: ``return`` from main, ``exit``
+It prints "live" when its streams are up, and then ends as asked: ``return`` from main, ``exit``
 by sys.exit(3), ``raise``, ``wait`` for a signal, ``handler`` (it handles the signal itself),
 ``locked`` (it signals itself under a lock of the SDK's), ``late`` (it sets the SDK up when we are
 there, and returns), ``fork``, or ``daemon`` (a child serves, which it stops at a signal).

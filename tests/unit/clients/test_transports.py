@@ -17,12 +17,12 @@ from helpers.client_readers import (
 )
 from helpers.client_streams import (
     FIRST,
-    Server,
+    StreamServer,
 )
 from helpers.streams import STREAM
 from helpers.waiting import until
 
-from otel_sse.asgi import SSEMiddleware
+from otel_sse.servers.asgi import SSEMiddleware
 
 
 def _mock(package: Any, pieces: list[bytes]) -> Any:
@@ -34,7 +34,7 @@ def _mock(package: Any, pieces: list[bytes]) -> Any:
 
 
 @pytest.mark.parametrize("package", [httpx, httpx2])
-def test_a_response_that_is_made_up_passes(package: Any, telemetry: Backend) -> None:
+def test_a_response_without_a_stream_passes(package: Any, telemetry: Backend) -> None:
     """What a mock gives is no stream that is read: it goes through as it is."""
 
     def answer(request: Any) -> Any:
@@ -49,7 +49,7 @@ def test_a_response_that_is_made_up_passes(package: Any, telemetry: Backend) -> 
 
 
 @pytest.mark.parametrize("package", [httpx, httpx2])
-def test_a_mock_that_streams_is_told(package: Any, telemetry: Backend) -> None:
+def test_a_mock_that_streams_is_reported(package: Any, telemetry: Backend) -> None:
     """Also where its response is of a class of its own."""
 
     class Response(package.Response):
@@ -67,10 +67,10 @@ def test_a_mock_that_streams_is_told(package: Any, telemetry: Backend) -> None:
 
 
 @pytest.mark.parametrize("package", [httpx, httpx2])
-def test_a_comment_that_is_cut_where_marks_are_given_up_is_counted(
+def test_a_comment_that_is_cut_once_trace_comments_are_ruled_out_is_counted(
     package: Any, telemetry: Backend
 ) -> None:
-    """Its first byte might have been a mark's, until a message had come without one."""
+    """Its first byte might have been a trace comment's, until a message came without one."""
     pieces = [FIRST + b":", b" ping\n\n", FIRST]
 
     with package.Client(transport=_mock(package, pieces)) as client:
@@ -82,7 +82,7 @@ def test_a_comment_that_is_cut_where_marks_are_given_up_is_counted(
 
 @pytest.mark.parametrize("package", [httpx, httpx2])
 async def test_an_application_without_a_server(package: Any, telemetry: Backend) -> None:
-    """ASGITransport calls the application; its response is told as any other."""
+    """ASGITransport calls the application; its response is reported as any other."""
     app = Fed()
     app.end(FIRST, FIRST, None)
     transport = package.ASGITransport(app=app)
@@ -126,8 +126,8 @@ def test_an_application_without_a_server_has_calls_of_its_own(
 
 
 async def test_a_stream_that_is_passed_on_keeps_its_place(backend: Backend) -> None:
-    """What a server reads to serve it stays below the segment that it began in, though the server's
-    own stream is told in a later one by then.
+    """What a server reads to serve it stays below the segment in which it began, though the
+    server's own stream is in a later one by then.
     """
 
     async def answer(_: Any) -> Any:
@@ -160,8 +160,8 @@ async def test_a_stream_that_is_passed_on_keeps_its_place(backend: Backend) -> N
 
 
 def test_an_interrupt_is_the_readers_own(telemetry: Backend) -> None:
-    """Who only reads may take it for anything, such as the end of one answer of many: its handler
-    stays as it is, and every stream is told on.
+    """A program that only reads may use it for anything, such as to end one answer of many: its
+    handler stays as it is, and every stream is still reported.
     """
     own: Any = lambda *_: None  # noqa: E731
     before = signal.signal(signal.SIGINT, own)
@@ -177,10 +177,10 @@ def test_an_interrupt_is_the_readers_own(telemetry: Backend) -> None:
 
 
 @pytest.mark.parametrize("package", [httpx, httpx2])
-async def test_a_client_in_a_client_is_told_once(
-    package: Any, server: Server, telemetry: Backend
+async def test_a_client_in_a_client_is_reported_once(
+    package: Any, server: StreamServer, telemetry: Backend
 ) -> None:
-    """A transport that asks by another client that is watched: one stream, not two."""
+    """A transport that sends through another instrumented client: one stream, not two."""
 
     class Inner(package.AsyncBaseTransport):  # type: ignore[misc]
         def __init__(self, session: Any) -> None:
@@ -196,7 +196,7 @@ async def test_a_client_in_a_client_is_told_once(
         package.AsyncClient(transport=Inner(session)) as client,
     ):
         assert (await client.get(server.url + "/gzip")).content == STREAM
-        # Outside of such a call the inner one tells.
+        # Outside of such a call the inner one reports.
         async with session.get(server.url + "/endless") as response:
             assert await response.content.readany() == FIRST
     await until(lambda: len(telemetry.spans("SSE")) == 2)

@@ -1,4 +1,4 @@
-"""The backlog of real transports: what a slow reader has not taken."""
+"""The backlog of real transports: bytes that a slow reader has not taken."""
 
 import asyncio
 import contextlib
@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from helpers.aiohttp_apps import aiohttp_app, start_stream
 from helpers.asgi import Fed, Stream, http_scope
 from helpers.backend import Backend
 from helpers.raw_client import RawClient
@@ -21,7 +22,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 import otel_sse
-from otel_sse import SSEMiddleware, backlog
+from otel_sse import SSEMiddleware
+from otel_sse.process import backlog
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="TIOCOUTQ is Linux's")
 
@@ -39,7 +41,7 @@ async def _firehose(stop: asyncio.Event) -> AsyncIterator[bytes]:
 async def test_a_client_that_stops_reading_is_seen_in_both_layers(
     http: str, wrapped: bool, backend: Backend, instrument: Any
 ) -> None:
-    """The kernel's and the transport's bytes of a stuck reader are told, on uvicorn, also where
+    """The kernel's and the transport's bytes of a stuck reader are reported, on uvicorn also where
     middleware hides the server's send; they are gone when the client is.
     """
     instrument(slow_send_seconds=0.05)
@@ -75,22 +77,20 @@ async def test_a_client_that_stops_reading_is_seen_in_both_layers(
 
 
 @linux
-async def test_aiohttps_backlog_is_told(backend: Backend, instrument: Any) -> None:
+async def test_aiohttps_backlog_is_reported(backend: Backend, instrument: Any) -> None:
     """The same for aiohttp.web."""
     from aiohttp import web
 
     instrument()
 
     async def endpoint(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
+        response = await start_stream(request)
         with contextlib.suppress(ConnectionError):
             while True:
                 await response.write(CHUNK)
         return response
 
-    app = web.Application()
-    app.router.add_get("/events", endpoint)
+    app = aiohttp_app("/events", endpoint)
     async with serve_aiohttp(app) as port:
         client = await RawClient.get(port, "/events", limit=1024)
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -102,7 +102,7 @@ async def test_aiohttps_backlog_is_told(backend: Backend, instrument: Any) -> No
 @linux
 async def test_a_closed_or_reused_descriptor_is_never_read() -> None:
     """A transport that closes, even in the middle of a reading, gives no reading at all."""
-    left, right = socket.socketpair()
+    ours, theirs = socket.socketpair()
 
     class Transport:
         closing_after = 0
@@ -115,23 +115,23 @@ async def test_a_closed_or_reused_descriptor_is_never_read() -> None:
             return 5
 
         def get_extra_info(self, name: str) -> socket.socket:
-            return left
+            return ours
 
     transport = Transport()
     transport.closing_after = 2
-    assert set(backlog.read(transport)) == {"transport", "kernel"}
-    transport.closing_after = 1  # it closes between the two looks
-    assert backlog.read(transport) == {}
+    assert set(backlog.read_backlog(transport)) == {"transport", "kernel"}
+    transport.closing_after = 1  # it closes between the two checks
+    assert backlog.read_backlog(transport) == {}
     transport.closing_after = 0
-    assert backlog.read(transport) == {}
-    left.close()
+    assert backlog.read_backlog(transport) == {}
+    ours.close()
     transport.closing_after = 10
-    assert "kernel" not in backlog.read(transport)
-    right.close()
+    assert "kernel" not in backlog.read_backlog(transport)
+    theirs.close()
 
 
 async def test_where_the_transport_is_unknown_the_backlog_is_absent(backend: Backend) -> None:
-    """No zero is told where nothing can be read."""
+    """No zero is reported where nothing can be read."""
     fed = Fed()
     stream = Stream(SSEMiddleware(fed, **backend.providers))
     await fed.feed(b"data: x\n\n")

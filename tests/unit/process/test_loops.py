@@ -1,4 +1,4 @@
-"""What a collection finds due is told by the loops, in portions, and nothing is dropped."""
+"""What a collection finds due is run by the loops, in batches, and nothing is dropped."""
 
 import asyncio
 import threading
@@ -8,28 +8,13 @@ from typing import Any
 
 from helpers.asgi import Fed, Stream
 from helpers.backend import Backend
+from helpers.exporters import SlowSpanExporter
 from helpers.waiting import until
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from otel_sse import SSEMiddleware
-from otel_sse.loops import PORTION, hand, portions
-
-
-class _Slow(SpanExporter):
-    """Counts what it exports, and takes its time."""
-
-    def __init__(self, seconds: float = 0.02) -> None:
-        self.indexes: list[int] = []
-        self._seconds = seconds
-
-    def export(self, spans: Any) -> SpanExportResult:
-        time.sleep(self._seconds)
-        self.indexes += [span.attributes["sse.segment.index"] for span in spans]
-        return SpanExportResult.SUCCESS
-
-    def force_flush(self, timeout_millis: int = 0) -> bool:
-        return True
+from otel_sse.process.event_loops import BATCH_SIZE, batched, schedule
 
 
 class _Threads(SpanProcessor):
@@ -42,12 +27,12 @@ class _Threads(SpanProcessor):
         self.names.add(threading.current_thread().name)
 
 
-async def test_ten_thousand_segments_due_at_once_are_all_told(backend: Backend) -> None:
-    """One collection finds 10,000 old segments of silent streams; their loop rolls them in
-    portions, they come in portions that the SDK's batch queue of 2,048 can take, none is dropped,
+async def test_ten_thousand_segments_due_at_once_are_all_reported(backend: Backend) -> None:
+    """One collection finds 10,000 old segments of idle streams; their loop rotates them in
+    batches that the SDK's queue of 2,048 can take, none is dropped,
     and the collection itself ends nothing.
     """
-    exporter, threads = _Slow(), _Threads()
+    exporter, threads = SlowSpanExporter(0.02), _Threads()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     provider.add_span_processor(threads)
@@ -63,23 +48,27 @@ async def test_ten_thousand_segments_due_at_once_are_all_told(backend: Backend) 
     await asyncio.sleep(1.2)
     collecting = asyncio.get_running_loop().run_in_executor(None, backend.metrics)
     await collecting
-    await until(lambda: exporter.indexes.count(0) == 10_000, 60)
-    assert threads.names == {threading.current_thread().name, "otel-sse-outbox"}
+
+    def ended() -> int:
+        return sum(each["sse.segment.index"] == 0 for each in [*exporter.attributes])
+
+    await until(lambda: ended() == 10_000)
+    assert threads.names == {threading.current_thread().name, "otel-sse-throttle"}
     for stream in streams:
         stream.task.cancel()
     await asyncio.gather(*(stream.task for stream in streams), return_exceptions=True)
     provider.shutdown()
 
 
-def test_portions_are_whole_and_bounded() -> None:
-    """Every item is in exactly one portion."""
-    found = list(portions(range(1000), 64))
-    assert [item for portion in found for item in portion] == list(range(1000))
-    assert max(len(portion) for portion in found) == 64
+def test_batches_are_complete_and_bounded() -> None:
+    """Every item is in exactly one batch."""
+    found = list(batched(range(1000), 64))
+    assert [item for batch in found for item in batch] == list(range(1000))
+    assert max(len(batch) for batch in found) == 64
 
 
-async def test_a_loop_does_other_work_between_portions() -> None:
-    """What is handed over comes in order, and never more than a portion holds the loop."""
+async def test_a_loop_does_other_work_between_batches() -> None:
+    """Callbacks run in order, and never more than a batch holds the loop."""
     order: list[int] = []
     worst = 0
 
@@ -90,16 +79,16 @@ async def test_a_loop_does_other_work_between_portions() -> None:
             await asyncio.sleep(0)
             worst, seen = max(worst, len(order) - seen), len(order)
 
-    hand((asyncio.get_running_loop(), partial(order.append, number)) for number in range(1000))
+    schedule((asyncio.get_running_loop(), partial(order.append, number)) for number in range(1000))
     assert order == []
     await asyncio.wait_for(watch(), 30)
     assert order == list(range(1000))
-    assert worst == PORTION
+    assert worst == BATCH_SIZE
 
 
 def test_a_loop_that_does_not_run_is_given_nothing_until_it_does(backend: Backend) -> None:
-    """It would keep what each collection finds due, for as long as it stands still. When it runs
-    again, the stall and the segment are told.
+    """It would gather what each collection finds due while it stands still. When it runs again,
+    the stall and the segment are reported.
     """
     loop = asyncio.new_event_loop()
     fed = Fed()
@@ -117,13 +106,13 @@ def test_a_loop_that_does_not_run_is_given_nothing_until_it_does(backend: Backen
         assert backend.value("sse.server.stalled_connections") == 1
     assert len(loop._ready) == waiting  # type: ignore[attr-defined]
 
-    async def told() -> None:
+    async def report() -> None:
         await until(lambda: backend.metrics() and backend.events("sse.connection.stalled"))
         await until(lambda: backend.metrics() and backend.spans("SSE"))
         fed.end()
         await stream.task
 
-    loop.run_until_complete(told())
+    loop.run_until_complete(report())
     loop.close()
     assert len(backend.events("sse.connection.stalled")) == 1
 
@@ -134,7 +123,7 @@ async def test_loops_that_are_gone_or_foreign_are_passed_over() -> None:
     closed.close()
     done = asyncio.Event()
     never: list[int] = []
-    hand(
+    schedule(
         [
             (closed, partial(never.append, 1)),
             (None, partial(never.append, 2)),

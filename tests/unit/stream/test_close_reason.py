@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers.asgi import START, Fed, Stream, http_scope, middleware
+from helpers.asgi import START, AppError, Fed, Stream, http_scope, middleware
 from helpers.backend import Backend
 from helpers.waiting import until
 from opentelemetry.trace import StatusCode
@@ -14,36 +14,32 @@ from opentelemetry.trace import StatusCode
 import otel_sse
 
 
-class Own(Exception):
-    """An error of the application's."""
-
-
 def close(reason: str) -> Any:
     return lambda: otel_sse.current().set_close_reason(reason)
 
 
-ENDINGS = [
+CLOSES = [
     # what the application does; reason, error.type
     ([None], "completed", None),
-    ([Own()], "error", f"{__name__}.Own"),
+    ([AppError()], "error", f"{AppError.__module__}.AppError"),
     ([ValueError()], "error", "ValueError"),
     ([TimeoutError()], "timeout", "TimeoutError"),
     ([asyncio.TimeoutError()], "timeout", None),
     ([concurrent.futures.TimeoutError()], "timeout", None),
     ([close("timeout"), None], "timeout", None),
     ([close("server_shutdown"), None], "server_shutdown", None),
-    ([close("completed"), Own()], "completed", None),
-    ([close("error"), Own()], "error", f"{__name__}.Own"),
+    ([close("completed"), AppError()], "completed", None),
+    ([close("error"), AppError()], "error", f"{AppError.__module__}.AppError"),
     ([SystemExit()], "server_shutdown", None),
     ([asyncio.CancelledError()], "unknown", None),
 ]
 
 
-@pytest.mark.parametrize(("does", "reason", "error_type"), ENDINGS)
-async def test_an_ending_has_its_reason_everywhere(
+@pytest.mark.parametrize(("does", "reason", "error_type"), CLOSES)
+async def test_a_close_has_its_reason_everywhere(
     does: list[Any], reason: str, error_type: str | None, backend: Backend
 ) -> None:
-    """Span, event and duration tell the same reason; the status is ERROR exactly where there is
+    """Span, event and duration report the same reason; the status is ERROR exactly where there is
     an error.type; the exception reaches the server unchanged.
     """
     fed = Fed()
@@ -79,7 +75,7 @@ async def test_an_ending_has_its_reason_everywhere(
 
 
 async def test_a_disconnect_is_no_error_and_ends_the_counting(backend: Backend) -> None:
-    """After the witnessed disconnect nothing counts, and what is sent still is handed on."""
+    """After the disconnect nothing counts, and what is sent still reaches the server."""
     app_done = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -91,7 +87,7 @@ async def test_a_disconnect_is_no_error_and_ends_the_counting(backend: Backend) 
         app_done.set()
 
     stream = Stream(middleware(backend, app))
-    await until(lambda: backend.value("sse.server.messages") == 1)
+    await until(lambda: backend.value("sse.server.messages") == 1, running=stream.task)
     stream.gone.set()
     await stream.task
     assert app_done.is_set()
@@ -104,25 +100,25 @@ async def test_a_disconnect_is_no_error_and_ends_the_counting(backend: Backend) 
 
 
 @pytest.mark.parametrize(("more", "reason"), [(True, "client_disconnect"), (False, "completed")])
-async def test_a_peer_that_leaves_while_a_chunk_is_sent_has_not_left_before_it(
+async def test_a_peer_that_disconnects_while_a_chunk_is_sent_has_that_chunk(
     more: bool, reason: str, backend: Backend
 ) -> None:
     """The chunk counts, and if it is the last one the stream is complete: servers that close the
-    connection behind the end of the body say ``http.disconnect`` from within that send.
+    connection behind the end of the body give ``http.disconnect`` from within that send.
     """
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(START)
-        told = asyncio.ensure_future(receive())
+        disconnected = asyncio.ensure_future(receive())
         await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": more})
-        assert told.done()
+        assert disconnected.done()
 
     stream = Stream(middleware(backend, app))
     stream.blocked = asyncio.Event()
-    await until(lambda: stream.sent)
+    await until(lambda: stream.sent, running=stream.task)
     stream.blocked.set()
     stream.blocked = asyncio.Event()
-    await until(lambda: len(stream.sent) == 2)
+    await until(lambda: len(stream.sent) == 2, running=stream.task)
     stream.gone.set()
     asyncio.get_running_loop().call_later(0.02, stream.blocked.set)
     await stream.task
@@ -133,8 +129,8 @@ async def test_a_peer_that_leaves_while_a_chunk_is_sent_has_not_left_before_it(
 
 
 class Channel:
-    """A server's ends: in the last send it says that the client has left. It may show a transport,
-    which is ``closing`` then.
+    """A server's ends: in the last send it reports a disconnect. It may show a transport, which is
+    ``closing`` then.
     """
 
     def __init__(self, closing: bool | None) -> None:
@@ -164,8 +160,8 @@ class Channel:
 async def test_a_last_send_that_is_cancelled_by_a_disconnect(
     closing: bool | None, reason: str, backend: Backend
 ) -> None:
-    """Some servers announce their own end of the stream so; where the transport is closing, it is
-    the client that has not waited for it.
+    """Some servers announce their own end of the stream so; where the transport is closing, the
+    client has disconnected first.
     """
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -184,10 +180,10 @@ async def test_a_last_send_that_is_cancelled_by_a_disconnect(
     assert span.attributes["sse.messages"] == 1
 
 
-async def test_returning_in_the_middle_of_the_body_is_explained_by_nothing(
+async def test_returning_in_the_middle_of_the_body_is_unknown(
     backend: Backend,
 ) -> None:
-    """Frameworks do that when their peer has left, which then has other witnesses."""
+    """Frameworks do that when their peer has disconnected, for which there is other evidence."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(START)
@@ -199,8 +195,8 @@ async def test_returning_in_the_middle_of_the_body_is_explained_by_nothing(
 
 
 async def test_a_send_that_finds_the_peer_gone_is_a_disconnect(backend: Backend) -> None:
-    """The OSError of a send, and what a framework makes of it, says that the client left; the
-    message of that send does not count.
+    """The OSError of a send, and what a framework makes of it, is a disconnect; the message
+    of that send does not count.
     """
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -208,7 +204,7 @@ async def test_a_send_that_finds_the_peer_gone_is_a_disconnect(backend: Backend)
         try:
             await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
         except OSError:
-            raise RuntimeError("the framework's own word") from None
+            raise RuntimeError("the framework's own error") from None
 
     async def broken(message: Any) -> None:
         if message["type"] == "http.response.body":
@@ -223,7 +219,7 @@ async def test_a_send_that_finds_the_peer_gone_is_a_disconnect(backend: Backend)
     assert span.status.status_code is StatusCode.UNSET
 
 
-async def test_an_error_of_the_applications_is_told_whatever_the_framework_calls_it(
+async def test_an_error_of_the_applications_is_reported_whatever_the_framework_calls_it(
     backend: Backend,
 ) -> None:
     """Starlette makes a ClientDisconnect of any OSError, also of an upstream's that refused."""
@@ -252,7 +248,7 @@ async def test_a_message_counts_when_its_send_is_cancelled_and_not_when_it_fails
     await fed.feed(b"data: 1\n\n")
     stream.blocked = asyncio.Event()
     fed.queue.put_nowait(b"data: 2\n\n")
-    await until(lambda: len(stream.sent) == 3)
+    await until(lambda: len(stream.sent) == 3, running=stream.task)
     stream.task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await stream.task

@@ -17,7 +17,7 @@ from otel_sse import SSEMiddleware
 
 
 async def test_the_span_has_the_contracts_attributes(backend: Backend) -> None:
-    """Name, kind, remote parent, times and attributes of a connection that is told in one span;
+    """Name, kind, remote parent, times and attributes of a connection that has one span;
     no query, cookie, payload or id is among them.
     """
     fed = Fed()
@@ -74,8 +74,8 @@ async def test_the_span_has_the_contracts_attributes(backend: Backend) -> None:
         "sse.event.type": "message",
         "sse.message.size": len(b"id: secret-event\ndata: secret-data\n\n"),
     }
-    told = span.to_json() + repr([each.attributes for each in backend.events()])
-    assert "secret" not in told
+    exported = span.to_json() + repr([each.attributes for each in backend.events()])
+    assert "secret" not in exported
 
 
 async def test_an_old_segment_ends_with_the_next_message_and_starts_a_linked_trace(
@@ -116,7 +116,7 @@ async def test_an_old_segment_ends_with_the_next_message_and_starts_a_linked_tra
 
 
 @pytest.mark.parametrize("headers", [[TRACEPARENT], []])
-async def test_under_all_every_message_is_told_in_siblings_of_forty(
+async def test_under_all_every_message_is_recorded_in_siblings_of_forty(
     headers: Any, backend: Backend
 ) -> None:
     """Segments by event limit: full ones go on in the same trace, under the same parent."""
@@ -137,7 +137,7 @@ async def test_under_all_every_message_is_told_in_siblings_of_forty(
     assert all(span.links for span in spans[1:])
 
 
-async def test_a_slow_send_in_the_middle_is_told(backend: Backend) -> None:
+async def test_a_slow_send_in_the_middle_is_recorded(backend: Backend) -> None:
     """``edges``: the first and last 16, and what was slow between them."""
     fed = Fed()
     stream = Stream(middleware(backend, fed, slow_send_seconds=0.02))
@@ -157,7 +157,7 @@ async def test_a_slow_send_in_the_middle_is_told(backend: Backend) -> None:
 
 @pytest.mark.parametrize("detail", ["edges", "all"])
 @pytest.mark.parametrize("where", ["span", "log", "span,log", "none"])
-async def test_messages_are_told_where_they_are_asked_for(
+async def test_messages_are_recorded_where_configured(
     where: str, detail: str, backend: Backend
 ) -> None:
     """``message_events`` chooses span events, log events, both or neither."""
@@ -195,29 +195,31 @@ async def test_message_events_have_the_messages_own_time(backend: Backend) -> No
     ]
 
 
-async def test_a_message_event_is_of_its_own_segment_however_late_it_is_told(
+async def test_a_message_event_is_of_its_own_segment_however_late_it_is_emitted(
     backend: Backend,
 ) -> None:
-    """A segment that waits in the outbox until the next one has begun tells its own messages."""
+    """A segment that waits in the throttle until the next one has begun has its own messages."""
     fed = Fed()
     mw = SSEMiddleware(fed, **backend.providers, message_events="log", segment_seconds=0.01)
     stream = Stream(mw)
-    outbox = mw._telemetry._outbox
-    with outbox._busy:
+    throttle = mw._telemetry._throttle
+    with throttle._lock:
         await fed.feed(b"data: first\n\n")
-        outbox._told, outbox._since = 10_000, time.monotonic() + 60
+        throttle._emitted, throttle._window_start = 10_000, time.monotonic() + 60
         await asyncio.sleep(0.02)
         await fed.feed(b"data: second\n\n")
         assert backend.spans("SSE") == []
     fed.end()
     await stream.task
-    mw._telemetry.empty()
+    mw._telemetry.export()
     spans = {span.context.span_id: span for span in backend.spans("SSE")}
-    told = [spans[event.span_id].attributes for event in backend.events("sse.message")]
-    assert [each["sse.segment.index"] for each in told] == [0, 1]
+    first, second = (spans[each.span_id].attributes for each in backend.events("sse.message"))
+    # The first message itself may begin a segment, where a busy machine is late with it.
+    assert second["sse.segment.index"] == first["sse.segment.index"] + 1
+    assert first["sse.segment.messages"] == second["sse.segment.messages"] == 1
 
 
-async def test_event_ids_are_told_only_where_asked_for(backend: Backend) -> None:
+async def test_event_ids_are_recorded_only_where_configured(backend: Backend) -> None:
     """``capture_event_id`` adds the id that a message carries."""
     fed = Fed()
     stream = Stream(middleware(backend, fed, capture_event_id=True))
@@ -256,7 +258,7 @@ class _NoLaterRoots(Sampler):
 
 
 async def test_where_a_later_root_is_dropped_the_segments_stay_in_the_first_trace() -> None:
-    """A sampled caller's stream is told to its end even where roots are not sampled."""
+    """A sampled caller's stream is reported to its end even where roots are not sampled."""
     backend = Backend(sampler=_NoLaterRoots())
     fed = Fed()
     stream = Stream(middleware(backend, fed, segment_seconds=0.01), headers=[TRACEPARENT])
@@ -271,20 +273,22 @@ async def test_where_a_later_root_is_dropped_the_segments_stay_in_the_first_trac
     assert {f"{span.parent.span_id:016x}" for span in spans if span.parent} == {"b" * 16}
 
 
-async def test_a_silent_stream_is_rolled_by_its_own_loop_after_a_collection(
+async def test_an_idle_stream_is_rotated_by_its_own_loop_after_a_collection(
     backend: Backend,
 ) -> None:
-    """A segment that is due on a stream that says nothing ends all the same."""
+    """A segment that is due on an idle stream ends all the same."""
     fed = Fed()
     stream = Stream(middleware(backend, fed, segment_seconds=0.02))
     await fed.feed(b"data: 1\n\n")
+    # On a busy machine that message itself may have come late enough to end a segment.
+    before = backend.spans("SSE")
     await asyncio.sleep(0.03)
-    assert backend.spans("SSE") == []
+    assert backend.spans("SSE") == before
     backend.metrics()
-    await until(lambda: len(backend.spans("SSE")) == 1)
+    await until(lambda: len(backend.spans("SSE")) > len(before), running=stream.task)
     fed.end()
     await stream.task
-    assert len(backend.spans("SSE")) >= 2
+    assert len(backend.spans("SSE")) >= len(before) + 2
 
 
 async def test_out_of_order_messages_reach_the_server_and_break_nothing(backend: Backend) -> None:
@@ -315,7 +319,7 @@ async def test_out_of_order_messages_reach_the_server_and_break_nothing(backend:
 
 @pytest.mark.parametrize("body", [bytearray(b"data: x\n\n"), memoryview(b"data: x\n\n")])
 async def test_other_kinds_of_bytes_count_too(body: Any, backend: Backend) -> None:
-    """Bytearray and memoryview bodies are counted like bytes, and handed on as they are."""
+    """Bytearray and memoryview bodies are counted like bytes, and passed on as they are."""
     fed = Fed()
     stream = Stream(middleware(backend, fed))
     fed.end(body, None)
@@ -328,8 +332,8 @@ async def test_other_kinds_of_bytes_count_too(body: Any, backend: Backend) -> No
 async def test_what_starts_after_the_application_has_returned_is_no_connection(
     backend: Backend,
 ) -> None:
-    """A task that the application has left behind answers: the server gets it, and nothing is live
-    for ever.
+    """A task that outlives the application's call answers: the server gets it, and nothing stays
+    live.
     """
     late = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []

@@ -1,4 +1,4 @@
-"""The request that runs: the proxy span, its context, and what the application says."""
+"""The current request: the proxy span, its context, and what the application sets."""
 
 import asyncio
 import contextvars
@@ -28,7 +28,7 @@ from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 
 import otel_sse
 from otel_sse import SSEMiddleware
-from otel_sse.current import Request
+from otel_sse.stream.request_span import RequestSpan
 
 END = {"type": "http.response.body", "body": b"", "more_body": False}
 
@@ -39,8 +39,8 @@ async def run(backend: Backend, app: Any, **scope: Any) -> Stream:
     return stream
 
 
-async def test_what_is_said_before_the_start_holds(backend: Backend) -> None:
-    """A handle taken before the response starts says what it was told once it has started."""
+async def test_what_is_set_before_the_start_holds(backend: Backend) -> None:
+    """A handle taken before the response starts records what was set once it has started."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         mine = otel_sse.current()
@@ -56,8 +56,8 @@ async def test_what_is_said_before_the_start_holds(backend: Backend) -> None:
     assert backend.spans("SSE")[0].attributes["sse.close.reason"] == "timeout"
 
 
-async def test_what_is_said_where_no_stream_starts_takes_no_memory(backend: Backend) -> None:
-    """Code that streams and other responses share may speak for as long as it likes."""
+async def test_what_is_set_where_no_stream_starts_takes_no_memory(backend: Backend) -> None:
+    """Code that streams and other responses share may call it as often as it likes."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         mine = otel_sse.current()
@@ -78,15 +78,15 @@ async def test_what_is_said_where_no_stream_starts_takes_no_memory(backend: Back
 
 
 async def test_outside_of_a_stream_current_is_a_no_op() -> None:
-    """Code that is shared with other callers may speak without asking where it runs."""
+    """Code that is shared with other callers may call it wherever it runs."""
     otel_sse.current().set_close_reason("completed")
-    otel_sse.current().record_dropped(1, "nobody")
+    otel_sse.current().record_dropped(1, "no stream")
 
 
 async def test_nonsense_is_logged_and_ignored(
     backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An unknown reason or a bad number never raises; the log says what it takes."""
+    """An unknown reason or a bad number never raises; the log names what is allowed."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(START)
@@ -131,7 +131,7 @@ async def test_spans_of_another_task_are_children_of_the_segment(backend: Backen
     assert query.parent.span_id == stream.context.span_id
 
 
-async def test_the_proxy_stands_for_the_enclosing_span_until_the_stream_starts(
+async def test_the_proxy_stands_for_the_parent_span_until_the_stream_starts(
     backend: Backend,
 ) -> None:
     """Attributes that the application sets go to the server span before, to ours after."""
@@ -192,7 +192,7 @@ async def test_the_current_span_takes_what_an_sdk_span_takes(backend: Backend) -
 
 
 async def test_baggage_and_context_of_the_request_survive(backend: Backend) -> None:
-    """What is in the ambient context stays readable in the application, before and within."""
+    """What is in the parent context stays readable in the application, before and within."""
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -253,7 +253,7 @@ async def test_requests_that_a_client_pipelines_are_each_their_own() -> None:
         await send({"type": "http.response.body", "body": b"data: x\n\n"})
         if scope["path"] == "/last":
             gc.collect()
-            kept = sum(type(each) is Request for each in gc.get_objects())
+            kept = sum(type(each) is RequestSpan for each in gc.get_objects())
 
     async with serve_asgi(SSEMiddleware(app, **backend.providers)) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -269,7 +269,7 @@ async def test_requests_that_a_client_pipelines_are_each_their_own() -> None:
 
 
 async def test_an_unsampled_server_span_is_respected(backend: Backend) -> None:
-    """Where the enclosing span was sampled out, the connection is no trace of its own."""
+    """Where the parent span was sampled out, the connection is no trace of its own."""
     fed = Fed()
     carrier = {"traceparent": "00-" + "c" * 32 + "-" + "d" * 16 + "-00"}
     token = context.attach(extract(carrier))

@@ -1,4 +1,4 @@
-"""The straight way of an ordinary message tells what the general way tells."""
+"""A message on the fast path is reported as one that is parsed."""
 
 import random
 from collections.abc import Iterator
@@ -8,52 +8,54 @@ import pytest
 from helpers.backend import Backend
 from opentelemetry.context import Context
 
-from otel_sse import connection as module
-from otel_sse import lifecycle
-from otel_sse.asgi import _getter
-from otel_sse.connection import Connection
-from otel_sse.current import Request
-from otel_sse.opening import Opening
-from otel_sse.scanner import Scanner
-from otel_sse.telemetry import Providers, Telemetry
+from otel_sse.servers.asgi import _getter
+from otel_sse.stream import base, segments, sharing
+from otel_sse.stream.info import ServerStreamInfo
+from otel_sse.stream.request_span import RequestSpan
+from otel_sse.stream.server import ServerStream
+from otel_sse.telemetry.providers import Providers
+from otel_sse.telemetry.telemetry import Telemetry
+from otel_sse.wire.parser import EventStreamParser
 
-OPENING = Opening(
+INFO = ServerStreamInfo(
     *("GET", "/x", "http", "/x", "127.0.0.1", None, "1.1", 200, False, [], _getter, None)
 )
 STARTED = 1e6
 TICK = b"event: tick\ndata: x\n\n"
 
 
-class General(Scanner):
-    """Knows no message by its look."""
+class ParsesAll(EventStreamParser):
+    """Recognises no message by its template."""
 
     __slots__ = ()
 
-    def whole(self, _: Any) -> None:
+    def match_template(self, _: Any) -> None:
         return None
 
 
-class Straight(Scanner):
-    """Notes how often it does."""
+class FastPath(EventStreamParser):
+    """Counts how often it recognises one."""
 
     __slots__ = ()
     hits = 0
 
-    def whole(self, chunk: Any) -> str | None:
-        kind = super().whole(chunk)
-        Straight.hits += kind is not None
+    def match_template(self, chunk: Any) -> str | None:
+        kind = super().match_template(chunk)
+        FastPath.hits += kind is not None
         return kind
 
 
 def obtain(backend: Backend, user: object, **options: Any) -> Telemetry:
     providers = Providers(*backend.providers.values())
-    return lifecycle.obtain(user, providers, options)
+    return sharing.acquire_telemetry(user, providers, options)
 
 
-def connect(telemetry: Telemetry) -> Connection:
-    request = Request()
-    request.started, request.ambient = STARTED, Context()
-    return lifecycle.open_connection(telemetry, OPENING, request)
+def connect(telemetry: Telemetry) -> ServerStream:
+    request = RequestSpan()
+    request.started, request.parent_context = STARTED, Context()
+    stream = sharing.open_server_stream(telemetry, INFO, request)
+    assert stream is not None
+    return stream
 
 
 def sends(seed: int) -> Iterator[tuple[bytes, float, float]]:
@@ -79,20 +81,22 @@ def sends(seed: int) -> Iterator[tuple[bytes, float, float]]:
         now += wait + rng.choice([0.0001, 0.003, 0.009])
 
 
-def told(
-    scanner: type[Scanner], seed: int, monkeypatch: pytest.MonkeyPatch, **options: Any
+def reported(
+    parser: type[EventStreamParser], seed: int, monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> list[Any]:
-    """All that is told of a stream."""
+    """Everything that is reported of a stream."""
     backend = Backend()
-    monkeypatch.setattr(module, "Scanner", scanner)
-    monkeypatch.setattr(module, "perf_counter", lambda: STARTED + 500)
-    monkeypatch.setattr(module.random, "uniform", lambda low, high: (low + high) / 2)
+    monkeypatch.setattr(base, "EventStreamParser", parser)
+    monkeypatch.setattr(base, "perf_counter", lambda: STARTED + 500)
+    monkeypatch.setattr(segments.random, "uniform", lambda low, high: (low + high) / 2)
     user = object()
     telemetry = obtain(backend, user, **options)
-    connection = connect(telemetry)
+    stream = connect(telemetry)
     for chunk, began, ended in sends(seed):
-        connection.sent(chunk, began, ended)
-    connection.end(completed=True)
+        stream.on_send(chunk, began, ended)
+    stream.close(completed=True)
+    # What the throttle still holds is emitted: a burst of segments is more than it lets pass.
+    telemetry.export()
     metrics = {
         (name, str(sorted(point.attributes.items()))): (
             getattr(point, "value", None),
@@ -115,7 +119,7 @@ def told(
         for span in backend.spans()
     ]
     events = [(each.event_name, _without_id(each.attributes)) for each in backend.events()]
-    lifecycle.release(user, telemetry)
+    sharing.release_telemetry(user, telemetry)
     return [metrics, spans, events]
 
 
@@ -135,50 +139,50 @@ def _without_id(attributes: Any) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_both_ways_tell_the_same(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every metric, span and event is equal, whichever way a message takes."""
-    Straight.hits = 0
+def test_both_paths_report_the_same(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every metric, span and event is equal, whichever path a message takes."""
+    FastPath.hits = 0
     for seed in range(3):
-        assert told(Straight, seed, monkeypatch, **options) == told(
-            General, seed, monkeypatch, **options
+        assert reported(FastPath, seed, monkeypatch, **options) == reported(
+            ParsesAll, seed, monkeypatch, **options
         )
-    # Nothing goes straight where ids are captured or every message is told at once.
+    # Nothing takes the fast path where ids are captured or every message is emitted at once.
     each = options.get("message_events") == "span,log"
-    assert (Straight.hits > 200) == (not each and "capture_event_id" not in options)
+    assert (FastPath.hits > 200) == (not each and "capture_event_id" not in options)
 
 
-def repeat(connection: Connection, count: int, at: float) -> None:
+def repeat(stream: ServerStream, count: int, at: float) -> None:
     """Sends the same message that often, faster than all of them are sampled."""
     for number in range(count):
         began = STARTED + at + number / 10_000
-        connection.sent(TICK, began, began)
+        stream.on_send(TICK, began, began)
 
 
 def test_a_configuration_that_changes_while_a_stream_lives(backend: Backend) -> None:
-    """A type that is told only now is counted, and so is every message of it."""
+    """A type that is recorded from now on is counted, and so is every message of it."""
     first, second = object(), object()
     telemetry = obtain(backend, first, event_types="other")
-    connection = connect(telemetry)
-    repeat(connection, 1000, 1)
-    lifecycle.release(first, telemetry)
+    stream = connect(telemetry)
+    repeat(stream, 1000, 1)
+    sharing.release_telemetry(first, telemetry)
     assert obtain(backend, second, event_types="tick,tock") is telemetry
-    repeat(connection, 1000, 2)
-    assert sum(connection.messages) == connection.sequence == 2000
-    assert connection.io == 2000 * len(TICK)
+    repeat(stream, 1000, 2)
+    assert sum(stream.messages) == stream.sequence == 2000
+    assert stream.io == 2000 * len(TICK)
     assert backend.value("sse.server.messages", sse__event__type="tick") == 1000
-    connection.end(completed=True)
-    lifecycle.release(second, telemetry)
+    stream.close(completed=True)
+    sharing.release_telemetry(second, telemetry)
 
 
-def test_every_message_is_told_from_when_it_is_asked(backend: Backend) -> None:
+def test_every_message_is_recorded_once_configured(backend: Backend) -> None:
     """Where the configuration changes to that, the live streams follow at once."""
     first, second = object(), object()
     telemetry = obtain(backend, first)
-    connection = connect(telemetry)
-    repeat(connection, 1000, 1)
-    lifecycle.release(first, telemetry)
+    stream = connect(telemetry)
+    repeat(stream, 1000, 1)
+    sharing.release_telemetry(first, telemetry)
     obtain(backend, second, message_events="log", message_event_detail="all")
-    repeat(connection, 50, 2)
+    repeat(stream, 50, 2)
     assert len(backend.events("sse.message")) == 50
-    connection.end(completed=True)
-    lifecycle.release(second, telemetry)
+    stream.close(completed=True)
+    sharing.release_telemetry(second, telemetry)

@@ -1,4 +1,4 @@
-"""Telemetry that breaks: the application gets its bytes, the log says it once."""
+"""Telemetry that breaks: the application gets its bytes, the log has it once."""
 
 import logging
 from typing import Any
@@ -13,7 +13,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.trace import NoOpTracerProvider
 
 from otel_sse import SSEMiddleware
-from otel_sse import telemetry as telemetry_module
+from otel_sse.telemetry.log_events import LogEvents
+from otel_sse.telemetry.telemetry import Telemetry
 
 CHUNKS = [b"data: %d\n\n" % number for number in range(50)]
 
@@ -28,7 +29,7 @@ async def streams(mw: SSEMiddleware, fed: Fed, count: int = 3) -> None:
 
 
 class _Raises:
-    """Raises whatever is asked of it, but for what its maker needs."""
+    """Raises from every method but those allowed."""
 
     def __init__(self, *allowed: str) -> None:
         self._allowed = allowed
@@ -60,7 +61,7 @@ class _BadProcessor(SpanProcessor):
 async def test_a_span_processor_that_raises(
     start: bool, end: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged once, and metrics and log events are told all the same."""
+    """It is logged once; metrics and log events are still recorded."""
     backend = Backend()
     backend.tracer_provider.add_span_processor(_BadProcessor(start=start, end=end))
     fed = Fed()
@@ -84,7 +85,7 @@ async def test_a_histogram_that_raises_is_switched_off(
         calls.append("record")
         raise RuntimeError("broken")
 
-    histograms = mw._telemetry._histograms
+    histograms = mw._telemetry.histograms._record
     for name in histograms:
         monkeypatch.setitem(histograms, name, fail)
     with caplog.at_level(logging.WARNING, "otel_sse"):
@@ -95,7 +96,7 @@ async def test_a_histogram_that_raises_is_switched_off(
 
 
 async def test_a_meter_that_raises(caplog: pytest.LogCaptureFixture) -> None:
-    """Without any instrument the spans and events are told; the log says what is missing."""
+    """Without any instrument spans and events are still recorded; the log names what is missing."""
     backend = Backend()
     fed = Fed()
     with caplog.at_level(logging.WARNING, "otel_sse"):
@@ -122,7 +123,7 @@ async def test_a_tracer_or_logger_that_raises(which: str, caplog: pytest.LogCapt
 
 
 async def test_an_exporter_that_raises(caplog: pytest.LogCaptureFixture) -> None:
-    """The application does not see it; what is told otherwise is whole."""
+    """The application does not notice; the other signals are whole."""
 
     class Bad(SpanExporter):
         def export(self, spans: Any) -> Any:
@@ -148,7 +149,7 @@ async def test_providers_that_are_shut_down_early() -> None:
 
 
 async def test_no_op_providers() -> None:
-    """Without an SDK nothing is told and nothing is in the way."""
+    """Without an SDK nothing is reported and nothing fails."""
     fed = Fed()
     mw = SSEMiddleware(
         fed, meter_provider=NoOpMeterProvider(), tracer_provider=NoOpTracerProvider()
@@ -159,7 +160,7 @@ async def test_no_op_providers() -> None:
 async def test_a_bug_of_ours_costs_the_telemetry_alone(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Even where our own code raises, the application's stream is whole and the log says it
+    """Even where our own code raises, the application's stream is whole and the log has it
     once for each kind of place.
     """
     fed = Fed()
@@ -169,16 +170,21 @@ async def test_a_bug_of_ours_costs_the_telemetry_alone(
         raise KeyError("a bug")
 
     with caplog.at_level(logging.WARNING, "otel_sse"):
-        for name in ("sampled", "record", "closed", "opened"):
+        for kind, name in (
+            (Telemetry, "record_message"),
+            (Telemetry, "record"),
+            (Telemetry, "record_close"),
+            (LogEvents, "opened"),
+        ):
             with monkeypatch.context() as patched:
-                patched.setattr(telemetry_module.Telemetry, name, bug)
+                patched.setattr(kind, name, bug)
                 await streams(mw, fed)
     assert 1 <= len(caplog.records) <= 4
     await streams(mw, fed, 1)
     assert backend.value("sse.server.active_connections") == 0
 
 
-async def _told_of(error: Exception, backend: Backend) -> Any:
+async def _error_type_of(error: Exception, backend: Backend) -> Any:
     """The ``error.type`` of the one stream in which the application raises ``error``."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -194,18 +200,18 @@ async def _told_of(error: Exception, backend: Backend) -> Any:
 
 
 async def test_causes_that_go_round_in_a_circle(backend: Backend) -> None:
-    """An error may be the cause of its own cause: the ending is told, and takes no time."""
+    """An error may be the cause of its own cause: the close is reported, and takes no time."""
     first, second = ValueError("first"), KeyError("second")
     first.__cause__, second.__cause__ = second, first
-    assert await _told_of(first, backend) == "ValueError"
+    assert await _error_type_of(first, backend) == "ValueError"
 
 
 @pytest.mark.parametrize("inner", [None, 1, "text", lambda: ()])
 async def test_an_error_that_has_the_name_of_a_groups_errors(inner: Any, backend: Backend) -> None:
-    """It is no group: it is told as itself."""
+    """It is no group: its own class is reported."""
     error = ValueError("alone")
     error.exceptions = inner  # type: ignore[attr-defined]
-    assert await _told_of(error, backend) == "ValueError"
+    assert await _error_type_of(error, backend) == "ValueError"
     assert backend.value("sse.server.connection.duration", sse__close__reason="error") == 1
 
 

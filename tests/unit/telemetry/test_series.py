@@ -4,17 +4,17 @@ import itertools
 
 import pytest
 
-from otel_sse.series import Series
+from otel_sse.telemetry.series import MetricSeries
 
 
 def run(times: list[float]) -> list[int]:
     """The numbers of the messages that a series records, by the rule that connections follow."""
-    series, recorded = Series({}), []
+    series, recorded = MetricSeries({}), []
     for number, now in enumerate(times):
-        if now < series.until and series.left:
-            series.left -= 1
+        if series.skip(now):
+            pass
         else:
-            series.take(now)
+            series.record_sample(now)
             recorded.append(number)
     return recorded
 

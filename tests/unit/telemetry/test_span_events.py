@@ -1,4 +1,4 @@
-"""What the short way into the events of a span must not change: what is exported and dropped."""
+"""Span events that are added directly are exported and dropped as those of ``add_event``."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Span
 
-from otel_sse import events
+from otel_sse.telemetry import sdk_internals
 
-TOLD: list[events.Event] = [
+EVENTS: list[sdk_internals.SpanEvent] = [
     ({"sse.event.type": f"tick-{number}", "sse.message.size": number, "wait": number / 7}, number)
     for number in range(1, 6)
 ]
@@ -21,12 +21,12 @@ def made(**limits: Any) -> Any:
 
 
 def by_the_api(span: Span) -> None:
-    for attributes, at in TOLD:
+    for attributes, at in EVENTS:
         span.add_event("sse.message", attributes, at)
 
 
 def exported(span: Any) -> Any:
-    """What a receiver gets of the events, and how many it is told were dropped."""
+    """What a receiver gets of the events, and the count of dropped ones."""
     span.end(9)
     read: ReadableSpan = span
     (resource,) = encode_spans([read]).resource_spans
@@ -47,39 +47,39 @@ def exported(span: Any) -> Any:
 )
 def test_both_ways_export_the_same(limits: dict[str, int]) -> None:
     """Events, their order and what a span's limits cut or drop are those of ``add_event``."""
-    straight, official = made(**limits), made(**limits)
-    for span in (straight, official):
+    direct, official = made(**limits), made(**limits)
+    for span in (direct, official):
         span.add_event("application", {"mine": True}, 1)
-    events.add(straight, "sse.message", TOLD)
+    sdk_internals.add_span_events(direct, "sse.message", EVENTS)
     by_the_api(official)
-    assert exported(straight) == exported(official)
+    assert exported(direct) == exported(official)
 
 
-def test_the_short_way_is_taken_where_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the SDK of these tests it is; else what it saves is lost without a sign."""
+def test_events_are_added_directly_where_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the SDK of these tests that is possible; the cost would rise unnoticed otherwise."""
     span = made()
     monkeypatch.setattr(type(span), "add_event", None)
-    events.add(span, "sse.message", TOLD)
-    assert len(span.events) == len(TOLD)
+    sdk_internals.add_span_events(span, "sse.message", EVENTS)
+    assert len(span.events) == len(EVENTS)
 
 
-def test_a_span_of_another_kind_is_asked_by_the_api() -> None:
+def test_a_span_of_another_class_gets_add_event() -> None:
     """A span that is not the SDK's own, or holds its events otherwise, gets ``add_event``."""
 
     class Other(NonRecordingSpan):
         def __init__(self) -> None:
             super().__init__(INVALID_SPAN.get_span_context())
-            self.told: list[Any] = []
+            self.added: list[Any] = []
 
         def is_recording(self) -> bool:
             return True
 
         def add_event(self, name: str, attributes: Any = None, timestamp: Any = None) -> None:
-            self.told.append((attributes, timestamp))
+            self.added.append((attributes, timestamp))
 
     other = Other()
-    events.add(other, "sse.message", TOLD)
-    assert other.told == TOLD
+    sdk_internals.add_span_events(other, "sse.message", EVENTS)
+    assert other.added == EVENTS
 
 
 def test_events_that_are_held_otherwise_are_added_by_the_api() -> None:
@@ -89,14 +89,14 @@ def test_events_that_are_held_otherwise_are_added_by_the_api() -> None:
         added: list[Any] = []
         setattr(span, name, [])
         span.add_event = lambda *event, added=added: added.append(event)
-        events.add(span, "sse.message", TOLD)
-        assert added == [("sse.message", *event) for event in TOLD]
+        sdk_internals.add_span_events(span, "sse.message", EVENTS)
+        assert added == [("sse.message", *event) for event in EVENTS]
 
 
 def test_a_span_that_is_over_takes_no_more(caplog: pytest.LogCaptureFixture) -> None:
-    """The SDK says so in the log, as it does of anyone's events."""
+    """The SDK logs that, as it does for any event."""
     span = made()
     span.end()
-    events.add(span, "sse.message", TOLD[:1])
+    sdk_internals.add_span_events(span, "sse.message", EVENTS[:1])
     assert len(span.events) == 0
     assert "ended span" in caplog.text

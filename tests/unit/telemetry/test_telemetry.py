@@ -129,8 +129,8 @@ async def test_time_to_first_message_is_never_recorded_for_none(backend: Backend
     assert "sse.time_to_first_message" not in backend.spans("SSE")[0].attributes
 
 
-async def test_resumed_connections_are_told_apart(backend: Backend) -> None:
-    """A request with Last-Event-ID counts as resumed; the id itself is told nowhere."""
+async def test_resumed_connections_are_counted_apart(backend: Backend) -> None:
+    """A request with Last-Event-ID counts as resumed; the id itself is recorded nowhere."""
     fed = Fed()
     mw = middleware(backend, fed)
     headers = [(b"host", b"h"), (b"Last-Event-ID", b"secret-7")]
@@ -174,7 +174,7 @@ async def test_event_types_beyond_sixteen_or_sixty_four_bytes_are_other(backend:
     assert points == {**dict.fromkeys(names[:16], 1), "message": 1, "_OTHER": 25}
 
 
-async def test_configured_event_types_are_the_only_ones_told(backend: Backend) -> None:
+async def test_configured_event_types_are_the_only_ones_recorded(backend: Backend) -> None:
     """Where names are configured, every other type is _OTHER from the first message on."""
     fed = Fed()
     stream = Stream(middleware(backend, fed, event_types="token,done"))
@@ -187,7 +187,7 @@ async def test_configured_event_types_are_the_only_ones_told(backend: Backend) -
 
 
 async def test_methods_schemes_drop_reasons_and_error_types_are_capped(backend: Backend) -> None:
-    """A stranger's method or scheme, and an application's endless reasons, stay bounded."""
+    """Untrusted clients' methods and schemes and an application's endless reasons stay bounded."""
     fed = Fed()
     mw = middleware(backend, fed)
     stream = Stream(mw, method="BREW", scheme="gopher")
@@ -230,8 +230,8 @@ async def test_routes_beyond_two_hundred_are_other(backend: Backend) -> None:
     assert backend.spans("SSE")[-1].name == "SSE _OTHER"
 
 
-async def test_a_closed_set_of_lifecycle_events_tells_each_connection(backend: Backend) -> None:
-    """Opened is told while the stream lives, closed with totals, both within its span."""
+async def test_a_closed_set_of_lifecycle_events_reports_each_connection(backend: Backend) -> None:
+    """Opened is emitted while the stream lives, closed with totals, both within its span."""
     fed = Fed()
     stream = Stream(middleware(backend, fed))
     await fed.feed(b"data: 1\n\n")
@@ -260,21 +260,23 @@ async def test_a_closed_set_of_lifecycle_events_tells_each_connection(backend: B
 
 
 @pytest.mark.parametrize(
-    ("choice", "told"),
+    ("choice", "emitted"),
     [("all", ["opened", "closed"]), ("closed", ["closed"]), ("none", [])],
 )
 async def test_lifecycle_events_can_be_chosen(
-    choice: str, told: list[str], backend: Backend
+    choice: str, emitted: list[str], backend: Backend
 ) -> None:
-    """``lifecycle_events`` says which are told."""
+    """``lifecycle_events`` chooses which are emitted."""
     fed = Fed()
     stream = Stream(middleware(backend, fed, lifecycle_events=choice))
     fed.end()
     await stream.task
-    assert [e.event_name for e in backend.events()] == [f"sse.connection.{name}" for name in told]
+    assert [e.event_name for e in backend.events()] == [
+        f"sse.connection.{name}" for name in emitted
+    ]
 
 
-async def test_a_stall_is_told_once_and_so_is_the_recovery(backend: Backend) -> None:
+async def test_a_stall_is_reported_once_and_so_is_the_recovery(backend: Backend) -> None:
     """Comments do not count as life; the next message ends the stall."""
     fed = Fed()
     # Long enough for a busy machine to look at it before and afterwards.
@@ -301,7 +303,7 @@ async def test_a_stall_is_told_once_and_so_is_the_recovery(backend: Backend) -> 
 
 
 async def test_more_than_a_hundred_stalls_are_summed_up(backend: Backend) -> None:
-    """A collection tells a hundred stalls and one event for the rest; only those told recover."""
+    """A collection emits a hundred stalls and one event for the rest; only the hundred recover."""
     fed = Fed()
     mw = middleware(backend, fed, stall_seconds=0.05)
     streams = [Stream(mw) for _ in range(130)]
@@ -337,8 +339,8 @@ async def test_stall_detection_can_be_switched_off(backend: Backend) -> None:
     assert backend.events("sse.connection.stalled") == []
 
 
-async def test_excluded_urls_are_not_told(backend: Backend) -> None:
-    """A stream whose URL is excluded leaves nothing."""
+async def test_excluded_urls_are_not_reported(backend: Backend) -> None:
+    """A stream whose URL is excluded is not reported."""
     fed = Fed()
     mw = middleware(backend, fed, excluded_urls="localhost/internal")
     streams = [Stream(mw, path="/internal/events"), Stream(mw, path="/events")]
@@ -437,14 +439,14 @@ async def test_metrics_are_exact_while_threads_collect(backend: Backend) -> None
 
 
 async def test_nothing_of_ours_outlives_its_stream(backend: Backend) -> None:
-    """After a thousand streams no connection, request or responder is left."""
-    from otel_sse.asgi import Responder
-    from otel_sse.connection import Connection
-    from otel_sse.current import Request
+    """After a thousand streams no connection, request or responder remains."""
+    from otel_sse.servers.asgi import RequestObserver
+    from otel_sse.stream.request_span import RequestSpan
+    from otel_sse.stream.server import ServerStream
 
     def ours() -> set[int]:
         gc.collect()
-        kinds = (Connection, Request, Responder)
+        kinds = (ServerStream, RequestSpan, RequestObserver)
         return {id(each) for each in gc.get_objects() if type(each) in kinds}
 
     before = ours()
@@ -459,7 +461,7 @@ async def test_nothing_of_ours_outlives_its_stream(backend: Backend) -> None:
     assert ours() <= before
 
 
-async def test_a_stream_whose_peer_left_is_freed_at_once_too(backend: Backend) -> None:
+async def test_a_stream_whose_peer_disconnected_is_freed_at_once_too(backend: Backend) -> None:
     """The exception of a failed send is not kept: its traceback would keep the stream."""
     import weakref
 
@@ -471,7 +473,7 @@ async def test_a_stream_whose_peer_left_is_freed_at_once_too(backend: Backend) -
 
     async def send(message: Any) -> None:
         if message["type"] == "http.response.body":
-            live.extend(weakref.ref(each) for each in mw._telemetry.live)
+            live.extend(weakref.ref(each) for each in mw._telemetry.streams.live)
             raise BrokenPipeError(32, "Broken pipe")
 
     mw = middleware(backend, app)
@@ -490,9 +492,9 @@ async def test_a_stream_is_freed_without_the_garbage_collector(backend: Backend)
     """Nothing of ours is in a cycle: memory is given back as each stream ends."""
     import weakref
 
-    from otel_sse.connection import Connection
+    from otel_sse.stream.server import ServerStream
 
-    live = middleware(backend, Fed())._telemetry.live
+    live = middleware(backend, Fed())._telemetry.streams.live
     fed = Fed()
     stream = Stream(middleware(backend, fed))
     await fed.feed(b"data: x\n\n")
@@ -500,7 +502,7 @@ async def test_a_stream_is_freed_without_the_garbage_collector(backend: Backend)
     gc.disable()
     try:
         (connection,) = live
-        assert isinstance(connection, Connection)
+        assert isinstance(connection, ServerStream)
         gone = weakref.ref(connection)
         del connection
         fed.end()

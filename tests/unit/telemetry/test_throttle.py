@@ -1,4 +1,4 @@
-"""What comes all at once goes out in portions: the SDK's queues drop nothing."""
+"""Bursts are throttled: the SDK's queues drop nothing."""
 
 import asyncio
 import threading
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from helpers.asgi import Fed, Stream
 from helpers.backend import Backend
+from helpers.exporters import SlowSpanExporter
 from helpers.waiting import until
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import (
@@ -17,22 +18,11 @@ from opentelemetry.sdk._logs.export import (
     LogRecordExportResult,
 )
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from otel_sse import SSEMiddleware, outbox
-from otel_sse.outbox import Outbox
-
-
-class _Spans(SpanExporter):
-    """Counts what it exports, and takes its time."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def export(self, spans: Any) -> SpanExportResult:
-        time.sleep(0.05)
-        self.count += len(spans)
-        return SpanExportResult.SUCCESS
+from otel_sse import SSEMiddleware
+from otel_sse.telemetry import throttle as throttle_module
+from otel_sse.telemetry.throttle import EmitThrottle
 
 
 class _Logs(LogRecordExporter):
@@ -51,11 +41,11 @@ class _Logs(LogRecordExporter):
         return True
 
 
-async def test_ten_thousand_endings_in_one_moment_are_all_told(backend: Backend) -> None:
-    """A load balancer goes away: through queues of 2,048 and exporters that take their time come
-    every span, every ``opened`` and every ``closed`` event, with the time of its ending.
+async def test_ten_thousand_closes_in_one_moment_are_all_reported(backend: Backend) -> None:
+    """A load balancer goes away: through queues of 2,048 and slow exporters come every span,
+    every ``opened`` and every ``closed`` event, with the time of its close.
     """
-    spans, logs = _Spans(), _Logs()
+    spans, logs = SlowSpanExporter(0.05), _Logs()
     tracer_provider = TracerProvider(shutdown_on_exit=False)
     tracer_provider.add_span_processor(BatchSpanProcessor(spans))
     logger_provider = LoggerProvider(shutdown_on_exit=False)
@@ -71,58 +61,58 @@ async def test_ten_thousand_endings_in_one_moment_are_all_told(backend: Backend)
     for stream in streams:
         stream.task.cancel()
     await asyncio.gather(*(stream.task for stream in streams), return_exceptions=True)
-    await until(lambda: spans.count + logs.names.total() >= 25_000, 60)
+    await until(lambda: len(spans.attributes) + logs.names.total() >= 25_000, 60)
     tracer_provider.force_flush()
     logger_provider.force_flush()
-    await until(lambda: spans.count == 10_000 and logs.names.total() == 20_000, 60)
+    await until(lambda: len(spans.attributes) == 10_000 and logs.names.total() == 20_000, 60)
     assert logs.names == {"sse.connection.opened": 10_000, "sse.connection.closed": 10_000}
     tracer_provider.shutdown()
     logger_provider.shutdown()  # type: ignore[no-untyped-call]
 
 
-def test_what_is_too_much_keeps_its_order_and_is_flushed_in_between() -> None:
-    """At most a queue's worth is told between two flushes, first come first told."""
-    told: list[int] = []
+def test_a_burst_keeps_its_order_and_is_flushed_in_between() -> None:
+    """At most a queue's worth is emitted between two flushes, in the order of submission."""
+    emitted: list[int] = []
     sizes: list[int] = []
 
     def flush() -> None:
-        sizes.append(len(told) - sum(sizes))
-        box.flushed()
+        sizes.append(len(emitted) - sum(sizes))
+        throttle.reset_window()
 
-    box = Outbox(flush)
+    throttle = EmitThrottle(flush)
     for number in range(10_000):
-        box.put(lambda number=number: told.append(number))  # type: ignore[misc]
-    box.empty()
-    assert told == list(range(10_000))
+        throttle.submit(lambda number=number: emitted.append(number))  # type: ignore[misc]
+    throttle.drain()
+    assert emitted == list(range(10_000))
     assert max(sizes) <= 2048
 
 
 def test_an_exporter_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a flush that took too long the rest is handed on without more of them."""
-    monkeypatch.setattr(outbox, "_PATIENCE", 0.05)
+    """After a flush that took too long the rest is emitted without another."""
+    monkeypatch.setattr(throttle_module, "FLUSH_TIMEOUT", 0.05)
     flushes: list[int] = []
 
     def flush() -> None:
         flushes.append(1)
         time.sleep(0.1)
 
-    told: list[int] = []
-    box = Outbox(flush)
+    emitted: list[int] = []
+    throttle = EmitThrottle(flush)
     for _ in range(5000):
-        box.put(lambda: told.append(1))
-    box.empty()
-    assert len(told) == 5000
+        throttle.submit(lambda: emitted.append(1))
+    throttle.drain()
+    assert len(emitted) == 5000
     assert len(flushes) <= 2
 
 
-def test_what_is_put_by_many_threads_is_told_once_each() -> None:
-    """None is left behind by a thread that was just about to end, and none is told twice."""
-    told: list[int] = []
-    box = Outbox(lambda: None)
+def test_submissions_of_many_threads_are_emitted_once_each() -> None:
+    """A thread that is just about to end drops none, and none is emitted twice."""
+    emitted: list[int] = []
+    throttle = EmitThrottle(lambda: None)
 
     def put(first: int) -> None:
         for number in range(first, first + 5000):
-            box.put(lambda number=number: told.append(number))  # type: ignore[misc]
+            throttle.submit(lambda number=number: emitted.append(number))  # type: ignore[misc]
 
     threads = [threading.Thread(target=put, args=(first,)) for first in range(0, 20_000, 5000)]
     for thread in threads:
@@ -130,6 +120,6 @@ def test_what_is_put_by_many_threads_is_told_once_each() -> None:
     for thread in threads:
         thread.join()
     deadline = time.monotonic() + 20
-    while len(told) < 20_000 and time.monotonic() < deadline:
+    while len(emitted) < 20_000 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert sorted(told) == list(range(20_000))
+    assert sorted(emitted) == list(range(20_000))

@@ -2,10 +2,10 @@
 
 import pytest
 
-from otel_sse import scanner
+from otel_sse.wire import parser
 
 
 @pytest.fixture(autouse=True)
 def _cold() -> None:
     """No test depends on the event lines that an earlier one has shown."""
-    scanner._known_lines.clear()
+    parser._known_lines.clear()

@@ -1,4 +1,4 @@
-"""The scanner reads what the WHATWG algorithm reads, in constant memory and linear work."""
+"""The parser reads what the WHATWG algorithm reads, in constant memory and linear work."""
 
 import os
 import random
@@ -12,7 +12,7 @@ from helpers.oracle import (
     LEADS,
     Buffer,
     Message,
-    Told,
+    ParsedMessage,
     aligned,
     cut,
     difference,
@@ -23,22 +23,22 @@ from helpers.oracle import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from otel_sse import scanner as module
-from otel_sse.scanner import Scanner
+from otel_sse.wire import parser as module
+from otel_sse.wire.parser import EventStreamParser
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
-settings.register_profile("scanner", max_examples=EXAMPLES, deadline=None, print_blob=True)
-SETTINGS = settings.get_profile("scanner")
+settings.register_profile("parser", max_examples=EXAMPLES, deadline=None, print_blob=True)
+SETTINGS = settings.get_profile("parser")
 
 pytestmark = pytest.mark.timeout(max(240, EXAMPLES // 10))
 
 Cut = tuple[bytes, list[int]]
 
 
-def told(*chunks: Buffer, ids: bool = False) -> list[Told]:
-    """All messages of a new scanner."""
-    scanner = Scanner(capture_id=ids)
-    return [message for chunk in chunks for message in scanner.feed(chunk)]
+def messages_of(*chunks: Buffer, ids: bool = False) -> list[ParsedMessage]:
+    """All messages of a new parser."""
+    parser = EventStreamParser(capture_id=ids)
+    return [message for chunk in chunks for message in parser.feed(chunk)]
 
 
 def check(
@@ -48,10 +48,13 @@ def check(
     ids: bool = False,
     buffer: Callable[[bytes], Buffer] = bytes,
 ) -> None:
-    """The oracle agrees, whether the scanner meets the stream's event lines newly or again."""
+    """The oracle agrees, whether the parser meets the stream's event lines newly or again."""
     module._known_lines.clear()
     for _ in ("newly", "again"):
-        assert difference(Scanner(capture_id=ids), stream, cuts, ids=ids, buffer=buffer) is None
+        assert (
+            difference(EventStreamParser(capture_id=ids), stream, cuts, ids=ids, buffer=buffer)
+            is None
+        )
 
 
 # Streams. A NUL stands in short values only: an id is cut before one behind its 250th byte.
@@ -148,7 +151,7 @@ def with_cuts(draw: st.DrawFn, source: st.SearchStrategy[bytes]) -> Cut:
 @SETTINGS
 @given(with_cuts(any_bytes), st.booleans())
 def test_any_bytes_cut_anywhere(stream_and_cuts: Cut, ids: bool) -> None:
-    """Whatever bytes come in whatever chunks, the scanner tells what the standard dispatches."""
+    """Whatever bytes come in whatever chunks, the parser finds what the standard dispatches."""
     stream, cuts = stream_and_cuts
     check(stream, cuts, ids=ids)
 
@@ -175,9 +178,9 @@ def test_cuts_change_no_message(stream_and_cuts: Cut) -> None:
     stream, cuts = stream_and_cuts
     results = []
     for ways in ([], cuts, range(len(stream))):
-        scanner = Scanner(capture_id=True)
-        messages = [message for chunk in cut(stream, ways) for message in scanner.feed(chunk)]
-        results.append(([(kind, last_id) for kind, _, last_id in messages], scanner.comments))
+        parser = EventStreamParser(capture_id=True)
+        messages = [message for chunk in cut(stream, ways) for message in parser.feed(chunk)]
+        results.append(([(kind, last_id) for kind, _, last_id in messages], parser.comments))
     assert results[0] == results[1] == results[2]
 
 
@@ -214,16 +217,16 @@ def test_sizes_at_every_boundary(
         for near in range(length - 4, length + 5):
             stream = line * ((near - 16) // 8)
             stream += b"data: ".ljust(near - len(stream), b"x") + b"".join(ends)
-            assert told(buffer(stream)) == [("message", len(stream), None)]
+            assert messages_of(buffer(stream)) == [("message", len(stream), None)]
 
 
 def test_buffers_are_not_kept() -> None:
     """What an application does to its buffer after a feed changes no message."""
-    scanner = Scanner(capture_id=True)
-    messages: list[Told] = []
+    parser = EventStreamParser(capture_id=True)
+    messages: list[ParsedMessage] = []
     for chunk in cut(b"event: tick\nid: 7\ndata: x\n\n", [4, 9, 16, 20]):
         buffer = bytearray(chunk)
-        messages += scanner.feed(buffer)
+        messages += parser.feed(buffer)
         buffer[:] = b"\n" * len(buffer)
         buffer.clear()
     assert messages == [("tick", 27, "7")]
@@ -239,7 +242,11 @@ def test_standard_three_messages() -> None:
         b"data: This is the second message, it\ndata: has two lines.\n\n"
         b"data: This is the third message.\n\n"
     )
-    assert told(stream) == [("message", 34, None), ("message", 59, None), ("message", 34, None)]
+    assert messages_of(stream) == [
+        ("message", 34, None),
+        ("message", 59, None),
+        ("message", 34, None),
+    ]
     assert read(stream) == (
         [
             Message("message", "This is the first message.", ""),
@@ -255,7 +262,7 @@ def test_standard_add_and_remove() -> None:
     stream = (
         b"event: add\ndata: 73857293\n\nevent: remove\ndata: 2153\n\nevent: add\ndata: 113411\n\n"
     )
-    assert told(stream) == [("add", 27, None), ("remove", 26, None), ("add", 25, None)]
+    assert messages_of(stream) == [("add", 27, None), ("remove", 26, None), ("add", 25, None)]
     assert read(stream) == (
         [
             Message("add", "73857293", ""),
@@ -269,7 +276,7 @@ def test_standard_add_and_remove() -> None:
 def test_standard_stock() -> None:
     """9.2.6: three data lines and a blank one are one message."""
     stream = b"data: YHOO\ndata: +2\ndata: 10\n\n"
-    assert told(stream) == [("message", 30, None)]
+    assert messages_of(stream) == [("message", 30, None)]
     assert read(stream) == ([Message("message", "YHOO\n+2\n10", "")], 0)
 
 
@@ -281,13 +288,13 @@ def test_standard_four_blocks() -> None:
         b"data:second event\nid\n\n"
         b"data:  third event\n\n"
     )
-    scanner = Scanner(capture_id=True)
-    assert list(scanner.feed(stream)) == [
+    parser = EventStreamParser(capture_id=True)
+    assert list(parser.feed(stream)) == [
         ("message", 25, "1"),
         ("message", 22, ""),
         ("message", 20, ""),
     ]
-    assert scanner.comments == 1
+    assert parser.comments == 1
     assert read(stream) == (
         [
             Message("message", "first event", "1"),
@@ -301,14 +308,14 @@ def test_standard_four_blocks() -> None:
 def test_standard_last_block_without_blank_line() -> None:
     """9.2.6: the end of the stream does not dispatch the last block."""
     stream = b"data\n\ndata\ndata\n\ndata:\n"
-    assert told(stream) == [("message", 6, None), ("message", 11, None)]
+    assert messages_of(stream) == [("message", 6, None), ("message", 11, None)]
     assert read(stream) == ([Message("message", "", ""), Message("message", "\n", "")], 0)
 
 
 def test_standard_space_after_the_colon() -> None:
     """9.2.6: one space after the colon is not the value's."""
     stream = b"data:test\n\ndata: test\n\n"
-    assert told(stream) == [("message", 11, None), ("message", 12, None)]
+    assert messages_of(stream) == [("message", 11, None), ("message", 12, None)]
     assert read(stream) == ([Message("message", "test", ""), Message("message", "test", "")], 0)
 
 
@@ -316,9 +323,9 @@ def test_standard_space_after_the_colon() -> None:
 
 
 @pytest.mark.parametrize("cuts", [[1], [2], [3], [1, 2], [1, 2, 3], [0, 1, 1, 2], [4], [9]])
-def test_mark_split_over_chunks(cuts: list[int]) -> None:
+def test_byte_order_mark_split_over_chunks(cuts: list[int]) -> None:
     """A byte order mark is no part of the first line, even where it comes in pieces."""
-    assert told(*cut(BOM + b"data: x\n\n", cuts)) == [("message", 9, None)]
+    assert messages_of(*cut(BOM + b"data: x\n\n", cuts)) == [("message", 9, None)]
 
 
 @pytest.mark.parametrize(
@@ -333,10 +340,10 @@ def test_mark_split_over_chunks(cuts: list[int]) -> None:
     ],
 )
 @pytest.mark.parametrize("way", [0, 1], ids=["whole", "byte by byte"])
-def test_mark_elsewhere(start: bytes, sizes: list[int], way: int) -> None:
+def test_byte_order_mark_elsewhere(start: bytes, sizes: list[int], way: int) -> None:
     """Only one whole byte order mark comes off, and only at the start of the stream."""
     stream = start + BOM + b"data: x\n\ndata: yy\n\n"
-    messages = told(*cut(stream, range(way * len(stream))))
+    messages = messages_of(*cut(stream, range(way * len(stream))))
     assert messages == [("message", size, None) for size in sizes]
 
 
@@ -347,83 +354,83 @@ def test_line_end_split_over_chunks(
 ) -> None:
     """An LF at the start of a chunk belongs to the CR before it, also behind empty chunks."""
     chunks = [b"event: tick\r", *apart, b"\ndata: x\r", *apart, b"\ndata: y\r\n\r\n"]
-    assert told(*map(kind, chunks)) == [("tick", 33, None)]
+    assert messages_of(*map(kind, chunks)) == [("tick", 33, None)]
 
 
 def test_blank_line_split_over_chunks() -> None:
-    """A message is told at its blank line's CR; the LF that follows is nobody's."""
-    scanner = Scanner()
-    assert list(scanner.feed(b"data: x\r\n\r")) == [("message", 10, None)]
-    assert list(scanner.feed(b"")) == []
-    assert list(scanner.feed(b"\ndata: yy\n\n")) == [("message", 10, None)]
+    """A message is complete at its blank line's CR; the LF that follows belongs to none."""
+    parser = EventStreamParser()
+    assert list(parser.feed(b"data: x\r\n\r")) == [("message", 10, None)]
+    assert list(parser.feed(b"")) == []
+    assert list(parser.feed(b"\ndata: yy\n\n")) == [("message", 10, None)]
 
 
 def test_line_feed_behind_a_carriage_return_that_ended_nothing() -> None:
     """An LF that a chunk starts with is a blank line where no CR came before it."""
-    assert told(b"data: x\r", b"x\n", b"\n") == [("message", 11, None)]
-    assert told(b"data: x\n", b"\n") == [("message", 9, None)]
+    assert messages_of(b"data: x\r", b"x\n", b"\n") == [("message", 11, None)]
+    assert messages_of(b"data: x\n", b"\n") == [("message", 9, None)]
 
 
 @pytest.mark.parametrize("end", LINE_ENDS)
 def test_line_ends(end: bytes) -> None:
     """CR, LF and CRLF end a line alike, and are in the size."""
     stream = b"event: tick" + end + b"data: x" + end + end
-    assert told(stream, stream) == [("tick", len(stream), None)] * 2
+    assert messages_of(stream, stream) == [("tick", len(stream), None)] * 2
 
 
 @pytest.mark.parametrize("other", "\v\f\x1c\x1d\x1e\0\x85\u2028\u2029")
 def test_other_line_separators(other: str) -> None:
     """No other character ends a line, also where the text of a message is one chunk."""
     line = f"x{other}data: x\n\n".encode()
-    assert told(b"data: x\n\n", line, line + b"data: x\n\n") == [("message", 9, None)] * 2
+    assert messages_of(b"data: x\n\n", line, line + b"data: x\n\n") == [("message", 9, None)] * 2
     event = f"event: a{other}b\ndata: x\n\n".encode()
-    assert told(event, event, event + event) == [(f"a{other}b", len(event), None)] * 4
+    assert messages_of(event, event, event + event) == [(f"a{other}b", len(event), None)] * 4
 
 
 def test_comment_of_no_bytes() -> None:
     """A colon alone is a comment: it is counted, and starts no block."""
-    scanner = Scanner()
-    assert list(scanner.feed(b":\n:\r:\r\n\n:")) == []
-    assert scanner.comments == 3
-    assert list(scanner.feed(b"\ndata: x\n\n")) == [("message", 9, None)]
-    assert scanner.comments == 4
+    parser = EventStreamParser()
+    assert list(parser.feed(b":\n:\r:\r\n\n:")) == []
+    assert parser.comments == 3
+    assert list(parser.feed(b"\ndata: x\n\n")) == [("message", 9, None)]
+    assert parser.comments == 4
 
 
 def test_comments_in_a_block() -> None:
     """A comment between fields is in the size, one before the first field is not."""
-    scanner = Scanner()
-    assert list(scanner.feed(b": before\r\ndata: x\r\n: in\r\n\r\n")) == [("message", 17, None)]
-    assert scanner.comments == 2
+    parser = EventStreamParser()
+    assert list(parser.feed(b": before\r\ndata: x\r\n: in\r\n\r\n")) == [("message", 17, None)]
+    assert parser.comments == 2
 
 
 def test_data_without_colon() -> None:
     """A line ``data`` alone is a data field; a longer name is not."""
-    assert told(b"data\n\n") == [("message", 6, None)]
-    assert told(b"data x\ndatax: x\n data: x\nData: x\n\n") == []
+    assert messages_of(b"data\n\n") == [("message", 6, None)]
+    assert messages_of(b"data x\ndatax: x\n data: x\nData: x\n\n") == []
 
 
 def test_block_without_data() -> None:
-    """A block without data tells nothing and leaves its type to nobody, but its id to the next."""
+    """A block without data is no message; the next one inherits its id, and not its type."""
     stream = b"event: tick\nid: 7\nretry: 1\n\ndata: x\n\n"
-    assert told(stream, ids=True) == [("message", 9, "7")]
+    assert messages_of(stream, ids=True) == [("message", 9, "7")]
 
 
 def test_id_needs_asking_for() -> None:
-    """An id is told where it is captured, and nowhere else."""
+    """An id is reported where it is captured, and nowhere else."""
     stream = b"id: 7\ndata: x\n\n"
-    assert told(stream) == [("message", 15, None)]
-    assert told(stream, ids=True) == [("message", 15, "7")]
+    assert messages_of(stream) == [("message", 15, None)]
+    assert messages_of(stream, ids=True) == [("message", 15, "7")]
 
 
 def test_id_outlives_its_message() -> None:
     """Later messages carry the last id, also where each is one chunk; one with a NUL is ignored."""
     stream = [b"data: w\n\n", b"id: 7\ndata: x\n\n", b"data: y\n\n", b"id: \0\ndata: z\n\n"]
-    assert [last_id for _, _, last_id in told(*stream, ids=True)] == [None, "7", "7", "7"]
+    assert [last_id for _, _, last_id in messages_of(*stream, ids=True)] == [None, "7", "7", "7"]
 
 
 def test_event_after_data() -> None:
     """The event field counts wherever it stands in the block."""
-    assert told(b"data: x\nevent: tick\n\n") == [("tick", 21, None)]
+    assert messages_of(b"data: x\nevent: tick\n\n") == [("tick", 21, None)]
 
 
 @pytest.mark.parametrize("way", [0, 1], ids=["whole", "by message"])
@@ -435,21 +442,21 @@ def test_last_event_line_wins(way: int) -> None:
         b"event: a\nevent:\ndata: x\n\n"
         b"event: \nevent: a\ndata: x\n\n"
     )
-    messages = told(*cut(stream, [block.end for block in wire(stream)] * way))
+    messages = messages_of(*cut(stream, [block.end for block in wire(stream)] * way))
     assert [kind for kind, _, _ in messages] == ["b", "message", "message", "a"]
 
 
 def test_event_type_keeps_its_bytes() -> None:
     """A type loses one space after the colon, nothing else; bad UTF-8 becomes U+FFFD."""
     stream = "event:  é \ndata\n\nevent:a:b\ndata\n\n".encode() + b"event: \xff\xe2\x82\0\ndata\n\n"
-    assert [kind for kind, _, _ in told(stream)] == [" é ", "a:b", "\ufffd\ufffd\0"]
+    assert [kind for kind, _, _ in messages_of(stream)] == [" é ", "a:b", "\ufffd\ufffd\0"]
 
 
 @pytest.mark.parametrize("length", [65, 249, 250, 300, 2048, 70_000])
 def test_long_event_type(length: int) -> None:
     """A long type keeps more than 64 bytes, and never more than some 250."""
     stream = b"event: " + b"t" * length + b"\ndata: x\n\n"
-    ((kind, size, _),) = told(stream)
+    ((kind, size, _),) = messages_of(stream)
     assert kind == "t" * len(kind)
     assert min(length, 240) <= len(kind) <= min(length, 256)
     assert size == len(stream)
@@ -461,7 +468,7 @@ def test_more_event_types_than_are_remembered() -> None:
     chunks = [f"event: {kind}\ndata: x\n\n".encode() for kind in types]
     expected = [(kind, len(chunk), None) for kind, chunk in zip(types, chunks, strict=True)]
     for _ in ("newly", "again"):
-        assert told(*chunks) == expected
+        assert messages_of(*chunks) == expected
 
 
 def test_message_in_a_chunk_of_its_own() -> None:
@@ -486,7 +493,7 @@ def test_message_in_a_chunk_of_its_own() -> None:
     stream = b"".join(chunks)
     ends = [sum(map(len, chunks[:number])) for number in range(1, len(chunks))]
     check(stream, ends)
-    assert [kind for kind, _, _ in told(*chunks)] == [
+    assert [kind for kind, _, _ in messages_of(*chunks)] == [
         *("tick", "message", "message", "message", "tick"),
         *("message", "message", "message", "message", "message"),
     ]
@@ -498,13 +505,13 @@ def test_message_behind_an_open_block(end: bytes) -> None:
     chunks = [b"data: x\n\n", b"event: tick" + end, b"data: y\n\n", b"data: z\n\n"]
     sizes = [9, 20 + len(end), 9]
     types = ["message", "tick", "message"]
-    assert [message[:2] for message in told(*chunks)] == list(zip(types, sizes, strict=True))
+    assert [message[:2] for message in messages_of(*chunks)] == list(zip(types, sizes, strict=True))
 
 
 def test_message_behind_an_open_line() -> None:
     """A chunk that could be a message is no message where it goes on with a line."""
-    assert told(b"data: x\n\n", b"no", b"data: y\n\n") == [("message", 9, None)]
-    assert told(b"data: x\n\n", b":", b"data: y\n\n") == [("message", 9, None)]
+    assert messages_of(b"data: x\n\n", b"no", b"data: y\n\n") == [("message", 9, None)]
+    assert messages_of(b"data: x\n\n", b":", b"data: y\n\n") == [("message", 9, None)]
 
 
 def test_random_streams_make_no_difference() -> None:

@@ -10,8 +10,8 @@ from helpers.oracle import (
     Buffer,
 )
 
-from otel_sse import scanner as module
-from otel_sse.scanner import Scanner
+from otel_sse.wire import parser as module
+from otel_sse.wire.parser import EventStreamParser
 
 LINE_ENDS = (b"\n", b"\r", b"\r\n")
 
@@ -19,9 +19,9 @@ LINE_ENDS = (b"\n", b"\r", b"\r\n")
 MEGABYTE = 1_000_000
 
 
-def kept(scanner: Scanner) -> int:
-    """Bytes that the scanner holds."""
-    return sum(sys.getsizeof(getattr(scanner, name)) for name in Scanner.__slots__)
+def kept(parser: EventStreamParser) -> int:
+    """Bytes that the parser holds."""
+    return sum(sys.getsizeof(getattr(parser, name)) for name in EventStreamParser.__slots__)
 
 
 def growth(run: Callable[[], object]) -> int:
@@ -52,17 +52,17 @@ STARTS = [
 @pytest.mark.parametrize(("start", "lead"), STARTS)
 def test_endless_line_in_chunks(start: bytes, lead: int, fill: bytes) -> None:
     """A line of 200 MB that comes in chunks is counted, not kept."""
-    scanner = Scanner(capture_id=True)
-    scanner.feed(start)
+    parser = EventStreamParser(capture_id=True)
+    parser.feed(start)
     chunk = fill * MEGABYTE
 
     def feed() -> None:
         for _ in range(200):
-            assert not scanner.feed(chunk)
+            assert not parser.feed(chunk)
 
     assert growth(feed) < MEGABYTE // 2
-    assert kept(scanner) < 2048
-    ((_, size, _),) = scanner.feed(b"\ndata\n\n")
+    assert kept(parser) < 2048
+    ((_, size, _),) = parser.feed(b"\ndata\n\n")
     assert size == lead + 200 * MEGABYTE + 7
 
 
@@ -72,41 +72,41 @@ def test_endless_line_in_one_chunk(
     start: bytes, lead: int, buffer: Callable[[bytes], Buffer]
 ) -> None:
     """A chunk of 100 MB is never copied whole."""
-    scanner = Scanner(capture_id=True)
+    parser = EventStreamParser(capture_id=True)
     chunk = buffer(start.ljust(100 * MEGABYTE, b"x"))
-    assert growth(lambda: scanner.feed(chunk)) < MEGABYTE
-    assert kept(scanner) < 2048
-    ((_, size, _),) = scanner.feed(b"\ndata\n\n")
+    assert growth(lambda: parser.feed(chunk)) < MEGABYTE
+    assert kept(parser) < 2048
+    ((_, size, _),) = parser.feed(b"\ndata\n\n")
     assert size == lead + 100 * MEGABYTE - len(start) + 7
 
 
 def test_endless_comment() -> None:
     """A comment of 200 MB is one comment, and no part of the message behind it."""
-    scanner = Scanner()
-    scanner.feed(b":")
+    parser = EventStreamParser()
+    parser.feed(b":")
     chunk = b"x" * MEGABYTE
-    assert growth(lambda: [scanner.feed(chunk) for _ in range(200)]) < MEGABYTE // 2
-    assert kept(scanner) < 2048
-    assert list(scanner.feed(b"\ndata\n\n")) == [("message", 6, None)]
-    assert scanner.comments == 1
+    assert growth(lambda: [parser.feed(chunk) for _ in range(200)]) < MEGABYTE // 2
+    assert kept(parser) < 2048
+    assert list(parser.feed(b"\ndata\n\n")) == [("message", 6, None)]
+    assert parser.comments == 1
 
 
 @pytest.mark.parametrize("line", [b"x\n", b": x\r", b"data: x\r\n", b"event: x\n", b"id: x\r"])
 def test_endless_block(line: bytes) -> None:
     """A block of ever more lines is counted, not kept."""
-    scanner = Scanner(capture_id=True)
+    parser = EventStreamParser(capture_id=True)
     chunk = line * (300_000 // len(line))
-    assert growth(lambda: scanner.feed(chunk)) < 100_000
-    assert kept(scanner) < 2048
+    assert growth(lambda: parser.feed(chunk)) < 100_000
+    assert kept(parser) < 2048
 
 
 def test_endless_event_types() -> None:
     """A stream whose every message has another type leaves no more behind than a few types do."""
-    scanner = Scanner()
+    parser = EventStreamParser()
 
     def feed() -> None:
         for number in range(5000):
-            scanner.feed(b"event: %0200d\ndata\n\n" % number)
+            parser.feed(b"event: %0200d\ndata\n\n" % number)
 
     assert growth(feed) < MEGABYTE // 4
 
@@ -138,7 +138,7 @@ class Counted(bytes):
         return Counted(other + bytes(self))
 
 
-# From one chunk to the next only what a scanner keeps is carried over, and that is bounded: so a
+# From one chunk to the next only what a parser keeps is carried over, and that is bounded: so a
 # stream is linear where each of its chunks is.
 @pytest.mark.parametrize("end", LINE_ENDS)
 @pytest.mark.parametrize("size", [0, 1, 300, 1500, 5000, 10 * MEGABYTE])
@@ -152,7 +152,7 @@ def test_work_is_linear(
     work = []
     for length in (300_000, 1_200_000):
         Counted.work = 0
-        Scanner().feed(kind((line * (length // len(line) + 1))[:length]))
+        EventStreamParser().feed(kind((line * (length // len(line) + 1))[:length]))
         work.append(Counted.work)
         assert Counted.work >= length
     assert work[1] < 5 * work[0]
