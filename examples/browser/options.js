@@ -33,7 +33,7 @@ export function readOptions(options) {
   }
   if (meterProvider !== undefined) {
     const extra = OF_THE_EXPORT.find((name) => options[name] !== undefined);
-    if (extra) fail(`meterProvider exports by itself: set ${extra} there, or leave one of them out`);
+    if (extra) fail(`meterProvider exports on its own: set ${extra} there, or leave one of them out`);
     return { ...options, collector: null };
   }
   return { ...options, ...readExport(options) };

@@ -11,7 +11,7 @@ interface CommonOptions {
   stallSeconds?: number;
 }
 
-/** The module exports by itself. */
+/** The module exports on its own. */
 export interface CollectorOptions extends CommonOptions {
   /** The base URL of an OTLP/HTTP receiver. */
   collector: string | URL;

@@ -8,7 +8,7 @@ import pytest
 from browser.collector import Collector
 from playwright.async_api import ConsoleMessage, Page
 
-# What the tests that use the browser are marked with.
+# For all tests that use the browser.
 SHARED_LOOP = pytest.mark.asyncio(loop_scope="session")
 MONITOR = """async ([collector, options]) => {
     window.sse = await import("/dist/sse-monitor.js");

@@ -437,7 +437,7 @@ export async function run(meterProvider: MeterProvider, tracerProvider: TracerPr
   monitor({ collector: "https://collector.example" });
   // @ts-expect-error neither a collector nor a provider
   monitor({});
-  // @ts-expect-error a provider exports by itself
+  // @ts-expect-error a provider exports on its own
   monitor({ meterProvider, collector: "https://collector.example" });
   // @ts-expect-error there is no such option
   monitor({ collector: null, colector: "" });
