@@ -7,6 +7,7 @@ Prometheus, on what the real collector makes of real streams.
 """
 
 import copy
+import functools
 import os
 import re
 import shutil
@@ -41,6 +42,7 @@ _UNVALIDATED: Final = {"Instrumentation"}
 Manifest = dict[str, Any]
 
 
+@functools.cache
 def build(overlay: str) -> list[Manifest]:
     """The overlay's manifests, by the command that README.md gives."""
     if kubectl := shutil.which("kubectl"):
