@@ -268,6 +268,16 @@ async def test_a_batch_that_is_too_large_is_split(tab: Opener, site: Site) -> No
 # --- spans ---------------------------------------------------------------------------------
 
 
+_FOREIGN_SPAN = """async url => {
+    const span = { traceId: "0af7651916cd43dd8448eb211c80319c", spanId: "b7ad6b7169203331",
+        name: "x", kind: 3, startTimeUnixNano: "1000", endTimeUnixNano: "2000" };
+    const body = JSON.stringify({ resourceSpans: [{ scopeSpans: [{ spans: [span] }] }] });
+    const headers = { "Content-Type": "application/json" };
+    const { status } = await fetch(url, { method: "POST", headers, body });
+    if (status !== 200) throw new Error(status);
+}"""
+
+
 async def test_a_span_for_each_connect(
     tab: Opener, site: Site, exported: AddedReceiver, collector: Collector
 ) -> None:
@@ -277,6 +287,8 @@ async def test_a_span_for_each_connect(
     site.streams["/events"] = _tick
     site.answers["/events"] = [web.Response(status=503, headers={"Retry-After": "1"})]
     page = await tab()
+    # A span that is not the module's: the shipped configuration drops it.
+    await page.run(_FOREIGN_SPAN, f"{collector.endpoint}/v1/traces")
     await page.run(_OPEN, "/events")
     await page.until("got.length === 1")
     await page.run("monitor.flush()")
