@@ -21,7 +21,7 @@ demo: .venv/.done-demo .venv/.done-wheel ## serve and read real streams for a mi
 	@cd examples && DEMO_SECONDS=$(DEMO_SECONDS) ../$(BIN)/python -m demo
 
 unit: .venv/.done-test .venv/.done-wheel ## run the fast tests, of single modules: less than a minute
-	@$(BIN)/pytest tests/unit -m 'not slow' --numprocesses 2
+	@FUZZ_EXAMPLES=100 $(BIN)/pytest tests/unit -m 'not slow' --numprocesses 2
 
 test: lint .venv/.done-wheel ## check and test everything, against the built wheel
 	@$(BIN)/python -I -c 'import otel_sse as o; print("Testing otel_sse", o.__version__, o.__path__[0])'
@@ -40,6 +40,7 @@ lint: .venv/.done-test .venv/.done-wheel ## check style and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy --strict otel_sse
+	@$(BIN)/lint-imports --no-cache
 	@cd examples && ../$(BIN)/mypy --strict -p demo -p server
 	@$(BIN)/mypy --strict examples/small
 	@$(BIN)/mypy --strict collector

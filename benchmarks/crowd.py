@@ -104,7 +104,7 @@ class Crowd:
 
         await asyncio.gather(*map(connect, self._groups[group]))
 
-    async def leave(self, group: str) -> None:
+    async def disconnect(self, group: str) -> None:
         for client in self._groups[group]:
             client.transport.abort()
 

@@ -44,10 +44,10 @@ TICKS, TICK = 30, 300
 BURSTS, BURST = 3, 20
 # More than the kernel and a queue take for a client that does not read.
 HEAVIES, HEAVY = 1500, 10_000
-STOPPED, FOR_EVER = 80, 20
+STOPPED, PERMANENTLY = 80, 20
 
 
-class Kept(Receiver):
+class DeferredReceiver(Receiver):
     """Reads what came when it is asked to, at the end: it shares the processors with the rest."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class CrowdProcess:
 
 
 class ReferenceServer:
-    """The server, as those see it who publish and look after it."""
+    """The server, as its publishers and operators see it."""
 
     def __init__(self, process: asyncio.subprocess.Process, http: aiohttp.ClientSession) -> None:
         self.process = process
@@ -134,7 +134,7 @@ class ReferenceServer:
         answers, self._answers = sorted(self._answers), []
         return f"/healthz {_ms(answers[len(answers) // 2])}, at worst {_ms(answers[-1])}"
 
-    async def look(self) -> None:
+    async def poll_status(self) -> None:
         """Reads /status every other second until cancelled."""
         while True:
             began = time.monotonic()
@@ -177,14 +177,14 @@ def report(text: str) -> None:
 async def run(server: ReferenceServer, crowd: CrowdProcess, clients: int, checks: Checks) -> None:
     """All that is done before the stop."""
     returning = clients // 20
-    steady = clients - returning - STOPPED - FOR_EVER
+    steady = clients - returning - STOPPED - PERMANENTLY
     readers = steady + returning
     before, began = server.memory, time.monotonic()
     for group, topic, count in (
         ("steady", "tick", steady),
         ("returning", "tick", returning),
         ("stopped", "heavy", STOPPED),
-        ("for ever", "heavy", FOR_EVER),
+        ("permanently", "heavy", PERMANENTLY),
     ):
         await crowd.ask("open", group, topic, count)
     report(f"{clients} connections in {time.monotonic() - began:.1f} s; {server.late()}")
@@ -202,18 +202,20 @@ async def run(server: ReferenceServer, crowd: CrowdProcess, clients: int, checks
         f" at worst {_ms(max(late))}; {server.late()}; {share:.0%} of a processor"
     )
 
-    for group in ("stopped", "for ever"):
+    for group in ("stopped", "permanently"):
         await crowd.ask("pause", group)
     for _ in range(HEAVIES):
         await server.publish("heavy", HEAVY)
-    report(f"{STOPPED + FOR_EVER} do not read {HEAVIES} messages of {HEAVY} bytes; {server.late()}")
+    report(
+        f"{STOPPED + PERMANENTLY} do not read {HEAVIES} messages of {HEAVY} bytes; {server.late()}"
+    )
     await crowd.ask("go_on", "stopped")
     await crowd.has("heavy", HEAVIES * STOPPED)
 
     for _ in range(BURSTS):
         # What is written to a disconnected client, before the server notices, counts as written.
         await server.active(clients)
-        await crowd.ask("leave", "returning")
+        await crowd.ask("disconnect", "returning")
         await server.active(clients - returning)
         for _ in range(3):
             await server.publish("tick", TICK)
@@ -251,11 +253,11 @@ async def stop(server: ReferenceServer, crowd: CrowdProcess, clients: int, check
     began = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     status = await server.process.wait()
-    gone = time.monotonic() - began
+    took = time.monotonic() - began
     await asyncio.sleep(0.5)
     last = 0.0
     for group, count in (
-        ("steady", clients - clients // 20 - STOPPED - FOR_EVER),
+        ("steady", clients - clients // 20 - STOPPED - PERMANENTLY),
         ("returning", clients // 20),
         ("stopped", STOPPED),
     ):
@@ -263,13 +265,17 @@ async def stop(server: ReferenceServer, crowd: CrowdProcess, clients: int, check
         checks.same(f"{group}, ended in order", ended, count)
         last = max(last, at)
     report(
-        f"the stop: the last stream ended after {last - began:.1f} s, the process after {gone:.1f}"
+        f"the stop: the last stream ended after {last - began:.1f} s, the process after {took:.1f}"
     )
     checks.same("exit status", status, 0)
 
 
 async def compare(
-    server: ReferenceServer, crowd: CrowdProcess, clients: int, receiver: Kept, checks: Checks
+    server: ReferenceServer,
+    crowd: CrowdProcess,
+    clients: int,
+    receiver: DeferredReceiver,
+    checks: Checks,
 ) -> None:
     """What the receiver has at last, and what the clients have."""
     receiver.read()
@@ -282,7 +288,7 @@ async def compare(
     report(
         f"OTLP, heavy: {written:.0f} written, {dropped:.0f} dropped; {heavies['dropped']} reported"
     )
-    checks.same("together", written + dropped, server.published["heavy"] * (STOPPED + FOR_EVER))
+    checks.same("together", written + dropped, server.published["heavy"] * (STOPPED + PERMANENTLY))
     checks.same("OTLP, active", receiver.value("sse.server.active_connections"), 0)
     checks.same("OTLP, connections", receiver.value("sse.server.connections"), opened)
     checks.same("OTLP, ended", receiver.value("sse.server.connection.duration"), opened)
@@ -299,7 +305,7 @@ async def main(clients: int) -> int:
         sys.exit(f"{clients} clients take as many files: `ulimit -Hn` is {most}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     port, checks = free_port(), Checks()
-    with Kept() as receiver:
+    with DeferredReceiver() as receiver:
         own = {
             "SSE_SERVER_PORT": str(port),
             "SSE_SERVER_MAX_CONNECTIONS": str(clients),
@@ -322,7 +328,7 @@ async def main(clients: int) -> int:
                 await server.well()
                 watching = [
                     asyncio.create_task(each)
-                    for each in (server.probe(), server.look(), server.show())
+                    for each in (server.probe(), server.poll_status(), server.show())
                 ]
                 await run(server, crowd, clients, checks)
                 for task in watching:

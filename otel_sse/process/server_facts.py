@@ -8,6 +8,7 @@ where it no longer holds. Where a fact does not hold, the function returns what 
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import FrameType
@@ -67,6 +68,18 @@ FACTS: Final = (
         "tests/e2e/test_frameworks.py",
     ),
     Fact(
+        "Starlette, Litestar",
+        "an exception that has a handler is wrapped in one that says that the response has started",
+        "Starlette 0.35 to 1.10, Litestar 2.0 to 2.24",
+        "tests/e2e/test_wrapped_errors.py",
+    ),
+    Fact(
+        "Starlette",
+        "background tasks run in the module starlette.background",
+        "0.35 to 1.10",
+        "tests/e2e/test_background_tasks.py",
+    ),
+    Fact(
         "opentelemetry-instrumentation-requests",
         "its spans have the scope of its name, and are current around the adapter",
         "0.61b0 to 0.66b1",
@@ -81,8 +94,9 @@ DEFAULT_KILL_TIMEOUT: Final = 10.0
 TRIO_TIMEOUT: Final = "TooSlowError"
 CONTRIB_REQUESTS_SCOPE: Final = "opentelemetry.instrumentation.requests"
 
-# Objects between a framework's send and the server's.
-_MAX_DEPTH: Final = 8
+# Objects that are looked at between a framework's send and the server's: far more than any stack
+# of middleware has, and a bound for objects that make new ones whenever they are looked at.
+_MAX_OBJECTS: Final = 10_000
 # Where servers and middleware keep the send that they wrap.
 _INNER: Final = ("__self__", "__wrapped__", "func", "send", "_send", "_receive", "writer")
 
@@ -153,6 +167,28 @@ def route_in_scope(scope: Mapping[str, Any]) -> str | None:
     return route
 
 
+def unwrap_framework_error(error: BaseException) -> BaseException | None:
+    """The application's exception that a framework has wrapped since the response had started.
+
+    Starlette and Litestar do that with an exception for which the application has a handler.
+    """
+    text = str(error.args[0]) if error.args else ""
+    wrapped = text == "Caught handled exception, but response already started." or (
+        text == "Exception caught after response started" and "litestar" in type(error).__module__
+    )
+    return error.__cause__ if wrapped else None
+
+
+def is_from_background_task(error: BaseException) -> bool:
+    """Whether ``error`` was raised in a background task of Starlette, after the response."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_globals.get("__name__") == "starlette.background":
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
 def _transport(item: Any) -> Any:
     for name in ("transport", "_transport"):
         transport = getattr(item, name, None)
@@ -167,20 +203,20 @@ def _terminated(item: Any) -> Any:
 
 
 def _find_behind(channel: Any, wanted: Callable[[Any], Any]) -> Any:
-    layer = [channel]
-    # The objects refer back to each other. They are kept, so that no id is reused meanwhile.
+    # The nearest first. They refer back to each other, and are kept, so that no id is reused.
+    queue = deque([channel])
     seen = {id(channel): channel}
-    for _ in range(_MAX_DEPTH):
-        inner: list[Any] = []
-        for item in layer:
-            # An attribute of an unknown object may raise anything: the search ends there alone.
-            with suppress(Exception):
-                found = wanted(item)
-                if found is not None:
-                    return found
-                inner += [each for each in _wrapped_by(item) if id(each) not in seen]
-            seen.update((id(each), each) for each in inner)
-        layer = inner
+    while queue and len(seen) < _MAX_OBJECTS:
+        item = queue.popleft()
+        # An attribute of an unknown object may raise anything: the search ends there alone.
+        with suppress(Exception):
+            found = wanted(item)
+            if found is not None:
+                return found
+            for each in _wrapped_by(item):
+                if id(each) not in seen:
+                    seen[id(each)] = each
+                    queue.append(each)
     return None
 
 

@@ -15,20 +15,25 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web, web_app
 from aiohttp.web_protocol import RequestHandler
+from opentelemetry import context as otel_context
 from opentelemetry.propagators.textmap import Getter
 
 from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.process.server_facts import is_aiohttp_closing, is_aiohttp_peer_lost
 from otel_sse.stream.info import ServerStreamInfo
-from otel_sse.stream.request_span import RequestSpan, current_request
+from otel_sse.stream.request import RequestState, current_request
 from otel_sse.stream.server import ServerStream
 from otel_sse.stream.sharing import open_server_stream
 from otel_sse.telemetry.telemetry import Telemetry
 from otel_sse.wire.media_type import is_event_stream
+from otel_sse.wire.opaque import is_encoded
 from otel_sse.wire.parser import byte_view
 from otel_sse.wire.trace_comment import TraceCommentWriter
 
 Handler = Callable[[Any], Awaitable[Any]]
+
+# In a request: its state.
+_KEY: Final = "_otel_sse"
 
 
 class SSEAiohttpServerInstrumentor(SSEInstrumentor):
@@ -57,22 +62,23 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
                     raised = error
                     raise
 
-            request_span = RequestSpan()
-            request_span.attach()
+            state = vars(request)[_KEY] = RequestState()
+            previous = current_request.get()
+            current_request.set(state)
             try:
                 return await original(protocol, request, start_time, observed)
             except GeneratorExit as error:
                 raised = error
                 raise
             finally:
-                stream = request_span.stream
-                if stream is not None:
+                if state.stream is not None:
                     _stop_observing(request)
                     lost = is_aiohttp_peer_lost(protocol)
-                    stream.disconnected |= lost
-                    stream.close(raised, cut=not lost and is_aiohttp_closing(protocol))
+                    if lost:
+                        state.mark_disconnected()
+                    state.stream.close(raised, cut=not lost and is_aiohttp_closing(protocol))
                 raised = None
-                request_span.detach()
+                state.finish(previous)
 
         return call
 
@@ -87,12 +93,13 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
         @wraps(original)
         async def call(response: Any, request: Any) -> Any:
             writer = await original(response, request)
-            request_span, telemetry = current_request.get(), self.telemetry
-            if request_span is None or telemetry is None or request_span.stream is not None:
+            # Of the request that is answered: another one's task may do that.
+            state, telemetry = vars(request).get(_KEY), self.telemetry
+            if state is None or telemetry is None or state.stream is not None:
                 return writer
             try:
                 info = _stream_info(response, request, telemetry)
-                stream = info and open_server_stream(telemetry, info, request_span)
+                stream = info and open_server_stream(telemetry, info, state)
                 if stream:
                     if telemetry.config.propagate:
                         _write_trace_comments(response, writer)
@@ -106,24 +113,23 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
 
 @lru_cache(maxsize=1024)
 def _innermost(handler: Handler) -> Handler:
-    """``handler`` with the request's context attached inside the middlewares' own.
+    """``handler``, which notes the context that the middlewares have left to it.
 
     The same handler gives the same object, because aiohttp caches the chains that it builds.
     """
 
     @wraps(handler)
-    async def innermost(request: Any) -> Any:
-        request_span = current_request.get()
-        if request_span is None or request_span.is_current():
-            return await handler(request)
-        with request_span.attach_below_current():
-            return await handler(request)
+    def innermost(request: Any) -> Awaitable[Any]:
+        state = vars(request).get(_KEY)
+        if state is not None and state.stream is None:
+            state.context = otel_context.get_current()
+        return handler(request)
 
     return innermost
 
 
 def _stream_info(response: Any, request: Any, telemetry: Telemetry) -> ServerStreamInfo | None:
-    content_type = response.headers.get(hdrs.CONTENT_TYPE, "")
+    content_type = ",".join(response.headers.getall(hdrs.CONTENT_TYPE, ()))
     if not is_event_stream(request.method, response.status, content_type):
         return None
     if telemetry.config.excludes(f"{request.scheme}://{request.host}{request.path}"):
@@ -143,13 +149,20 @@ def _stream_info(response: Any, request: Any, telemetry: Telemetry) -> ServerStr
         carrier=request.headers,
         getter=_getter,
         transport=request.transport,
+        encoded=_is_encoded_by_app(response),
     )
+
+
+def _is_encoded_by_app(response: Any) -> bool:
+    """Whether what the application writes is encoded, rather than encoded below the hook."""
+    encoding = response.headers.get(hdrs.CONTENT_ENCODING, "")
+    return is_encoded(encoding) and not response.compression
 
 
 def _write_trace_comments(response: Any, writer: Any) -> None:
     """Has trace comments written to ``writer``, unless the body's length or coding is settled."""
-    encoded = hdrs.CONTENT_ENCODING in response.headers and not response.compression
-    if writer.length is not None or encoded or getattr(response, "_compressed_body", None):
+    compressed = getattr(response, "_compressed_body", None)
+    if compressed or writer.length is not None or _is_encoded_by_app(response):
         return
     comments = TraceCommentWriter()
     original_write, original_write_eof = writer.write, writer.write_eof
@@ -183,6 +196,7 @@ def _observe(stream: ServerStream, response: Any, writer: Any) -> None:
         body = chunk
         if chunk and chunk is getattr(response, "_compressed_body", None):
             body = response.body
+        disconnected = stream.check_disconnected()
         began = perf_counter()
         try:
             result = await original_write_eof(chunk)
@@ -191,7 +205,7 @@ def _observe(stream: ServerStream, response: Any, writer: Any) -> None:
             raise
         if body:
             stream.on_send(body, began, perf_counter())
-        stream.close(completed=True)
+        stream.on_response_end(delivered=not disconnected)
         return result
 
     writer.write, writer.write_eof = write, write_eof

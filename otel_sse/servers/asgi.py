@@ -7,10 +7,12 @@ telemetry reaches the application. Source of the rules: https://asgi.readthedocs
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from opentelemetry import context as otel_context
 from opentelemetry._logs import LoggerProvider
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.propagators.textmap import Getter
@@ -18,13 +20,16 @@ from opentelemetry.trace import TracerProvider
 
 from otel_sse.process.server_facts import find_transport, is_server_stopping, route_in_scope
 from otel_sse.stream.info import ServerStreamInfo
-from otel_sse.stream.request_span import RequestSpan
+from otel_sse.stream.request import RequestState, current_request
 from otel_sse.stream.server import ServerStream
 from otel_sse.stream.sharing import acquire_telemetry, open_server_stream, shutdown_handler
 from otel_sse.telemetry.providers import Providers
 from otel_sse.telemetry.telemetry import Telemetry
 from otel_sse.wire.media_type import is_event_stream
+from otel_sse.wire.opaque import is_encoded
 from otel_sse.wire.trace_comment import TraceCommentWriter
+
+_log = logging.getLogger("otel_sse")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -32,6 +37,20 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = Iterable[tuple[bytes, bytes]]
+RouteOf = Callable[[Any, dict[str, Any]], tuple["str | None", bool]]
+
+
+class Router(NamedTuple):
+    """How to find a route: ``route_of`` of ``owner``, with the paths before its routing. ``outer``
+    is the router around it.
+    """
+
+    route_of: RouteOf | None
+    owner: Any
+    path: str
+    root_path: str
+    outer: Router | None
+
 
 # The key of the observer in the scope of its request.
 _KEY: Final = "otel_sse"
@@ -41,7 +60,7 @@ _BODIES: Final = ("http.response.body", "http.response.pathsend")
 def wrap_asgi_app(
     run: Callable[..., Awaitable[None]],
     telemetry_of: Callable[[Any], Telemetry | None],
-    route_of: Callable[..., tuple[str | None, bool]] | None = None,
+    route_of: RouteOf | None = None,
 ) -> Callable[[Any, Scope, Receive, Send], Awaitable[None]]:
     """An ASGI ``__call__`` that runs ``run`` with the same arguments and records its stream.
 
@@ -49,7 +68,8 @@ def wrap_asgi_app(
         run: takes the owner of the call, scope, receive and send.
         telemetry_of: gives the owner's telemetry, or None where nothing is to be recorded.
         route_of: gives the route when a stream starts, and whether it matches the whole path; it
-            takes the owner, the root path as it was before routing, and the scope.
+            takes the owner and a scope with the paths as they were before routing, and leaves in
+            that the root path that it has reached.
 
     """
 
@@ -60,20 +80,25 @@ def wrap_asgi_app(
                 send = _exporting(send)
             await run(owner, scope, receive, send)
             return
-        route = None
-        if route_of is not None:
-            # The root path is read now: routing changes it.
-            route = (route_of, owner, scope.get("root_path", ""))
         outer: RequestObserver | None = scope.get(_KEY)
+        # The paths are read now: routing changes them, and so do some applications.
+        router = Router(
+            route_of,
+            owner,
+            scope["path"],
+            scope.get("root_path", ""),
+            None if outer is None else outer.router,
+        )
         if outer is not None:
-            outer.route = outer.route or route
+            outer.router = router
             await _run_nested(outer, run, owner, scope, receive, send)
             return
-        request = RequestSpan()
-        request.attach()
+        request = RequestState()
+        previous = current_request.get()
+        current_request.set(request)
         scope[_KEY] = observer = RequestObserver(telemetry, request, scope, receive, send)
         # Not held by this frame, which lives as long as the stream.
-        observer.route, route = route, None
+        observer.router, router = router, None  # type: ignore[assignment]
         try:
             await run(owner, scope, observer.receive, observer.send)
         except BaseException as error:
@@ -85,9 +110,23 @@ def wrap_asgi_app(
                 request.stream.close(cut=is_server_stopping(send))
         finally:
             scope.pop(_KEY, None)
-            request.detach()
+            request.finish(previous)
 
     return call
+
+
+def attach_early(scope: Scope) -> RequestState | None:
+    """Attaches the context of the request of ``scope`` before its response starts.
+
+    Returns:
+        The request, where that has been done.
+
+    """
+    observer: RequestObserver | None = scope.get(_KEY)
+    if observer is None or observer.request.span is not None:
+        return None
+    observer.request.attach()
+    return observer.request
 
 
 def _exporting(send: Send) -> Send:
@@ -114,15 +153,21 @@ async def _run_nested(
         await run(owner, scope, receive, send)
         return
     scope[_KEY] = outer.inner = inner = outer.nested(send)
+    context = outer.request.context
+    if outer.request.stream is None:
+        # A stream that starts in here has the span that is current now as its parent.
+        outer.request.context = otel_context.get_current()
     try:
-        with outer.request.attach_below_current():
-            await run(owner, scope, receive, inner.send)
+        await run(owner, scope, receive, inner.send)
     except Exception as error:
         # Closed here: what is outside may go on waiting for a client that does not read.
         inner.close(error)
         raise
     finally:
         scope[_KEY], outer.inner = outer, None
+        outer.router = outer.router and outer.router.outer
+        if outer.request.stream is None:
+            outer.request.context = context
 
 
 class SSEMiddleware:
@@ -167,9 +212,9 @@ class RequestObserver:
     """Observes the messages of one request.
 
     Attributes:
-        request: the request's proxy span.
+        request: the request's state.
         inner: the observer that observes in its place, inside of a middleware.
-        route: how to find the route: a function and its arguments before the scope.
+        router: how to find the route, until the stream starts.
 
     """
 
@@ -181,13 +226,13 @@ class RequestObserver:
         "_telemetry",
         "inner",
         "request",
-        "route",
+        "router",
     )
 
     def __init__(
         self,
         telemetry: Telemetry,
-        request: RequestSpan,
+        request: RequestState,
         scope: Scope,
         receive: Receive,
         send: Send,
@@ -199,12 +244,12 @@ class RequestObserver:
         self._send = send
         self._stream: ServerStream | None = None
         self.inner: RequestObserver | None = None
-        self.route: tuple[Any, ...] | None = None
+        self.router: Router | None = None
 
     def nested(self, send: Send) -> RequestObserver:
         """An observer of the same request, of what comes to ``send``."""
         inner = RequestObserver(self._telemetry, self.request, self._scope, self._receive, send)
-        inner.route = self.route
+        inner.router = self.router
         return inner
 
     def close(self, error: Exception) -> None:
@@ -215,25 +260,33 @@ class RequestObserver:
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            self.request.mark_disconnected()
+            self.request.mark_disconnected(cut=is_server_stopping(self._receive))
         return message
 
     async def send(self, message: Message) -> None:
         stream = self._stream
         if stream is None:
+            if type(message.get("headers", ())) not in (list, tuple):
+                message = _with_header_list(message)
             await self._send(message)
             self._maybe_start_stream(message)
             return
         try:
-            # Read before the send: middleware outside may encode the body in place.
+            # Read before the send: middleware outside may encode the body in place, and a view may
+            # be released.
             kind, body = message["type"], message.get("body", b"")
+            if type(body) is memoryview:
+                body = bytes(body)
         except Exception:
             # Not an ASGI message: the server refuses it as it would without us.
             await self._send(message)
             return
+        if kind == "http.response.start":
+            # The application has given up the stream for another response, which may fail.
+            stream.close(cut=is_server_stopping(self._send))
         last = not message.get("more_body", False) and kind in _BODIES
         # A peer that disconnects during this send was there when it began.
-        disconnected = stream.check_disconnected() if last else stream.disconnected
+        disconnected = stream.check_disconnected()
         began = perf_counter()
         try:
             await self._send(message)
@@ -244,27 +297,28 @@ class RequestObserver:
                 # Cancelled because of the disconnect, which a server may report at the end of
                 # every response: the stream is complete, unless its transport is closed.
                 stream.disconnected = False
-                stream.close(completed=not stream.check_disconnected())
+                stream.on_response_end(delivered=not stream.check_disconnected())
             raise
         if kind == "http.response.body" and not disconnected:
             stream.on_send(body, began, perf_counter())
-        if last:
-            stream.close(completed=not disconnected)
+        if last or disconnected:
+            stream.on_response_end(delivered=not disconnected)
 
     def _maybe_start_stream(self, message: Message) -> None:
         """Starts to record the stream that ``message`` starts, if it does."""
         try:
             if message["type"] != "http.response.start":
                 return
-            content_type = _text(message.get("headers", ()), b"content-type")
+            content_type = _joined(message.get("headers", ()), b"content-type")
             if not is_event_stream(self._scope["method"], message["status"], content_type):
                 return
             # After the application has returned nothing would close what a task of it starts.
             returned = _KEY not in self._scope
             if returned or self.inner is not None or self.request.stream is not None:
                 return
-            route, self.route = self.route, None
-            info = self._stream_info(message["status"], route or (None,))
+            router, self.router = self.router, None
+            encoding = _joined(message.get("headers", ()), b"content-encoding")
+            info = self._stream_info(message["status"], router, is_encoded(encoding))
             if info is not None:
                 self._stream = open_server_stream(self._telemetry, info, self.request)
                 if self._stream is not None and self._telemetry.config.propagate:
@@ -274,11 +328,13 @@ class RequestObserver:
 
     def _write_trace_comments(self, headers: Headers) -> None:
         """Only where the body may grow: neither its length nor its coding is settled."""
-        names = (b"content-length", b"content-encoding")
-        if all(_first(headers, name) in (None, b"identity") for name in names):
+        encoded = is_encoded(_joined(headers, b"content-encoding"))
+        if not encoded and _first(headers, b"content-length") is None:
             self._send = _with_trace_comments(self._send)
 
-    def _stream_info(self, status: int, route: tuple[Any, ...]) -> ServerStreamInfo | None:
+    def _stream_info(
+        self, status: int, router: Router | None, encoded: bool
+    ) -> ServerStreamInfo | None:
         """What is known of the stream; None where its URL is excluded."""
         scope = self._scope
         headers = scope["headers"]
@@ -287,12 +343,10 @@ class RequestObserver:
         if self._telemetry.config.excludes(f"{scheme}://{host}{path}"):
             return None
         client = scope.get("client")
-        route_of, *arguments = route
-        template = route_in_scope(scope)
-        known, whole = route_of(*arguments, scope) if route_of else (template, template is not None)
+        route, whole = self._route(router)
         return ServerStreamInfo(
             method=scope["method"],
-            route=known,
+            route=route,
             scheme=scheme,
             known_path=path if whole else None,
             client=str(client[0]) if client else None,
@@ -303,7 +357,34 @@ class RequestObserver:
             carrier=headers,
             getter=_getter,
             transport=find_transport(self._send) or find_transport(self._receive),
+            encoded=encoded,
         )
+
+    def _route(self, router: Router | None) -> tuple[str | None, bool]:
+        """The route through all routers, and whether it matches the whole path."""
+        routers: list[Router] = []
+        while router is not None:
+            routers.insert(0, router)
+            router = router.outer
+        route = reached = None
+        for each in routers:
+            # Mounts are followed into the routers below them. Where middleware stands in between,
+            # the next router goes on from where the last one ended.
+            if each.route_of is None or reached not in (None, each.root_path):
+                continue
+            scope = {**self._scope, "path": each.path, "root_path": each.root_path}
+            try:
+                part, whole = each.route_of(each.owner, scope)
+            except Exception:
+                # A router of another make: a missing route never costs the stream.
+                _log.debug("otel_sse: the route is unknown", exc_info=True)
+                break
+            route = (route or "") + (part or "") or None
+            if whole:
+                return route, True
+            reached = scope["root_path"]
+        template = route_in_scope(self._scope)
+        return (route, False) if template is None else (template, True)
 
 
 def _first(headers: Headers, wanted: bytes) -> bytes | None:
@@ -315,6 +396,23 @@ def _first(headers: Headers, wanted: bytes) -> bytes | None:
 
 def _text(headers: Headers, wanted: bytes) -> str:
     return (_first(headers, wanted) or b"").decode("latin-1")
+
+
+def _joined(headers: Headers, wanted: bytes) -> str:
+    """The values of all headers of a name, as one (RFC 9110, section 5.2)."""
+    values = [
+        value for name, value in headers if len(name) == len(wanted) and name.lower() == wanted
+    ]
+    return b",".join(values).decode("latin-1")
+
+
+def _with_header_list(message: Message) -> Message:
+    """``message`` with headers that can be read twice: a server uses up an iterator."""
+    try:
+        return {**message, "headers": list(message["headers"])}
+    except Exception:
+        # Whatever that is, the server refuses it as it would without us.
+        return message
 
 
 def _with_trace_comments(send: Send) -> Send:

@@ -1,4 +1,9 @@
-"""One event stream, served or read: its counters and its one close.
+"""One event stream, served or read: its counters, its end and its one close.
+
+The end fixes the counts and the duration: the end of the body, a disconnect that the application
+does not notice, or the return of the application's call. The close decides on the reason and
+records it. It is the return of the call, or the start of a background task: an exception may follow
+the end of the body, and is the reason then.
 
 Which thread writes what:
 
@@ -9,8 +14,8 @@ counters, parser, segment, ``due``      the thread that sends or reads the strea
 ``last_message``                        the same
 ``stall_state``                         a collection (to PENDING, SUPPRESSED), then the loop
 ``disconnected``                        the server's side: its loop. The closing thread
-``due`` = CLOSED                        the closing thread
-membership of the registry, totals      the closing thread, under the registry's lock
+``due`` = CLOSED, ``_ended``            the thread that ends it
+membership of the registry, totals      the thread that ends or closes it, under its lock
 ======================================  ==========================================================
 
 A collection reads all of them on a reader's thread. It may see a message in one counter and not
@@ -43,11 +48,15 @@ from otel_sse.stream.stalls import CLOSED, Stalls
 from otel_sse.telemetry.segment import RecordedMessage
 from otel_sse.telemetry.stall_state import StallState
 from otel_sse.telemetry.telemetry import Telemetry
+from otel_sse.wire.opaque import OPAQUE_BODY, OpaqueBody
 from otel_sse.wire.parser import EventStreamParser
 
 Chunk = bytes | bytearray | memoryview
 
 _NO_INDEX: Final = sys.maxsize
+# Seconds after the end of a stream whose application goes on, after which a collection closes it:
+# what the application does then is not the stream's.
+CLOSE_TIMEOUT: Final = 10.0
 
 
 class Stream(Stalls):
@@ -63,6 +72,8 @@ class Stream(Stalls):
 
     __slots__ = (
         "__weakref__",
+        "_completed",
+        "_ended",
         "_parser",
         "_wait_threshold",
         "io",
@@ -91,11 +102,18 @@ class Stream(Stalls):
         self.last_message = started
         self.time_to_first_message: float | None = None
         self.loop = running_loop()
-        self._parser = EventStreamParser(capture_id=telemetry.config.capture_event_id)
+        self._parser: EventStreamParser | OpaqueBody = (
+            OPAQUE_BODY
+            if info.encoded
+            else EventStreamParser(capture_id=telemetry.config.capture_event_id)
+        )
         self.messages: list[int] = []
         self.io = 0
         self.wait_time = 0.0
         self._wait_threshold = self._first_wait_threshold
+        # When it ended, and whether the end of the body had passed.
+        self._ended: float | None = None
+        self._completed = False
         self.stall_state = StallState.ACTIVE
         self.disconnected = False
         self.start_first_segment(parent, kind)
@@ -174,14 +192,31 @@ class Stream(Stalls):
         except Exception:
             telemetry.failures.log_failure_once("a message")
 
+    def idle(self, now: float) -> float:
+        # The messages of an encoded body are unknown, so it is never idle.
+        return 0.0 if self._parser is OPAQUE_BODY else super().idle(now)
+
     def _on_long_wait(self, wait: float) -> bool:
         """Called for a wait of at least ``_wait_threshold``; returns whether it is a slow one."""
         return False
 
+    def _end(self, completed: bool) -> bool:
+        """Fixes the counts and the duration; any call after the first does nothing."""
+        if not self._telemetry.streams.end(self):
+            return False
+        self._ended = perf_counter()
+        self._completed = completed
+        self.due = CLOSED
+        return True
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether it ended long ago, without a close."""
+        return self._ended is not None and now - self._ended >= CLOSE_TIMEOUT
+
     def close(
         self, error: BaseException | None = None, *, completed: bool = False, cut: bool = False
     ) -> None:
-        """Closes the stream; any call after the first does nothing.
+        """Decides on the close reason and records it; any call after the first does nothing.
 
         Args:
             error: what left the application, a cancellation too.
@@ -195,12 +230,12 @@ class Stream(Stalls):
             return
         telemetry = self._telemetry
         try:
-            if not telemetry.streams.unregister(self):
+            self._end(completed)
+            if self._ended is None or not telemetry.streams.close(self):
                 return
-            reason, error = self._classify(error, completed, cut)
+            reason, error = self._classify(error, cut)
             self.disconnected = True
-            now = perf_counter()
-            totals = self._totals(now)
+            totals = self._totals(self._ended)
             totals[semconv.CLOSE_REASON] = reason
             if error is not None and reason in (semconv.ERROR, semconv.TIMEOUT):
                 totals[semconv.ERROR_TYPE] = telemetry.error_types.name_of(root_cause(error))
@@ -208,16 +243,14 @@ class Stream(Stalls):
                 totals[semconv.ERROR_TYPE] = str(self.status)
             telemetry.record_close(self, totals)
             final = {semconv.SEGMENT_FINAL: True, **totals}
-            telemetry.spans.end(self, self._segment, self.unix_time(now), final)
+            telemetry.spans.end(self, self._segment, self.unix_time(self._ended), final)
         except Exception:
             telemetry.failures.log_failure_once("a close")
         finally:
             self.due = CLOSED
             self._release()
 
-    def _classify(
-        self, error: BaseException | None, completed: bool, cut: bool
-    ) -> tuple[str, BaseException | None]:
+    def _classify(self, error: BaseException | None, cut: bool) -> tuple[str, BaseException | None]:
         """The close reason of this role, and the error that counts."""
         raise NotImplementedError
 

@@ -205,10 +205,8 @@ class ClientStream(Stream):
         """Not in a forked child: it has no thread that would release the lock."""
         return self in self._telemetry.streams.live
 
-    def _classify(
-        self, error: BaseException | None, completed: bool, cut: bool
-    ) -> tuple[str, BaseException | None]:
-        if completed:
+    def _classify(self, error: BaseException | None, cut: bool) -> tuple[str, BaseException | None]:
+        if self._completed:
             return semconv.COMPLETED, error
         if isinstance(error, self._timeouts):
             return semconv.TIMEOUT, error

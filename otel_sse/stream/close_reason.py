@@ -12,12 +12,17 @@ import concurrent.futures
 from typing import Final
 
 from otel_sse import semconv
-from otel_sse.process.server_facts import TRIO_TIMEOUT
+from otel_sse.process.server_facts import (
+    TRIO_TIMEOUT,
+    is_from_background_task,
+    unwrap_framework_error,
+)
 
 TIMEOUTS: Final = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
 # By name, since neither Starlette nor anyio need be installed.
 _CLIENT_DISCONNECT: Final = "ClientDisconnect"
 _BROKEN_PIPE: Final = "BrokenResourceError"
+_MAX_WRAPPERS: Final = 100
 
 
 def resolve_error(
@@ -31,6 +36,9 @@ def resolve_error(
         send_error: what the send raised that found the peer disconnected.
 
     """
+    if error is not None and is_from_background_task(error):
+        # It ran after the stream.
+        return None, disconnected
     if is_disconnect_error(error, disconnected, send_error):
         return None, True
     if error is not None and _class_names(error) == {_BROKEN_PIPE}:
@@ -45,8 +53,9 @@ def classify_close(
     *,
     reason: str | None,
     completed: bool,
-    cut: bool,
     disconnected: bool,
+    cut_first: bool,
+    cut: bool,
 ) -> str:
     """The value of ``sse.close.reason``, by the first cause that applies.
 
@@ -54,8 +63,9 @@ def classify_close(
         error: the error that counts; see ``resolve_error``.
         reason: what the application set.
         completed: the end of the body was written to a peer that was there.
-        cut: the server or the process ended the stream.
         disconnected: the peer has disconnected.
+        cut_first: the server had begun to cut the stream before that.
+        cut: the server or the process ended the stream.
 
     """
     if reason is not None:
@@ -64,11 +74,11 @@ def classify_close(
         cause = root_cause(error)
         timed_out = isinstance(cause, TIMEOUTS) or type(cause).__name__ == TRIO_TIMEOUT
         return semconv.TIMEOUT if timed_out else semconv.ERROR
-    if isinstance(error, (KeyboardInterrupt, SystemExit)):
-        return semconv.SERVER_SHUTDOWN
     if completed:
         return semconv.COMPLETED
-    if cut and not disconnected:
+    if disconnected and not cut_first:
+        return semconv.CLIENT_DISCONNECT
+    if cut or isinstance(error, (KeyboardInterrupt, SystemExit)):
         return semconv.SERVER_SHUTDOWN
     if disconnected:
         return semconv.CLIENT_DISCONNECT
@@ -77,11 +87,19 @@ def classify_close(
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What a task group has wrapped, or a framework that takes it for a disconnect."""
-    if type(error).__name__ == _CLIENT_DISCONNECT and error.__context__ is not None:
-        return error.__context__
-    while len(members := _group_members(error)) == 1:
-        error = members[0]
+    """The application's own exception, without what a task group or a framework has added."""
+    # Bounded: causes may form a circle.
+    for _ in range(_MAX_WRAPPERS):
+        members = _group_members(error)
+        if len(members) == 1:
+            inner: BaseException | None = members[0]
+        elif type(error).__name__ == _CLIENT_DISCONNECT:
+            inner = error.__context__
+        else:
+            inner = unwrap_framework_error(error)
+        if inner is None:
+            break
+        error = inner
     return error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from otel_sse.semconv import CLOSE_REASONS
-from otel_sse.stream.request_span import RequestSpan, current_request
+from otel_sse.stream.request import RequestState, current_request
 
 _log = logging.getLogger("otel_sse")
 
@@ -15,7 +15,7 @@ class Current:
 
     __slots__ = ("_request",)
 
-    def __init__(self, request: RequestSpan | None) -> None:
+    def __init__(self, request: RequestState | None) -> None:
         self._request = request
 
     def set_close_reason(self, reason: str) -> None:

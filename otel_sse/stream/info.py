@@ -11,7 +11,7 @@ from opentelemetry.trace import SpanKind, set_span_in_context
 
 from otel_sse import semconv
 from otel_sse.process.backlog import Transport
-from otel_sse.stream.request_span import RequestSpan
+from otel_sse.stream.request import RequestState
 from otel_sse.telemetry.cardinality import known_method
 from otel_sse.telemetry.series import MetricSeries
 from otel_sse.telemetry.telemetry import Telemetry
@@ -22,7 +22,8 @@ class ServerStreamInfo(NamedTuple):
 
     ``known_path`` is None where no route matches the whole path: it may be anything that a client
     chose to send, a secret too. ``user_agent`` is as the server holds it. ``carrier`` and
-    ``getter`` are what a remote parent is extracted from.
+    ``getter`` are what a remote parent is extracted from. ``encoded``: the body that the hook sees
+    has a content coding, so its messages are not read.
     """
 
     method: str
@@ -37,6 +38,7 @@ class ServerStreamInfo(NamedTuple):
     carrier: Any
     getter: Getter[Any]
     transport: Transport | None
+    encoded: bool = False
 
     def series(self, telemetry: Telemetry) -> MetricSeries:
         method = known_method(self.method)
@@ -45,16 +47,15 @@ class ServerStreamInfo(NamedTuple):
         name = f"SSE {route}" if route else "SSE"
         return telemetry.streams.series((method, route, scheme), name)
 
-    def parent(self, request: RequestSpan) -> tuple[Context, SpanKind]:
+    def parent(self, request: RequestState) -> tuple[Context, SpanKind]:
         """Where segment 0 goes: below the span that is current around ``request``, else below the
         caller's.
         """
-        parent_id = request.parent_span.get_span_context()
+        context, span = request.parent()
+        parent_id = span.get_span_context()
         if parent_id.is_valid and not parent_id.is_remote:
-            context = set_span_in_context(request.parent_span, request.parent_context)
-            return context, SpanKind.INTERNAL
-        context = propagate.extract(self.carrier, request.parent_context, self.getter)
-        return context, SpanKind.SERVER
+            return set_span_in_context(span, context), SpanKind.INTERNAL
+        return propagate.extract(self.carrier, context, self.getter), SpanKind.SERVER
 
 
 class ClientStreamInfo(NamedTuple):
@@ -73,6 +74,7 @@ class ClientStreamInfo(NamedTuple):
     context: Context
     started: float
 
+    encoded: bool = False
     client: None = None
     user_agent: None = None
     transport: None = None

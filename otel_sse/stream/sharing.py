@@ -16,7 +16,7 @@ from otel_sse.process.shutdown import ShutdownHandler
 from otel_sse.semconv import SERVER, Role
 from otel_sse.stream.client import ClientStream, Errors
 from otel_sse.stream.info import ClientStreamInfo, ServerStreamInfo
-from otel_sse.stream.request_span import RequestSpan
+from otel_sse.stream.request import RequestState
 from otel_sse.stream.server import ServerStream
 from otel_sse.telemetry.providers import Providers
 from otel_sse.telemetry.telemetry import Telemetry
@@ -63,7 +63,7 @@ def release_telemetry(instrumentor: object, telemetry: Telemetry) -> None:
 
 
 def open_server_stream(
-    telemetry: Telemetry, info: ServerStreamInfo, request: RequestSpan
+    telemetry: Telemetry, info: ServerStreamInfo, request: RequestState
 ) -> ServerStream | None:
     """Starts to record a stream whose response has started.
 

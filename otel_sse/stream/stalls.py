@@ -45,7 +45,7 @@ class Stalls(Segments):
 
     def run_maintenance(self) -> None:
         """Does what a collection found due; runs on the stream's own loop."""
-        if self.disconnected:
+        if self.due == CLOSED or self.disconnected:
             return
         try:
             now = perf_counter()

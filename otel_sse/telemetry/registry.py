@@ -13,12 +13,18 @@ from otel_sse.telemetry.snapshot import LiveStream, SeriesSnapshot
 class StreamRegistry:
     """A stream is live, or its totals are in its series: ``lock`` guards the step from the one to
     the other against a collection.
+
+    Attributes:
+        live: streams that count.
+        ended: streams that count no more, and whose close is not recorded yet.
+
     """
 
     def __init__(self, role: Role) -> None:
         self._role = role
         self.lock = threading.Lock()
         self.live: set[LiveStream] = set()
+        self.ended: set[LiveStream] = set()
         self._series: dict[tuple[Any, ...], MetricSeries] = {}
 
     def series(self, values: tuple[Any, ...], span_name: str) -> MetricSeries:
@@ -36,14 +42,28 @@ class StreamRegistry:
             stream.series.opened[stream.resumed] += 1
             self.live.add(stream)
 
-    def unregister(self, stream: LiveStream) -> bool:
+    def end(self, stream: LiveStream) -> bool:
         """Moves a stream's totals to its series; False if that has been done before."""
         with self.lock:
             if stream not in self.live:
                 return False
             self.live.discard(stream)
+            self.ended.add(stream)
             stream.series.closed.add(stream)
         return True
+
+    def close(self, stream: LiveStream) -> bool:
+        """Forgets a stream that has ended; False if that has been done before."""
+        with self.lock:
+            if stream not in self.ended:
+                return False
+            self.ended.discard(stream)
+        return True
+
+    def unclosed_streams(self) -> list[LiveStream]:
+        """Those that are live, and those that have ended."""
+        with self.lock:
+            return [*self.live, *self.ended]
 
     def live_streams(self) -> list[LiveStream]:
         with self.lock:
@@ -61,8 +81,16 @@ class StreamRegistry:
             series = () if only_if_live and not live else self._series.values()
             return {each: SeriesSnapshot(each) for each in series}, live
 
+    def overdue(self, now: float) -> list[LiveStream]:
+        """Streams that ended long ago, while the application's call has not returned."""
+        if not self.ended:
+            return []
+        with self.lock:
+            return [each for each in self.ended if each.is_overdue(now)]
+
     def reset(self) -> None:
         """Starts anew in a forked child: the parent's streams are not the child's."""
         self.lock = threading.Lock()
         self.live = set()
+        self.ended = set()
         self._series = {}

@@ -46,6 +46,8 @@ class LiveStream(SupportsTotals, Protocol):
 
     def run_maintenance(self) -> None: ...
 
+    def is_overdue(self, now: float) -> bool: ...
+
     def close(
         self, error: BaseException | None = None, *, completed: bool = False, cut: bool = False
     ) -> None: ...
@@ -117,7 +119,11 @@ class Snapshot:
             # HTTP/2 streams share one.
             if transport is not None and id(transport) not in read:
                 read.add(id(transport))
-                self._add_backlog(row, stream.series, read_backlog(transport))
+                layers = read_backlog(transport)
+                self._add_backlog(row, stream.series, layers)
+                if not layers:
+                    # It is closing, or cannot be read: the stream's own loop finds out.
+                    self.due.append(stream)
         self.busiest_client = max(clients.values(), default=0)
 
     def _add_backlog(

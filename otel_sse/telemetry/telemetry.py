@@ -140,11 +140,11 @@ class Telemetry:
         return self.providers.meter_provider
 
     def has_live_streams(self) -> bool:
-        return bool(self.streams.live)
+        return bool(self.streams.live or self.streams.ended)
 
     def close_tasks(self) -> Sequence[LoopTask]:
-        live = self.streams.live_streams()
-        return [(each.loop, partial(each.close, cut=True)) for each in live]
+        streams = self.streams.unclosed_streams()
+        return [(each.loop, partial(each.close, cut=True)) for each in streams]
 
     def export(self, *, collect: bool = True) -> None:
         """Exports everything, in batches that the SDK's queues take; ``collect``: the metrics too.
@@ -164,4 +164,6 @@ class Telemetry:
     def _snapshot(self, now: float) -> Snapshot:
         rows, live = self.streams.rows(only_if_live=not self.instrumentors)
         stall_seconds = self.config.stall_seconds
-        return Snapshot(rows, live, now, stall_seconds, self.event_types.names)
+        snapshot = Snapshot(rows, live, now, stall_seconds, self.event_types.names)
+        snapshot.due += self.streams.overdue(now)
+        return snapshot

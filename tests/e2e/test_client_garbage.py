@@ -42,27 +42,27 @@ class _Holder:
         self.held = (self, *held)
 
 
-def _forget_sync(client: Any, url: str) -> None:
+def _drop_sync(client: Any, url: str) -> None:
     response = client.send(client.build_request("GET", url), stream=True)
     lines = response.iter_lines()
     assert next(lines) == "data: 1"
     _Holder(lines)
 
 
-async def _forget_async(client: Any, url: str) -> None:
+async def _drop_async(client: Any, url: str) -> None:
     response = await client.send(client.build_request("GET", url), stream=True)
     lines = response.aiter_lines()
     assert await anext(lines) == "data: 1"
     _Holder(lines)
 
 
-async def _forget_aiohttp(client: Any, url: str) -> None:
+async def _drop_aiohttp(client: Any, url: str) -> None:
     response = await client.get(url)
     assert await response.content.readline() == b"data: 1\n"
     _Holder(response)
 
 
-def _forget_requests(client: Any, url: str) -> None:
+def _drop_requests(client: Any, url: str) -> None:
     response = client.get(url, stream=True)
     lines = response.iter_lines(chunk_size=1)
     assert next(lines) == b"data: 1"
@@ -70,25 +70,25 @@ def _forget_requests(client: Any, url: str) -> None:
 
 
 SESSIONS: dict[str, tuple[Callable[[], Any], Callable[[Any, str], Any]]] = {
-    "httpx": (httpx.Client, _forget_sync),
-    "httpx-async": (httpx.AsyncClient, _forget_async),
-    "httpx2": (httpx2.Client, _forget_sync),
-    "httpx2-async": (httpx2.AsyncClient, _forget_async),
-    "aiohttp": (aiohttp.ClientSession, _forget_aiohttp),
-    "requests": (requests.Session, _forget_requests),
+    "httpx": (httpx.Client, _drop_sync),
+    "httpx-async": (httpx.AsyncClient, _drop_async),
+    "httpx2": (httpx2.Client, _drop_sync),
+    "httpx2-async": (httpx2.AsyncClient, _drop_async),
+    "aiohttp": (aiohttp.ClientSession, _drop_aiohttp),
+    "requests": (requests.Session, _drop_requests),
 }
 
 
 @contextlib.asynccontextmanager
 async def _session(name: str) -> AsyncIterator[tuple[Any, Callable[[str], Awaitable[None]]]]:
-    """A client, and what forgets a stream that it has begun to read."""
-    make, forget = SESSIONS[name]
+    """A client, and what drops a stream that it has begun to read."""
+    make, drop = SESSIONS[name]
     session = make()
     try:
         if name in ("httpx", "httpx2", "requests"):
-            yield session, partial(asyncio.to_thread, forget, session)
+            yield session, partial(asyncio.to_thread, drop, session)
         else:
-            yield session, partial(forget, session)
+            yield session, partial(drop, session)
     finally:
         closed = session.aclose() if "async" in name else session.close()
         if closed is not None:
@@ -97,8 +97,8 @@ async def _session(name: str) -> AsyncIterator[tuple[Any, Callable[[str], Awaita
 
 @pytest.mark.parametrize("read", [True, False])
 async def test_what_outlives_its_response_is_read(read: bool, telemetry: Backend) -> None:
-    """The content of an aiohttp response may be kept alone: it ends when it is read or forgotten,
-    though the response has gone when all had come.
+    """The content of an aiohttp response may be held alone: it ends when it is read or dropped,
+    though its response was released when all had arrived.
     """
     pieces = [FIRST, FIRST * 2]
 
@@ -123,17 +123,17 @@ async def test_what_outlives_its_response_is_read(read: bool, telemetry: Backend
 
 
 # Python warns of a socket that is garbage.
-forgetting = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+dropping = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @client
-@forgetting
-async def test_a_forgotten_stream_is_closed(
+@dropping
+async def test_a_dropped_stream_is_closed(
     name: str, server: StreamServer, telemetry: Backend
 ) -> None:
     """Never closed, only found by the garbage collector, it is reported to its end."""
-    async with _session(name) as (session, forget):
-        await forget(server.url + "/endless")
+    async with _session(name) as (session, drop):
+        await drop(server.url + "/endless")
         if name == "aiohttp":
             # Its connection holds the response.
             assert telemetry.value("sse.client.active_connections") == 1
@@ -147,8 +147,8 @@ async def test_a_forgotten_stream_is_closed(
 
 
 @client
-@forgetting
-async def test_a_forgotten_response_is_closed(
+@dropping
+async def test_a_dropped_response_is_closed(
     name: str, server: StreamServer, telemetry: Backend
 ) -> None:
     """The same for a response that was never read."""
@@ -170,7 +170,7 @@ async def test_a_forgotten_response_is_closed(
 
 
 @client
-@forgetting
+@dropping
 async def test_garbage_waits_for_no_lock(
     name: str, server: StreamServer, telemetry: Backend
 ) -> None:
@@ -179,10 +179,10 @@ async def test_garbage_waits_for_no_lock(
     """
     lock = next(kind().telemetry for kind in INSTRUMENTORS).lock
     assert all(kind().telemetry.streams.lock is lock for kind in INSTRUMENTORS)
-    async with _session(name) as (session, forget):
+    async with _session(name) as (session, drop):
         gc.disable()
         try:
-            await forget(server.url + "/endless")
+            await drop(server.url + "/endless")
             if name == "aiohttp":
                 await session.close()
             collected = threading.Event()

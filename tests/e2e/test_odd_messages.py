@@ -1,6 +1,5 @@
 """Odd messages and writes: servers get the same objects and raise the same errors."""
 
-import array
 import asyncio
 import contextlib
 import os
@@ -13,8 +12,8 @@ import hypercorn.config
 import pytest
 from aiohttp import web
 from helpers.aiohttp_apps import aiohttp_app
-from helpers.asgi import SSE, START, Fed, Stream, http_scope
-from helpers.asgi_messages import END, MESSAGE, body, never, start
+from helpers.asgi import START
+from helpers.asgi_messages import END, MESSAGE, SENDINGS, WIDE, body
 from helpers.backend import Backend
 from helpers.raw_client import RawClient
 from helpers.servers import serve_aiohttp, serve_asgi
@@ -52,39 +51,6 @@ SERVERS: dict[str, Callable[[Any], Any]] = {
     "uvicorn-h11": lambda app: serve_asgi(app, http="h11", date_header=False),
     "uvicorn-httptools": lambda app: serve_asgi(app, http="httptools", date_header=False),
     "hypercorn": serve_hypercorn,
-}
-WIDE = memoryview(array.array("H", b"data: xy\n\n"))
-GAPS = memoryview(b"d-a-t-a-:- -x-\n-\n-")[::2]
-# What an application sends, by name.
-SENDINGS: dict[str, list[Any]] = {
-    "a body before the start": [MESSAGE],
-    "two starts": [START, START],
-    "a start within": [START, MESSAGE, START],
-    "a body after the end": [START, MESSAGE, END, body(b"data: late\n\n")],
-    "an end after the end": [START, MESSAGE, END, END],
-    "trailers": [START, MESSAGE, END, {"type": "http.response.trailers", "headers": []}],
-    "an unknown type": [START, MESSAGE, {"type": "http.nonsense"}],
-    "an unknown type first": [{"type": "http.nonsense"}],
-    "no status": [{"type": "http.response.start", "headers": SSE}],
-    "None first": [None],
-    "None": [START, MESSAGE, None],
-    "no type": [START, MESSAGE, {}],
-    "a type that is none": [START, MESSAGE, {"type": b"http.response.body"}],
-    "a number": [START, MESSAGE, 7],
-    "a list": [START, MESSAGE, []],
-    "a text": [START, MESSAGE, "http.response.body"],
-    "a str body": [START, MESSAGE, body("data: x\n\n")],
-    "a number for a body": [START, MESSAGE, body(5)],
-    "None for a body": [START, MESSAGE, body(None)],
-    "a bytearray": [START, body(bytearray(b"data: x\n\n")), END],
-    "a memoryview": [START, body(memoryview(b"data: x\n\n")), END],
-    "a wide memoryview": [START, body(WIDE), END],
-    "a memoryview with gaps": [START, body(GAPS), END],
-    "no bytes": [START, body(b""), body(bytearray()), body(memoryview(b"")), MESSAGE, END],
-    "more than its length": [start((b"content-length", b"4")), MESSAGE, END],
-    "less than its length": [start((b"content-length", b"400")), MESSAGE, END],
-    "no number for a length": [start((b"content-length", b"x")), MESSAGE, END],
-    "headers of str": [{**START, "headers": [("content-type", "text/event-stream")]}, MESSAGE, END],
 }
 
 
@@ -189,88 +155,6 @@ async def test_messages_that_are_none_pass_after_a_disconnect(backend: Backend) 
     assert len(results) == 7
     assert backend.spans("SSE")[0].attributes["sse.close.reason"] == "client_disconnect"
     assert backend.value("sse.server.messages") == 1
-
-
-async def test_a_server_that_takes_anything_gets_the_very_objects(backend: Backend) -> None:
-    """Every object that an application sends, of whatever kind, comes to the server as it is."""
-    for sending in SENDINGS.values():
-
-        async def app(scope: Any, receive: Any, send: Any, sending: Any = sending) -> None:
-            for message in sending:
-                await send(message)
-
-        got: list[Any] = []
-
-        async def take(message: Any, got: list[Any] = got) -> None:
-            got.append(message)
-
-        await SSEMiddleware(app, **backend.providers)(http_scope(), never, take)
-        assert [id(each) for each in got] == [id(each) for each in sending]
-    assert backend.value("sse.server.active_connections") == 0
-
-
-@pytest.mark.parametrize("media_type", [b"application/json", b"text/event-stream"])
-async def test_headers_that_are_read_once_are_the_servers_to_read(
-    media_type: bytes, backend: Backend
-) -> None:
-    """ASGI allows any iterable: one that is exhausted by reading reaches the server whole."""
-    headers = [(b"x-a", b"1"), (b"content-type", media_type), (b"set-cookie", b"b=2")]
-    got: list[Any] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert asyncio.iscoroutinefunction(send)
-        await send({**START, "headers": iter(headers)})
-        await send(END)
-
-    async def server(message: Any) -> None:
-        got.extend(message.get("headers", ()))
-
-    await SSEMiddleware(app, **backend.providers)(http_scope(), never, server)
-    assert got == headers
-
-
-async def test_a_send_that_hides_its_attributes_is_reported(
-    backend: Backend,
-) -> None:
-    """A proxy may raise at every look for what is behind it: its stream is still reported, and
-    where hypercorn is asked whether it stops, nothing of that reaches the application.
-    """
-    fed = Fed()
-    fed.end(b"data: x\n\n", None)
-    mw = SSEMiddleware(fed, **backend.providers)
-
-    class Proxy:
-        def __init__(self, send: Any) -> None:
-            self._call = send
-
-        def __getattr__(self, name: str) -> Any:
-            raise RuntimeError("outside of its context")
-
-        async def __call__(self, message: Any) -> None:
-            await self._call(message)
-
-    stream = Stream(lambda scope, receive, send: mw(scope, receive, Proxy(send)))
-    await stream.task
-    assert stream.body == b"data: x\n\n"
-    assert backend.value("sse.server.messages") == 1
-    assert backend.value("sse.server.connection.duration", sse__close__reason="completed") == 1
-
-
-async def test_an_odd_lifespan_message_is_the_servers_to_judge(backend: Backend) -> None:
-    """A lifespan's messages reach the server whatever they are."""
-    sendings = (None, {}, 7, {"type": 7}, {"type": "lifespan.startup.complete"})
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        for message in sendings:
-            await send(message)
-
-    got: list[Any] = []
-
-    async def take(message: Any) -> None:
-        got.append(message)
-
-    await SSEMiddleware(app, **backend.providers)({"type": "lifespan"}, never, take)
-    assert got == list(sendings)
 
 
 # What an application writes, and the bytes of it that are the stream's (None: not to be taken).

@@ -41,7 +41,7 @@ async def _whole(_: Any) -> Response:
     return Response(STREAM, media_type=SSE)
 
 
-async def _coded(_: Any) -> StreamingResponse:
+async def _encoded(_: Any) -> StreamingResponse:
     headers = {"Content-Encoding": "rot13"}
     return StreamingResponse(_pieces(), media_type=SSE, headers=headers)
 
@@ -59,7 +59,7 @@ async def _written(request: web.Request) -> web.StreamResponse:
 
 
 STARLETTE = Starlette(
-    routes=[Route("/stream", _stream), Route("/whole", _whole), Route("/coded", _coded)],
+    routes=[Route("/stream", _stream), Route("/whole", _whole), Route("/encoded", _encoded)],
 )
 
 
@@ -104,7 +104,7 @@ async def test_trace_comments_are_there_where_configured(
 
 
 @pytest.mark.parametrize(
-    ("kind", "path"), [("starlette", "/whole"), ("starlette", "/coded"), ("aiohttp", "/length")]
+    ("kind", "path"), [("starlette", "/whole"), ("starlette", "/encoded"), ("aiohttp", "/length")]
 )
 async def test_a_body_of_a_settled_length_or_coding_is_unmodified(
     kind: str, path: str, instrument: Instrument

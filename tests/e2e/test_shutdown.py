@@ -1,4 +1,4 @@
-"""Servers that stop with live streams: all is reported before the process is gone."""
+"""Servers that stop with live streams: all is reported before the process ends."""
 
 import asyncio
 import resource

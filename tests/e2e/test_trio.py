@@ -41,7 +41,7 @@ def _reasons(receiver: Receiver) -> dict[str, tuple[str, int]]:
 
 async def test_every_close_has_its_reason(receiver: Receiver) -> None:
     """Also the close that the server announces as a disconnect while the last body is sent, and a
-    time-out of trio's; and what is live at SIGTERM is reported before the process is gone.
+    time-out of trio's; and what is live at SIGTERM is reported before the process ends.
     """
     with serve(HYPERCORN, receiver) as served:
         await served.started()

@@ -45,12 +45,12 @@ class Stream:
 
     def __init__(self, app: Any, **scope: Any) -> None:
         self.sent: list[Any] = []
-        self.gone = asyncio.Event()
+        self.disconnected = asyncio.Event()
         self.blocked: asyncio.Event | None = None
         self.task = asyncio.ensure_future(app(http_scope(**scope), self._receive, self._send))
 
     async def _receive(self) -> Any:
-        await self.gone.wait()
+        await self.disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Any) -> None:

@@ -1,4 +1,4 @@
-"""Many streams, one after the other, and what they leave behind. ``benchmarks/soak.py`` serves a
+"""Many streams, one after the other, and what remains of them. ``benchmarks/soak.py`` serves a
 million of them.
 
 Each request has a path, an address and a Last-Event-ID of its own, and its stream ends in one of

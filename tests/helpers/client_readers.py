@@ -234,7 +234,7 @@ WAYS: dict[str, dict[str, Way]] = {
         "sseclient": _sseclient,
     },
 }
-# Those that read without decoding: there is nothing to count where the content is coded.
+# Those that read without decoding: there is nothing to count where the content is encoded.
 RAW: dict[str, Way] = {
     "httpx": _joined(lambda response: response.iter_raw()),
     "httpx-async": _gathered(lambda response: response.aiter_raw()),

@@ -161,7 +161,7 @@ class Parser(Protocol):
 
 
 def cut(stream: bytes, cuts: Iterable[int]) -> list[bytes]:
-    """The stream in chunks that end at the cuts; a cut named twice leaves an empty chunk."""
+    """The stream in chunks that end at the cuts; a cut named twice makes an empty chunk."""
     ends = [*sorted(cuts), len(stream)]
     return [stream[at:end] for at, end in zip([0, *ends], ends, strict=False)]
 

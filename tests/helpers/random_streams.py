@@ -34,7 +34,7 @@ def long_piece(rng: random.Random) -> bytes:
 
 
 def alike(rng: random.Random) -> tuple[bytes, list[int]]:
-    """Messages of one look, but for their values and, now and then, a piece that breaks it; and
+    """Messages of one shape, but for their values and, now and then, a piece that breaks it; and
     nearly all places where they end, if nothing does.
     """
     names = [rng.choice((b"data:", b"id:", b"event: tick")) for _ in range(rng.randrange(3))]

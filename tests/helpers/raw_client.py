@@ -6,7 +6,7 @@ import socket
 
 
 class RawClient:
-    """A client on a bare socket: it can leave, reset, or stop reading."""
+    """A client on a bare socket: it can close, reset, or stop reading."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader

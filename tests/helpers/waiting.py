@@ -23,7 +23,7 @@ async def until(
     """Waits for a condition of another task or thread, and returns its value.
 
     ``running`` is the task that makes it true, where there is one: if that has ended in vain, the
-    wait fails at once. The message of a failure has the condition and all that it looks at.
+    wait fails at once. The message of a failure has the condition and the variables that it reads.
     """
     deadline = time.monotonic() + seconds
     while True:

@@ -121,7 +121,7 @@ def test_an_old_framework_is_skipped_as_contrib_skips_it(
     assert current() == before
 
 
-def test_the_entry_points_are_the_contracts() -> None:
+def test_the_entry_points_are_the_documented_ones() -> None:
     """``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS`` takes these names, and each loads."""
     mine = {
         each.name: each.load()

@@ -42,7 +42,7 @@ async def test_a_client_that_stops_reading_is_seen_in_both_layers(
     http: str, wrapped: bool, backend: Backend, instrument: Any
 ) -> None:
     """The kernel's and the transport's bytes of a stuck reader are reported, on uvicorn also where
-    middleware hides the server's send; they are gone when the client is.
+    middleware hides the server's send; they are 0 once the client has disconnected.
     """
     instrument(slow_send_seconds=0.05)
     stop = asyncio.Event()

@@ -6,6 +6,7 @@ import time
 from functools import partial
 from typing import Any
 
+import pytest
 from helpers.asgi import Fed, Stream
 from helpers.backend import Backend
 from helpers.exporters import SlowSpanExporter
@@ -27,6 +28,7 @@ class _Threads(SpanProcessor):
         self.names.add(threading.current_thread().name)
 
 
+@pytest.mark.slow
 async def test_ten_thousand_segments_due_at_once_are_all_reported(backend: Backend) -> None:
     """One collection finds 10,000 old segments of idle streams; their loop rotates them in
     batches that the SDK's queue of 2,048 can take, none is dropped,

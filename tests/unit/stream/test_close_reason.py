@@ -88,7 +88,7 @@ async def test_a_disconnect_is_no_error_and_ends_the_counting(backend: Backend) 
 
     stream = Stream(middleware(backend, app))
     await until(lambda: backend.value("sse.server.messages") == 1, running=stream.task)
-    stream.gone.set()
+    stream.disconnected.set()
     await stream.task
     assert app_done.is_set()
     assert stream.body == b"data: 1\n\ndata: 2\n\n"
@@ -119,7 +119,7 @@ async def test_a_peer_that_disconnects_while_a_chunk_is_sent_has_that_chunk(
     stream.blocked.set()
     stream.blocked = asyncio.Event()
     await until(lambda: len(stream.sent) == 2, running=stream.task)
-    stream.gone.set()
+    stream.disconnected.set()
     asyncio.get_running_loop().call_later(0.02, stream.blocked.set)
     await stream.task
     (span,) = backend.spans("SSE")

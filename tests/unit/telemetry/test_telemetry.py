@@ -1,4 +1,4 @@
-"""Instruments and events: every name, unit, attribute and cap of the contract."""
+"""Instruments and events: every name, unit, attribute and cap that is documented."""
 
 import asyncio
 import gc
@@ -17,7 +17,7 @@ from otel_sse import SSEMiddleware, semconv
 
 BASE = {"http.request.method": "GET", "url.scheme": "http"}
 
-# The contract: name, unit, kind of data, the attributes beside the base ones.
+# The metrics: name, unit, kind of data, the attributes beside the base ones.
 SERVER_METRICS = [
     ("sse.server.active_connections", "{connection}", "sum", set()),
     ("sse.server.connections", "{connection}", "counter", {"sse.resumed"}),
@@ -44,7 +44,7 @@ SERVER_METRICS = [
 ]
 
 
-async def test_every_metric_has_the_contracts_name_unit_kind_and_attributes(
+async def test_every_metric_has_its_name_unit_kind_and_attributes(
     backend: Backend,
 ) -> None:
     """What a dashboard is written against is what is emitted, and nothing else is."""

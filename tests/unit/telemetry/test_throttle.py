@@ -41,6 +41,7 @@ class _Logs(LogRecordExporter):
         return True
 
 
+@pytest.mark.slow
 async def test_ten_thousand_closes_in_one_moment_are_all_reported(backend: Backend) -> None:
     """A load balancer goes away: through queues of 2,048 and slow exporters come every span,
     every ``opened`` and every ``closed`` event, with the time of its close.

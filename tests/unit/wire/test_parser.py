@@ -514,6 +514,7 @@ def test_message_behind_an_open_line() -> None:
     assert messages_of(b"data: x\n\n", b":", b"data: y\n\n") == [("message", 9, None)]
 
 
+@pytest.mark.slow
 def test_random_streams_make_no_difference() -> None:
     """``make fuzz`` in small, with other streams each time."""
     seed = random.SystemRandom().randrange(1 << 32)
