@@ -40,6 +40,7 @@ def build(settings: Settings, meters: Meters | None = None) -> web.Application:
     app.router.add_options("/events", streams.preflight)
     app.router.add_post("/publish", streams.publish)
     app.router.add_get("/healthz", streams.healthz)
+    app.router.add_get("/readyz", streams.readyz)
     add_status(app, settings)
 
     async def running(_: web.Application) -> AsyncIterator[None]:

@@ -91,11 +91,18 @@ class Limits:
             if not self._clients[client]:
                 del self._clients[client]
 
-    def _objection(self, client: str) -> str | None:
+    def full(self) -> str | None:
+        """Why no client at all would be let in; None where one would be."""
         if self.short:
             return "memory"
         if len(self._outlets) >= self._settings.max_connections:
             return "connections"
+        return None
+
+    def _objection(self, client: str) -> str | None:
+        reason = self.full()
+        if reason:
+            return reason
         if self._clients[client] >= self._settings.max_connections_per_client:
             return "connections_per_client"
         return None

@@ -1,4 +1,6 @@
-"""The endpoints: ``/events`` to read, ``/publish`` to write, ``/healthz`` for the balancer."""
+"""The endpoints: ``/events`` to read, ``/publish`` to write, ``/healthz`` and ``/readyz`` for the
+load balancer.
+"""
 
 from __future__ import annotations
 
@@ -180,14 +182,26 @@ class Streams:
     # --- the balancer ----------------------------------------------------------------------
 
     async def healthz(self, _: web.Request) -> web.Response:
-        """200 where a new client would be served well."""
-        if self._draining:
-            raise Refusal(503, "the server is stopping")
+        """200 while the process answers: a reason to restart it would be that this does not."""
+        return web.json_response({"status": "ok"})
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        """200 where a new client would be served. An unreachable broker is reported, and is no
+        reason to take this process out: clients wait on their streams until it is back, and every
+        other process has the same broker.
+        """
+        reason = "the server is stopping" if self._draining else self._limits.full()
+        if reason:
+            raise Refusal(503, f"no new client is served: {reason}", retry_after=1)
+        broker = "ok" if await self.broker_reachable() else "unavailable"
+        return web.json_response({"status": "ready", "broker": broker})
+
+    async def broker_reachable(self) -> bool:
         try:
             await self._broker.ping()
-        except Unavailable as error:
-            raise Refusal(503, str(error), retry_after=error.retry_after) from None
-        return web.json_response({"status": "ok"})
+        except Unavailable:
+            return False
+        return True
 
     async def preflight(self, _: web.Request) -> web.Response:
         """A page of another origin may send ``Last-Event-ID``, where it may read at all."""

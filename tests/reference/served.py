@@ -29,17 +29,17 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 QUICK = Settings(retry_seconds=0.05, batch_seconds=0.01)
 
 
-class Told:
-    """What is said to a stream's telemetry."""
+class StreamRecorder:
+    """Stands for ``otel_sse.current()``, and keeps what is reported to it."""
 
     def __init__(self) -> None:
         self.drops: list[tuple[int, str]] = []
         self.reasons: list[str] = []
 
-    def dropped(self, n: int = 1, reason: str = "unknown") -> None:
+    def record_dropped(self, n: int = 1, reason: str = "unknown") -> None:
         self.drops.append((n, reason))
 
-    def close(self, reason: str) -> None:
+    def set_close_reason(self, reason: str) -> None:
         self.reasons.append(reason)
 
 
@@ -85,10 +85,18 @@ class Site:
     def events(self, query: str = "", last_event_id: str = "") -> AsyncIterator[Event]:
         return events(self.http, f"{self.url}/events{query}", last_event_id=last_event_id)
 
-    async def health(self) -> int:
+    async def status_of(self, path: str) -> int:
+        """The status code of a GET; 0 where nobody answers."""
         with contextlib.suppress(httpx.TransportError):
-            return (await self.http.get(f"{self.url}/healthz")).status_code
+            return (await self.http.get(f"{self.url}{path}")).status_code
         return 0
+
+    async def ready(self) -> bool:
+        """Whether a new client would be served, and its broker can be reached."""
+        with contextlib.suppress(httpx.TransportError):
+            answer = await self.http.get(f"{self.url}/readyz")
+            return answer.status_code == 200 and answer.json()["broker"] == "ok"
+        return False
 
 
 @contextlib.asynccontextmanager
@@ -204,35 +212,10 @@ def running(*processes: Process) -> Iterator[None]:
         yield
 
 
-class HAProxy(Process):
-    """The shipped configuration, without the workers that there are not."""
-
-    def __init__(self, folder: Path, *ports: int) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        shipped = (EXAMPLES / "server" / "haproxy.cfg").read_text()
-        env = {f"SSE_WORKER_{n}": f"127.0.0.1:{port}" for n, port in enumerate(ports, 1)}
-        lines = [
-            line
-            for line in shipped.splitlines(keepends=True)
-            if not line.startswith("    server ") or any(f"{name}-" in line for name in env)
-        ]
-        assert len(shipped.splitlines()) - len(lines) == 4 - len(ports)
-        config = folder / "haproxy.cfg"
-        config.write_text("".join(lines))
-        super().__init__(
-            tool("haproxy"), "-db", "-f", str(config), SSE_BIND=f"127.0.0.1:{self.port}", **env
-        )
-
-
 @contextlib.asynccontextmanager
 async def visiting(url: str) -> AsyncIterator[Site]:
-    """The server that listens there, once it is well."""
+    """The server that listens there, once it is ready."""
     async with client() as http:
         site = Site(url, http, None)
-
-        async def well() -> bool:
-            return await site.health() == 200
-
-        await eventually(well, 60)
+        await eventually(site.ready, 60)
         yield site

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 from helpers.backend import Backend
-from reference.served import QUICK, Told, count, message
+from reference.served import QUICK, StreamRecorder, count, message
 from server import broker as module
 from server.broker import Broker, Id, MemoryBroker, Message
 from server.meters import Meters
@@ -20,7 +20,7 @@ _DATA = re.compile(rb"data: (\d+)\n")
 
 
 def _outlet(settings: Settings = QUICK, *topics: str) -> Outlet:
-    told = Told()
+    told = StreamRecorder()
     return Outlet(settings, frozenset(topics), told, lambda: None, lambda _: None)  # type: ignore[arg-type]
 
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from reference.served import QUICK, Told, message
+from reference.served import QUICK, StreamRecorder, message
 from server.broker import Id
 from server.outlet import FLUSH_SECONDS, HEARTBEAT, Outlet
 from server.settings import DISCONNECT, Settings
@@ -16,7 +16,7 @@ class Watched:
     """An outlet, what it told, and whether it cut its connection."""
 
     def __init__(self, settings: Settings = QUICK) -> None:
-        self.told = Told()
+        self.told = StreamRecorder()
         self.aborted = 0
         self.limits: list[str] = []
         self.outlet = Outlet(

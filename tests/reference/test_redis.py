@@ -26,13 +26,6 @@ async def store(tmp_path: Path) -> AsyncIterator[RedisServer]:
         yield server
 
 
-async def _well(site: Site) -> None:
-    async def well() -> bool:
-        return await site.health() == 200
-
-    await eventually(well)
-
-
 async def _collect(site: Site, found: list[str], last: str, after: str = "") -> None:
     async for event in site.events("?topic=a", after):
         found.append(event.data)
@@ -51,8 +44,8 @@ async def test_what_one_publishes_all_read(store: RedisServer) -> None:
     """
     settings = replace(QUICK, redis_url=store.url)
     async with serving(settings) as one, serving(settings) as two:
-        await _well(one)
-        await _well(two)
+        await eventually(one.ready)
+        await eventually(two.ready)
         found: tuple[list[str], list[str]] = ([], [])
         reading = [
             asyncio.create_task(_collect(site, each, "19"))
@@ -69,13 +62,13 @@ async def test_what_one_publishes_all_read(store: RedisServer) -> None:
 
 
 async def test_a_restart_loses_and_doubles_nothing(store: RedisServer, backend: Backend) -> None:
-    """While Redis is away the health check says so, and a message that is published is refused
-    with the wish to come back; clients stay, those that come wait, and all get each message that
+    """While Redis is away the readiness check reports it, and a message that is published is
+    refused with a Retry-After; clients stay, those that come wait, and all get each message that
     was taken exactly once.
     """
     settings = replace(QUICK, redis_url=store.url, heartbeat_seconds=0.2)
     async with serving(settings, backend) as site:
-        await _well(site)
+        await eventually(site.ready)
         found: list[str] = []
         late: list[str] = []
         reading = asyncio.create_task(_collect(site, found, "last"))
@@ -83,10 +76,12 @@ async def test_a_restart_loses_and_doubles_nothing(store: RedisServer, backend: 
         ids = [await site.publish(str(n)) for n in range(10)]
         store.end()
 
-        async def ill() -> bool:
-            return await site.health() == 503
+        async def unreachable() -> bool:
+            return (await site.http.get(f"{site.url}/readyz")).json()["broker"] == "unavailable"
 
-        await eventually(ill)
+        await eventually(unreachable)
+        # No process is better off than another: a load balancer leaves each where it is.
+        assert [await site.status_of(each) for each in ("/healthz", "/readyz")] == [200, 200]
         body = {"topic": "a", "data": "lost"}
         answer = await site.http.post(f"{site.url}/publish", json=body)
         assert answer.status_code == 503
@@ -96,7 +91,7 @@ async def test_a_restart_loses_and_doubles_nothing(store: RedisServer, backend: 
         await asyncio.sleep(0.3)
         assert not coming.done()
         store.start()
-        await _well(site)
+        await eventually(site.ready)
         for number in range(10, 20):
             await site.publish(str(number))
         await site.publish("last")
@@ -114,7 +109,7 @@ async def test_a_redis_that_stays_away_opens_the_circuit(
     the circuit at once.
     """
     async with serving(replace(QUICK, redis_url=store.url), backend) as site:
-        await _well(site)
+        await eventually(site.ready)
         store.end(signal.SIGKILL)
         body = {"topic": "a", "data": "x"}
         opened = 0.0
@@ -130,7 +125,7 @@ async def test_a_redis_that_stays_away_opens_the_circuit(
         repeated = {"class": "connection_refused", "pattern": "repeated"}
         assert count(backend, "server.errors", **repeated) >= 1
         store.start()
-        await _well(site)
+        await eventually(site.ready)
         await site.publish("x")
         assert count(backend, "server.recoveries", action="circuit_closed") == 1
 
@@ -170,7 +165,7 @@ async def test_a_message_whose_fate_is_unknown_is_not_added_twice(store: RedisSe
     stream has it once.
     """
     async with _cutting(store, b"XADD") as url, serving(replace(QUICK, redis_url=url)) as site:
-        await _well(site)
+        await eventually(site.ready)
         answer = await site.http.post(f"{site.url}/publish", json={"topic": "a", "data": "x"})
         assert answer.status_code == 503
         async with redis.asyncio.Redis.from_url(store.url) as client:
@@ -182,7 +177,7 @@ async def test_a_redis_that_hangs_costs_a_time_out(store: RedisServer, backend: 
     again, and the next time-out is longer.
     """
     async with serving(replace(QUICK, redis_url=store.url), backend) as site:
-        await _well(site)
+        await eventually(site.ready)
         await site.publish("0")
         store.process.send_signal(signal.SIGSTOP)
         try:
@@ -204,7 +199,7 @@ async def test_the_stream_is_bounded_and_says_so(store: RedisServer, backend: Ba
     """
     settings = replace(QUICK, redis_url=store.url, history=100)
     async with serving(settings, backend) as site:
-        await _well(site)
+        await eventually(site.ready)
         ids = [await site.publish(str(n)) for n in range(400)]
         async with redis.asyncio.Redis.from_url(store.url) as client:
             kept = int(await client.xlen(KEY))
@@ -225,7 +220,7 @@ async def test_many_that_come_back_at_once_hold_up_nobody(
     out meanwhile, and nothing is told as an error.
     """
     async with serving(replace(QUICK, redis_url=store.url), backend) as site:
-        await _well(site)
+        await eventually(site.ready)
         found: list[str] = []
         reading = asyncio.create_task(_collect(site, found, "last"))
         await _joined(site)
@@ -258,7 +253,7 @@ async def test_a_full_redis_forgets_half_and_takes_the_next(
         await store.answers()
         settings = replace(QUICK, redis_url=store.url, compress_from=0)
         async with serving(settings, backend) as site:
-            await _well(site)
+            await eventually(site.ready)
             body = {"topic": "a", "data": "x" * 50_000}
             statuses = [
                 (await site.http.post(f"{site.url}/publish", json=body)).status_code
@@ -279,7 +274,7 @@ async def test_ids_that_redis_never_gave(store: RedisServer, backend: Backend) -
     and does not keep the client from what comes.
     """
     async with serving(replace(QUICK, redis_url=store.url), backend) as site:
-        await _well(site)
+        await eventually(site.ready)
         for after in ("5-0", f"{2**60}-0"):
             async with contextlib.aclosing(site.events(last_event_id=after)) as stream:
                 assert (await anext(stream)).type == "gap"
@@ -292,7 +287,7 @@ async def test_ids_that_redis_never_gave(store: RedisServer, backend: Backend) -
 async def test_what_others_add_is_read_as_well_as_it_can_be(store: RedisServer) -> None:
     """An entry without our fields, with a type of two lines, or that is no UTF-8, stops nobody."""
     async with serving(replace(QUICK, redis_url=store.url)) as site:
-        await _well(site)
+        await eventually(site.ready)
         found: list[str] = []
         reading = asyncio.create_task(_collect(site, found, "end"))
         await _joined(site)
@@ -306,12 +301,12 @@ async def test_what_others_add_is_read_as_well_as_it_can_be(store: RedisServer) 
 
 
 async def test_a_server_starts_without_its_redis(tmp_path: Path) -> None:
-    """It says that it is not well, and is as soon as Redis is there."""
+    """It takes clients and publishes nothing, until Redis is there."""
     store = RedisServer(tmp_path)
     async with serving(replace(QUICK, redis_url=store.url)) as site:
-        assert await site.health() == 503
+        assert not await site.ready()
         with store:
-            await _well(site)
+            await eventually(site.ready)
             await site.publish("x")
 
 

@@ -11,7 +11,7 @@ from reference.served import Worker, visiting
 
 
 async def test_a_stop_is_in_order_and_told() -> None:
-    """The health check says so first; every stream ends with the wish to come back and is told as
+    """The readiness check answers 503 first; every stream ends with the wish to come back and is told as
     ended by the server's shutdown, what the server itself counts is told too, and the exit status
     is 0.
     """
@@ -32,7 +32,7 @@ async def test_a_stop_is_in_order_and_told() -> None:
                 worker.process.send_signal(signal.SIGTERM)
                 seen: set[int] = set()
                 while 503 not in seen:
-                    seen.add(await site.health())
+                    seen.add(await site.status_of("/readyz"))
                     assert time.monotonic() - began < 10
                 for client in clients:
                     rest = await asyncio.wait_for(client.until(b"\r\n0\r\n\r\n"), 10)

@@ -416,7 +416,9 @@ async def test_a_viewer_that_does_not_read(
     """It is left after a while, and holds up nobody meanwhile."""
     monkeypatch.setattr(status, "_PATIENCE", 0.3)
     left: list[str] = []
-    monkeypatch.setattr(status.otel_sse, "current", lambda: SimpleNamespace(close=left.append))
+    monkeypatch.setattr(
+        status.otel_sse, "current", lambda: SimpleNamespace(set_close_reason=left.append)
+    )
     monkeypatch.setattr(
         sampler.Sampler, "refresh", lambda self: setattr(self, "json", b'"%s"' % (b"x" * 500_000))
     )

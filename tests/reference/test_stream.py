@@ -15,7 +15,7 @@ import pytest
 from helpers.backend import Backend
 from helpers.raw_client import RawClient
 from helpers.waiting import until
-from reference.served import QUICK, Site, Told, count, message, serving
+from reference.served import QUICK, Site, StreamRecorder, count, message, serving
 from server import limits as limits_module
 from server import stream as stream_module
 from server.app import LIMITS, STREAMS
@@ -345,6 +345,29 @@ async def test_no_more_than_the_limits_are_let_in(backend: Backend) -> None:
         assert not site.app[LIMITS]._clients
 
 
+async def test_ready_means_that_a_new_client_would_be_served() -> None:
+    """Full, or short of memory, a process is alive and not ready, and says when to come back."""
+    async with serving(replace(QUICK, max_connections=1)) as site:
+        limits = site.app[LIMITS]
+
+        async def ready() -> tuple[int, str | None, str]:
+            answer = await site.http.get(f"{site.url}/readyz")
+            assert answer.headers["Content-Type"].startswith("application/json")
+            return answer.status_code, answer.headers.get("Retry-After"), answer.text
+
+        assert (await ready())[:2] == (200, None)
+        client = await _open(site)
+        status, wait, why = await ready()
+        assert (status, wait) == (503, "1")
+        assert "connections" in why
+        await client.close()
+        await until(lambda: _live(site) == 0)
+        assert (await ready())[0] == 200
+        limits.short = True
+        assert "memory" in (await ready())[2]
+        assert await site.status_of("/healthz") == 200
+
+
 async def test_the_address_that_the_proxy_names_is_told(backend: Backend, instrument: Any) -> None:
     """The stream's telemetry has the client's own address, as the application knows it."""
     instrument()
@@ -518,7 +541,7 @@ async def test_an_emergency_costs_only_those_who_are_behind(backend: Backend) ->
     meters = Meters(backend.meter_provider)
     settings = replace(QUICK, memory_limit_mb=1, batch_seconds=60)
     limits = Limits(settings, Errors(meters), meters, lambda: 2 * MIB)
-    told = Told(), Told()
+    told = StreamRecorder(), StreamRecorder()
     quick, stuck = (Outlet(settings, frozenset(), each, bool, limits.limited) for each in told)  # type: ignore[arg-type]
     with limits.admitted(quick, "a"), limits.admitted(stuck, "b"):
         for outlet in (quick, stuck):
@@ -544,20 +567,21 @@ async def test_a_client_that_leaves_is_forgotten_at_once(backend: Backend) -> No
 
 
 async def test_a_drain_flushes_and_ends_in_order(backend: Backend, instrument: Any) -> None:
-    """/healthz says so first and new clients are refused, then queues are sent and streams end
+    """/readyz says so first and new clients are refused, then queues are sent and streams end
     with the wish to come back; a client that does not read is cut after a while.
     """
     instrument()
     settings = replace(QUICK, batch_seconds=60, drain_seconds=0.3, compress_from=0)
     async with serving(settings, backend) as site:
-        assert await site.health() == 200
+        assert await site.status_of("/readyz") == 200
         client = await _open(site, "?topic=b")
         stuck = await _stuck(site)
         await _flood(site, 120)
         await site.publish("last words", topic="b")
         draining = asyncio.create_task(site.app[STREAMS].drain())
         await asyncio.sleep(0)
-        assert await site.health() == 503
+        # Alive, and not for new clients.
+        assert [await site.status_of(each) for each in ("/healthz", "/readyz")] == [200, 503]
         assert b"Retry-After: 1\r\n" in await _status(site)
         assert _live(site) == 2
         rest = await asyncio.wait_for(client.until(END), 10)
