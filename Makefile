@@ -6,16 +6,18 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3
 DEMO_SECONDS ?= 60
+STORM_EXAMPLES ?= 20000
 
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 SOURCES := $(shell find otel_sse -not -path '*/__pycache__*') README.md LICENSE pyproject.toml
 
-.PHONY: help demo test bench fuzz soak lint format clean
+.PHONY: help demo test bench fuzz storm soak lint format clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
-	@echo '  PYTHON=python3.12 chooses the Python of a new .venv, DEMO_SECONDS=20 how long the demo runs.'
+	@echo '  PYTHON=python3.12 chooses the Python of a new .venv, DEMO_SECONDS=20 how long the demo runs,'
+	@echo '  STORM_EXAMPLES=1000 how many applications the storm runs.'
 
 demo: .venv/.done-demo .venv/.done-wheel ## serve and read real streams for a minute, and show what is told of them
 	@cd examples && DEMO_SECONDS=$(DEMO_SECONDS) ../$(BIN)/python -m demo
@@ -29,6 +31,9 @@ bench: .venv/.done-test .venv/.done-wheel ## measure what telling costs
 
 fuzz: .venv/.done-test .venv/.done-wheel ## feed the scanner what nobody would write
 	@$(BIN)/python tests/fuzz.py
+
+storm: .venv/.done-test .venv/.done-wheel ## run random applications with otel_sse and without it, and compare
+	@$(BIN)/python tests/storm/run.py $(STORM_EXAMPLES)
 
 soak: .venv/.done-test .venv/.done-wheel ## serve a million streams, and look for what is left of them
 	@$(BIN)/python tests/soak.py
