@@ -72,9 +72,16 @@ async def respond(script: Script, request: web.Request) -> web.StreamResponse:
     return response
 
 
-def build(plan: Plan, script: Script) -> web.Application:
+def build(plan: Plan, script: Any) -> web.Application:
+    """The application; ``script`` stands for that of the request that comes."""
+
     async def endpoint(request: web.Request) -> web.StreamResponse:
-        return await respond(script, request)
+        running = script.current_script
+        running.busy = True
+        try:
+            return await respond(running, request)
+        finally:
+            running.busy = False
 
     kinds = plan.middlewares
     places = [middleware(kind, script, f"middleware {n}") for n, kind in enumerate(kinds)]

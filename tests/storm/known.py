@@ -85,7 +85,28 @@ def _cancellation(plan: Plan, difference: Difference) -> bool:
     return plan.sets_reason != "none" and "CancelledError, right" in difference.text
 
 
+def _cleanup_error(plan: Plan, difference: Difference) -> bool:
+    interrupted = plan.cleanup == "raises" and plan.acts
+    return interrupted and difference.text.startswith("error (storm.script.Cleanup)")
+
+
+def _hypercorn_transport(plan: Plan, difference: Difference) -> bool:
+    return plan.server == "hypercorn" and plan.leaves and difference.text.startswith("completed")
+
+
 KNOWN: tuple[Known, ...] = (
+    Known(
+        "clean-up's error",
+        "an error of the clean-up that a disconnect or a stop sets off is the stream's",
+        '{"server": "aiohttp-cancels", "app": "aiohttp", "cleanup": "raises", "ending": "closes"}',
+        _cleanup_error,
+    ),
+    Known(
+        "hypercorn's transport",
+        "the transport behind hypercorn's `send` is not found: a disconnect is not seen",
+        '{"server": "hypercorn", "app": "raw", "ending": "closes"}',
+        _hypercorn_transport,
+    ),
     Known(
         "another response",
         "aiohttp: what a middleware writes after an error in the stream completes it and counts",

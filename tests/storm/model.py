@@ -69,7 +69,8 @@ def reasons(plan: Plan, seen: Facts, number: int) -> set[str]:
             return {SHUTDOWN}
         return {COMPLETED} if "source ends" in script["events"] else {COMPLETED, SHUTDOWN}
     if plan.ending == "half-closes" and reply["complete"]:
-        return {COMPLETED}
+        # A middleware ends the body of an application that was cancelled.
+        return {COMPLETED} if "source ends" in script["events"] else {COMPLETED, DISCONNECT}
     # 4. The client disconnected. granian takes what is sent to one that has, and does not show it.
     unseen = plan.server == "granian" and "source ends" in script["events"]
     return {DISCONNECT, COMPLETED} if unseen else {DISCONNECT}
@@ -94,7 +95,8 @@ def _after_error(plan: Plan, seen: Facts, number: int, error: str) -> set[str]:
 def error_types(plan: Plan, seen: Facts, number: int, reason: str) -> set[str | None]:
     """The permitted values of ``error.type``."""
     script = seen["scripts"][number]
-    status = seen["replies"][number]["status"]
+    reply = seen["replies"][number]
+    status = reply["status"] if reply["is_stream"] else plan.status
     by_status = str(status) if status >= 500 else None
     error = own_error(plan, script)
     if reason not in (ERROR, TIMEOUT):

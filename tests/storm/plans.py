@@ -130,12 +130,13 @@ def plans(draw: st.DrawFn, servers: tuple[str, ...] = SERVERS) -> Plan:
     if source == "sync" and cleanup == "awaits":
         cleanup = "span"
     at = draw(st.integers(1, messages)) if messages else 0
-    if app in NO_STREAM or not messages:
+    methods = ("GET",) if app == "aiohttp-sse" else ("GET", "GET", "GET", "POST", "HEAD")
+    method = draw(st.sampled_from(methods))
+    if app in NO_STREAM or not messages or method == "HEAD":
         ending, at = "reads", 1
     fails = draw(_sometimes(FAILS))
     if not messages and fails == "midway":
         fails = "first"
-    methods = ("GET",) if app == "aiohttp-sse" else ("GET", "GET", "GET", "POST", "HEAD")
     has_background = routed and app != "native"
     return Plan(
         server=server,
@@ -156,7 +157,7 @@ def plans(draw: st.DrawFn, servers: tuple[str, ...] = SERVERS) -> Plan:
         caller=draw(st.booleans()),
         sets_reason=draw(_sometimes(REASONS)),
         status=draw(st.sampled_from((200, 200, 200, 500, 404))) if app not in ("native",) else 200,
-        method=draw(st.sampled_from(methods)),
+        method=method,
         ending=ending,
         at=at if ending in ("closes", "resets", "half-closes", "stop") else 1,
         goes_on=draw(st.sampled_from(GOES_ON)) if ending != "reads" else "waits",

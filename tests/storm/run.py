@@ -137,8 +137,9 @@ class Storm:
         for known in KNOWN:
             print(f"known fault {known.name}: {self.known[known.name]} examples ({known.why})")
         print(f"{len(self.pair.unconfirmed)} differences did not show again:")
-        kinds = Counter(each.kind for _, found in self.pair.unconfirmed for each in found)
-        print("  " + ", ".join(f"{kind} {n}" for kind, n in kinds.most_common()))
+        for plan, found in self.pair.unconfirmed:
+            kinds = ", ".join(dict.fromkeys(each.kind for each in found))
+            print(f"  {kinds}: {plan.dumps()}\n    {found[0].text[:400]}")
         for fault in sorted(self.faults, key=lambda fault: -fault.examples):
             print(f"FAULT {fault.kind} ({fault.examples} examples): {fault.text[:600]}")
             print(f"  python tests/storm/run.py '{fault.plan.dumps()}'")

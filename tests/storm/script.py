@@ -43,6 +43,8 @@ LOCAL = SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=TraceFlags(1))
 # How long an application waits for its client to act, and is silent afterwards, in seconds.
 PATIENCE = 10.0
 SETTLES = 0.01
+# How long an application is silent that nothing interrupts: longer than servers take to stop.
+SILENT = 0.6
 # How long a background task takes that waits.
 LINGERS = 0.15
 
@@ -120,6 +122,8 @@ class Script:
         # The last request of the connection acts.
         self.last = False
         self.raised = False
+        # An aiohttp handler runs.
+        self.busy = False
 
     def note(self, event: str) -> None:
         self.events.append(event)
@@ -230,7 +234,7 @@ class Script:
         await asyncio.sleep(SETTLES)
         if self.plan.goes_on == "waits":
             # Silent; where nothing interrupts it, it goes on in the end.
-            await asyncio.sleep(0.6 if self.plan.ending == "stop" else 0.06)
+            await asyncio.sleep(SILENT)
         self.note("goes on")
 
     def _interrupted(self, error: BaseException) -> None:

@@ -226,7 +226,7 @@ class Worker:
         try:
             for number, reply in enumerate(replies):
                 # The request before is over on the server's side, too.
-                self._until(lambda: not self._running and not self._live(), 0.5)
+                self._until(lambda: not self._busy() and not self._live(), 0.5)
                 if not connection.reusable:
                     break
                 self._scripts[0].current = number
@@ -254,7 +254,7 @@ class Worker:
         finally:
             for each in self._scripts:
                 each.acted.set()
-        if not self._until(lambda: not self._running, APPLICATION_TIMEOUT):
+        if not self._until(lambda: not self._busy(), APPLICATION_TIMEOUT):
             facts["stuck"] += " application"
         facts["after"] = time.monotonic() - began
         live_at_return = self._live()
@@ -262,7 +262,7 @@ class Worker:
         if fresh and stop is None:
             if plan.server in self.m["plans"].AIOHTTP_SERVERS:
                 # What a client's disconnecting sets off comes before the server's stop.
-                self._until(lambda: not self._live() and self._quiet(), 0.3)
+                self._until(lambda: not self._live(), 0.3)
             stop = server.begin_stop()
         if stop is not None:
             try:
@@ -336,8 +336,8 @@ class Worker:
             if each.instrumentation_scope.name == OURS
         ]
 
-    def _quiet(self) -> bool:
-        return bool(self._scripts[-1].events) and "cleans up" in self._scripts[-1].events
+    def _busy(self) -> bool:
+        return self._running > 0 or any(each.busy for each in self._scripts)
 
     def _live(self) -> int:
         if not WITH:
@@ -362,8 +362,12 @@ class Switch:
         self._scripts = list(scripts)
         self._scripts[0].current = 0
 
+    @property
+    def current_script(self) -> Any:
+        return self._scripts[self._scripts[0].current]
+
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._scripts[self._scripts[0].current], name)
+        return getattr(self.current_script, name)
 
 
 def main() -> None:
