@@ -69,8 +69,10 @@ def reasons(plan: Plan, seen: Facts, number: int) -> set[str]:
             return {SHUTDOWN}
         return {COMPLETED} if "source ends" in script["events"] else {COMPLETED, SHUTDOWN}
     if plan.ending == "half-closes" and reply["complete"]:
-        # A middleware ends the body of an application that was cancelled.
-        return {COMPLETED} if "source ends" in script["events"] else {COMPLETED, DISCONNECT}
+        # A middleware ends the body of an application that was cancelled; what a thread makes is
+        # not sent any more then.
+        cut = "source ends" not in script["events"] or plan.source == "sync"
+        return {COMPLETED, DISCONNECT} if cut or "base" in plan.everywhere else {COMPLETED}
     # 4. The client disconnected. granian takes what is sent to one that has, and does not show it.
     unseen = plan.server == "granian" and "source ends" in script["events"]
     return {DISCONNECT, COMPLETED} if unseen else {DISCONNECT}
