@@ -92,6 +92,10 @@ def _by_actor(plan: Plan, script: Facts) -> dict[str, list[str]]:
         # How much of a body is made that nobody reads depends on when the server notices.
         found.pop("source", None)
     source = found.get("source", [])
+    if plan.source == "sync" and plan.acts:
+        # A thread's generator that is interrupted is closed when it is collected.
+        late = ("source gets GeneratorExit", "cleans up")
+        source = found["source"] = [event for event in source if event not in late]
     acts_after = f"item {plan.at - 1}"
     if plan.leaves and plan.goes_on == "sends" and acts_after in source:
         # How far it gets then depends on when the server notices.
