@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from storm.compare import Difference
 from storm.plans import AIOHTTP_SERVERS, Plan
+from storm.script import OWN_REASON
 
 
 class Known(NamedTuple):
@@ -88,7 +89,8 @@ def _cancellation(plan: Plan, difference: Difference) -> bool:
 
 def _cleanup_error(plan: Plan, difference: Difference) -> bool:
     interrupted = plan.cleanup == "raises" and plan.acts
-    return interrupted and difference.text.startswith("error (storm.script.Cleanup)")
+    shown = ("error (storm.script.Cleanup)", f"{OWN_REASON} storm.script.Cleanup")
+    return interrupted and difference.text.startswith(shown)
 
 
 def _hypercorn_transport(plan: Plan, difference: Difference) -> bool:
