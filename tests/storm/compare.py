@@ -115,6 +115,9 @@ def _without(some: list[str], others: list[str]) -> list[str]:
 
 def _context(plan: Plan, seen: Mapping[str, str]) -> dict[str, str]:
     """What code saw as its context; inside a stream, only its baggage is as without us."""
+    if plan.method == "HEAD":
+        # Whether the body is made at all depends on when the server notices.
+        return {where: text for where, text in seen.items() if where not in ("source", "cleanup")}
     if not plan.streams:
         return dict(seen)
     # FastAPI's own streams begin to run their endpoint when the response starts, or before.
@@ -168,14 +171,16 @@ def _spans(plan: Plan, seen: Facts, plain: Facts) -> list[Difference]:
 def _tree(plan: Plan, spans: list[Any]) -> list[str]:
     """Each span that is not ours with its parent, ours skipped.
 
-    Once a client has disconnected, or reads no body, it depends on the server how many items are
-    made and sent: of those each pair counts once.
+    Once a client has disconnected it depends on the server how many items are made and sent: of
+    those each pair counts once. Of a body that nobody reads none does.
     """
     by_id = {span["id"]: span for span in spans}
     found = _lines(spans, by_id)
     if plan.source == "sync" and plan.acts:
         found = [line for line in found if "app cleanup" not in line]
-    if plan.leaves or plan.method == "HEAD":
+    if plan.method == "HEAD":
+        found = [line for line in found if "app item" not in line and "app cleanup" not in line]
+    if plan.leaves:
         found = sorted({_NUMBER.sub("item", line) for line in found})
     return found
 

@@ -121,7 +121,8 @@ def counts(plan: Plan, seen: Facts, number: int) -> dict[str, tuple[int, int]]:
     # Where a middleware delays the response's start, another response may go out in its stead.
     received = reply["body"].encode("latin-1") if reply["is_stream"] else b""
     least = _count(received)
-    if not acted(plan, seen, number) and reply["complete"] and reply["is_stream"]:
+    whole = reply["complete"] and reply["is_stream"] and not script["raised"]
+    if whole and not acted(plan, seen, number):
         most = least
     elif plan.app == "native":
         # FastAPI makes the chunks itself: of the items that the application made, each one message
