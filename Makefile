@@ -6,16 +6,18 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3
 DEMO_SECONDS ?= 60
+STORM_EXAMPLES ?= 20000
 
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 SOURCES := $(shell find otel_sse -not -path '*/__pycache__*') README.md LICENSE pyproject.toml
 
-.PHONY: help demo unit test bench fuzz soak lint format clean
+.PHONY: help demo unit test bench fuzz storm soak lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
-	@echo '  PYTHON=python3.12 chooses the Python of a new .venv, DEMO_SECONDS=20 how long the demo runs.'
+	@echo '  PYTHON=python3.12 chooses the Python of a new .venv, DEMO_SECONDS=20 how long the demo runs,'
+	@echo '  STORM_EXAMPLES=1000 how many applications the storm runs.'
 
 demo: .venv/.done-demo .venv/.done-wheel ## serve and read real streams for a minute, and show what is reported of them
 	@cd examples && DEMO_SECONDS=$(DEMO_SECONDS) ../$(BIN)/python -m demo
@@ -35,6 +37,9 @@ fuzz: .venv/.done-test .venv/.done-wheel ## feed the parser random streams
 
 soak: .venv/.done-test .venv/.done-wheel ## serve a million streams, and look for leaks
 	@$(BIN)/python benchmarks/soak.py
+
+storm: .venv/.done-test .venv/.done-wheel ## run random applications with otel_sse and without it, and compare
+	@$(BIN)/python tests/storm/run.py $(STORM_EXAMPLES)
 
 lint: .venv/.done-test .venv/.done-wheel ## check style and types
 	@$(BIN)/ruff check
