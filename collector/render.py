@@ -27,7 +27,7 @@ _MEASURED: Final = re.compile(
 # Of the inputs, those that become a rate; `sse.server.connections` stays a number.
 _RATES: Final = {"sse.server.io", "sse.server.messages", "sse.server.send.time"}
 
-# A process that is told to stop exports several times at once; what has happened between two of
+# A process that receives SIGTERM exports several times at once; what has happened between two of
 # them is no rate. In nanoseconds: one export a second, none too punctual, has rates.
 _INTERVAL: Final = "datapoint.time_unix_nano - datapoint.start_time_unix_nano >= 900000000"
 

@@ -23,8 +23,8 @@ import yaml
 HERE: Final = Path(__file__).resolve().parent
 PROMETHEUS: Final = HERE / "prometheus"
 SEVERITIES: Final = ("critical", "warning", "info")
-# What an alert is one of, to the labels that its text names.
-_WHO: Final = {
+# What an alert is about, to the labels that its text names.
+_SUBJECTS: Final = {
     "instance": "Instance {{ $labels.instance }} of {{ $labels.job }}",
     "job": "{{ $labels.job }}",
     "route": "{{ $labels.job }}, route {{ $labels.http_route }}",
@@ -53,7 +53,7 @@ def number(threshold: dict[str, Any]) -> float:
 
 
 def windows(folder: Path = PROMETHEUS) -> dict[str, str]:
-    """The spans of time in the rules; recording.template.yaml says what each is for."""
+    """The spans of time in the rules; recording.template.yaml explains each."""
     export = _positive("OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1000
     scrape = _scrape_interval(folder / "prometheus.yaml")
     seconds = {
@@ -76,22 +76,22 @@ def _alert(threshold: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
     rule = {"alert": name, "expr": Template(template["expr"]).substitute(known)}
     if "for" in template:
         rule["for"] = Template(template["for"]).substitute(known)
-    who = _WHO[template.get("per", "instance")]
-    told, annotations = f"{who}.", {}
+    subject = _SUBJECTS[template.get("per", "instance")]
+    description, annotations = f"{subject}.", {}
     if "measure" in template:
         value = f'{{{{ printf "{template["format"]}" $value }}}}'
         annotations["value"] = value
-        told = f"{who}: {value} {template['measure']}."
+        description = f"{subject}: {value} {template['measure']}."
     if "threshold" in known:
         annotations["threshold"] = known["threshold"]
-        told += f" The threshold is {known['threshold']} ({threshold['variable']})."
+        description += f" The threshold is {known['threshold']} ({threshold['variable']})."
     runbook = os.environ.get("SSE_RUNBOOK_URL", "collector/runbook.md")
     return {
         **rule,
         "labels": {"severity": threshold["severity"]},
         "annotations": {
             "summary": threshold["says"],
-            "description": told,
+            "description": description,
             **annotations,
             "runbook_url": f"{runbook}#{name.lower()}",
         },
@@ -101,21 +101,23 @@ def _alert(threshold: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
 def _scrape_interval(file: Path) -> float:
     """In seconds; a minute where none is given, as Prometheus has it."""
     config = yaml.safe_load(file.read_text())
-    said = str(config.get("global", {}).get("scrape_interval", "1m"))
-    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?", said)
+    interval = str(config.get("global", {}).get("scrape_interval", "1m"))
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?", interval)
     given = [int(each or 0) for each in parts.groups()] if parts else [0] * 4
-    interval = sum(unit * each for unit, each in zip((3600, 60, 1, 0.001), given, strict=True))
-    if not interval:
-        raise SystemExit(f"{file}: the scrape_interval is {said!r}, and takes a duration: 15s, 1m")
-    return interval
+    seconds = sum(unit * each for unit, each in zip((3600, 60, 1, 0.001), given, strict=True))
+    if not seconds:
+        raise SystemExit(
+            f"{file}: the scrape_interval is {interval!r}, and takes a duration: 15s, 1m"
+        )
+    return seconds
 
 
 def _from_environment(variable: str, default: float) -> float:
-    said = os.environ.get(variable, "")
+    value = os.environ.get(variable, "")
     with contextlib.suppress(ValueError):
-        if math.isfinite(value := float(said or default)):
-            return value
-    raise SystemExit(f"{variable} is {said!r}, and takes a number")
+        if math.isfinite(number := float(value or default)):
+            return number
+    raise SystemExit(f"{variable} is {value!r}, and takes a number")
 
 
 def _positive(variable: str, default: float) -> float:

@@ -45,7 +45,7 @@ class Panel(NamedTuple):
     """A chart: its queries, each with how its lines are called."""
 
     title: str
-    says: str
+    summary: str
     unit: str
     queries: tuple[tuple[str, str], ...]
     kind: str = "lines"
@@ -106,7 +106,7 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
         Panel("Opened", "Connections opened a second, resumed ones apart.", "cps",
               ((_rate("sse_server_connections_total", "sse_resumed"),
                 "resumed: {{sse_resumed}}"),), "area"),
-        Panel("Endings by reason", "Connections that ended a second, and why.", "cps",
+        Panel("Closes by reason", "Connections that closed a second, by close reason.", "cps",
               ((_rate("sse_server_connection_duration_seconds_count", "sse_close_reason"),
                 "{{sse_close_reason}}"),), "area"),
         Panel("Lifetime", "From the request's start to the end.", "s",
@@ -150,10 +150,10 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
                 _INSTANCE),)),
     ),
     "Alerts": (
-        Panel("Firing", "What the Prometheus rules say.", "short",
+        Panel("Firing", "Alerts of the Prometheus rules.", "short",
               (('ALERTS{alertname=~"SSE.*", alertstate="firing", job=~"$job|"}',
                 "{{alertname}}"),), "table"),
-        Panel("Breached in the collector", "What the collector says; the measured value.", "short",
+        Panel("Breached in the collector", "Thresholds breached now; the measured value.", "short",
               ((f"sse_alert{{{_OF}}}", "{{alert}} {{job}} {{instance}}"),)),
     ),
 }  # fmt: skip
@@ -180,7 +180,7 @@ def _made(panel: Panel) -> Stat | table.Panel | timeseries.Panel:
             made.fill_opacity(25).stacking(stacked)
         if panel.title == "Memory slope":
             made = timeseries.Panel().height(8).legend(legend).line_width(1)
-    made.title(panel.title).description(panel.says).unit(panel.unit).datasource(SOURCE)
+    made.title(panel.title).description(panel.summary).unit(panel.unit).datasource(SOURCE)
     made.span(_WIDTHS.get(panel.kind, 12 if panel.title.startswith(("Memory", "Breached")) else 8))
     for letter, (expression, legend_format) in zip("ABC", panel.queries, strict=False):
         query = prometheus.Dataquery().expr(expression).legend_format(legend_format).ref_id(letter)
@@ -224,7 +224,7 @@ def build() -> dashboard.Dashboard:
     made = (
         dashboard.Dashboard("Server-Sent Events")
         .uid("otel-sse")
-        .description("What otel-sse tells of event streams.")
+        .description("Event streams, by the metrics of otel-sse.")
         .tags(["sse", "opentelemetry"])
         .time("now-1h", "now")
         .refresh("30s")

@@ -57,7 +57,7 @@ def render(folder: Path, **environment: object) -> None:
 
 
 def rules(folder: Path, **environment: object) -> "subprocess.CompletedProcess[str]":
-    """What rules.py makes of a folder's prometheus.yaml, and says."""
+    """Runs rules.py on a folder with a prometheus.yaml."""
     kept = {name: value for name, value in os.environ.items() if name[:4] not in ("SSE_", "OTEL")}
     return subprocess.run(
         [sys.executable, str(COLLECTOR / "rules.py"), str(folder)],
@@ -83,9 +83,9 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 @dataclass
-class Told:
+class Scenario:
     """Processes of one service, and what has to fire of it: at these seconds, and what has ever by
-    the last of them. ``up`` is what the collector's own scrapes tell, where it is not always there.
+    the last of them. ``up`` is the collector's own ``up`` series, where it is not always there.
     """
 
     processes: list[Process]
@@ -121,37 +121,37 @@ OF_THE_COLLECTOR: Final = "otel-collector"
 Judged = dict[str, str]
 
 
-def judge(rules: Path, cases: dict[str, Told]) -> Judged:
+def judge(rules: Path, cases: dict[str, Scenario]) -> Judged:
     """What promtool finds wrong with each case, nothing where all is right.
 
     An evaluation for one service takes almost as long as one for many, so all are evaluated
     together, each a service of its own; but not those for which the collector is not always there.
     """
     jobs = {f"case-{number}": each for number, each in enumerate(cases.values(), 1)}
-    together = {job: told for job, told in jobs.items() if told.up is None}
-    alone = [{job: told} for job, told in jobs.items() if told.up is not None]
+    together = {job: case for job, case in jobs.items() if case.up is None}
+    alone = [{job: case} for job, case in jobs.items() if case.up is not None]
     groups = []
     for services in (together, *alone):
-        last = max((told.last for told in services.values()), default=0)
-        up = next((told.up for told in services.values()), None) or f"1x{int(last / STEP)}"
+        last = max((case.last for case in services.values()), default=0)
+        up = next((case.up for case in services.values()), None) or f"1x{int(last / STEP)}"
         series = {f'up{{job="{OF_THE_COLLECTOR}",instance="c"}}': up}
-        for job, told in services.items():
-            series |= told.scraped(job)
-        checks = [check for job, told in services.items() for check in told.checks(job)]
+        for job, case in services.items():
+            series |= case.scraped(job)
+        checks = [check for job, case in services.items() for check in case.checks(job)]
         groups.append(_group(series, promql_expr_test=checks))
-    said = _promtool_test(rules, groups)
+    output = _promtool_test(rules, groups)
     wrong = dict.fromkeys(jobs, "")
-    for fault in re.split(r"(?m)^ *(?=expr: )", said)[1:]:
+    for fault in re.split(r"(?m)^ *(?=expr: )", output)[1:]:
         (job,) = re.findall(r"case-\d+", fault.partition("\n")[0])
         wrong[job] += fault
-    # It says nothing where it finds nothing wrong, and nothing but what is wrong with the cases.
-    assert not said or any(wrong.values()), said
+    # Its output is empty where nothing is wrong, and names nothing but the faults of the cases.
+    assert not output or any(wrong.values()), output
     return dict(zip(cases, wrong.values(), strict=True))
 
 
-def fires(rules: Path, told: Told) -> None:
-    """Fails unless this one fires as it has to."""
-    assert judge(rules, {"it": told}) == {"it": ""}
+def fires(rules: Path, case: Scenario) -> None:
+    """Fails unless the alerts of this one fire as they have to."""
+    assert judge(rules, {"it": case}) == {"it": ""}
 
 
 def _check(expression: str, at: float, firing: Firing) -> dict[str, Any]:
@@ -162,8 +162,8 @@ def _check(expression: str, at: float, firing: Firing) -> dict[str, Any]:
 
 
 def _group(series: dict[str, str], **checks: Any) -> dict[str, Any]:
-    told = [{"series": name, "values": values} for name, values in series.items()]
-    return {"interval": f"{STEP * 1000:.0f}ms", "input_series": told, **checks}
+    input_series = [{"series": name, "values": values} for name, values in series.items()]
+    return {"interval": f"{STEP * 1000:.0f}ms", "input_series": input_series, **checks}
 
 
 def _promtool_test(rules: Path, groups: list[dict[str, Any]]) -> str:
@@ -183,9 +183,9 @@ def _promtool_test(rules: Path, groups: list[dict[str, Any]]) -> str:
         capture_output=True,
         text=True,
     )
-    said = ran.stdout + ran.stderr
-    assert (ran.returncode == 0) is ("SUCCESS" in said), said
-    return "" if ran.returncode == 0 else said
+    output = ran.stdout + ran.stderr
+    assert (ran.returncode == 0) is ("SUCCESS" in output), output
+    return "" if ran.returncode == 0 else output
 
 
 def changed(**figures: Figure) -> list[Process]:
@@ -208,13 +208,13 @@ _KEYS: Final[dict[str, Key]] = {
 }
 
 
-def errors(ratio: float, endings: float = 1000) -> list[Process]:
-    """This share of the endings, all in the last export, is an error or a time-out."""
-    at, bad = END - 4 * MINUTE, endings * ratio
+def errors(ratio: float, closes: float = 1000) -> list[Process]:
+    """This share of the closes, all in the last export, is an error or a time-out."""
+    at, bad = END - 4 * MINUTE, closes * ratio
     figures = {
         **healthy(),
         ended("completed"): always(0),
-        ended("client_disconnect"): lambda age: endings - bad if age >= at else 0.0,
+        ended("client_disconnect"): lambda age: closes - bad if age >= at else 0.0,
         ended("error"): born(at, bad * 0.75),
         ended("timeout"): born(at, bad * 0.25),
     }
@@ -307,7 +307,7 @@ _breach("SSEShutdownCutStreams", cut, 0, 1)
 _breach("SSETelemetryAbsent", silent_since, 6, 8)
 _breach("SSECollectorAbsent", collector_down, 60, 80)
 
-# A worse degree of the same is told too, and then explains the lesser one away.
+# The lesser degree of the same fires too, and Alertmanager inhibits it.
 COMPANIONS: Final = {"SSEProcessingSlow": {"SSEProcessingElevated": 1}}
 
 
@@ -320,16 +320,16 @@ def test_every_alert_has_both_cases() -> None:
         assert below != above, alert
 
 
-def told_of(alert: str, figure: float, firing: Firing, *, pushed: bool = False) -> Told:
+def scenario_of(alert: str, figure: float, firing: Firing, *, pushed: bool = False) -> Scenario:
     made = BREACHES[alert][0](figure)
     processes, up = (changed(), made) if isinstance(made, str) else (made, None)
-    return Told(processes, {END: firing}, ever=firing, up=up, pushed=pushed)
+    return Scenario(processes, {END: firing}, ever=firing, up=up, pushed=pushed)
 
 
 @pytest.fixture(scope="module")
 def above(rendered: dict[int, Path]) -> Judged:
     cases = {
-        alert: told_of(alert, high, {alert: 1, **COMPANIONS.get(alert, {})})
+        alert: scenario_of(alert, high, {alert: 1, **COMPANIONS.get(alert, {})})
         for alert, (_, _, high) in BREACHES.items()
     }
     return judge(rendered[60], cases)
@@ -344,7 +344,7 @@ def test_fires_just_above_its_threshold_alone(alert: str, above: Judged) -> None
 @pytest.fixture(scope="module")
 def below(rendered: dict[int, Path]) -> Judged:
     cases = {
-        alert: told_of(alert, low, COMPANIONS.get(alert, {}))
+        alert: scenario_of(alert, low, COMPANIONS.get(alert, {}))
         for alert, (_, low, _) in BREACHES.items()
     }
     return judge(rendered[60], cases)
@@ -361,7 +361,7 @@ def written(rendered: dict[int, Path]) -> Judged:
     figures = {alert: high for alert, (_, _, high) in BREACHES.items()}
     figures["SSEEndingErrors"] = 0.07
     cases = {
-        alert: told_of(alert, figure, {alert: 1, **COMPANIONS.get(alert, {})}, pushed=True)
+        alert: scenario_of(alert, figure, {alert: 1, **COMPANIONS.get(alert, {})}, pushed=True)
         for alert, figure in figures.items()
     }
     return judge(rendered[60], cases)
@@ -370,7 +370,7 @@ def written(rendered: dict[int, Path]) -> Judged:
 @pytest.mark.parametrize("alert", BREACHES)
 def test_fires_where_figures_are_written(alert: str, written: Judged) -> None:
     """The rules hold where the collector writes each export to Prometheus, too; a ratio of new
-    endings is less exact there.
+    closes is less exact there.
     """
     assert written[alert] == ""
 
@@ -406,7 +406,7 @@ SUDDEN: Final[dict[str, tuple[str, Figure]]] = {
 PHASES: Final = (1, 8, 14)
 
 
-def happening(alert: str, phase: int) -> Told:
+def happening(alert: str, phase: int) -> Scenario:
     name, after = SUDDEN[alert]
     before = NORMAL[name]
     began = before(0) != before(1)
@@ -421,7 +421,7 @@ def happening(alert: str, phase: int) -> Told:
     process = Process({**healthy(), _KEYS[name]: figure}, start=0)
     at = happens + 60
     expected = {5 * MINUTE: {}, at + (-at) % SCRAPE: _with_companions(alert)}
-    return Told([process], expected, export=15)
+    return Scenario([process], expected, export=15)
 
 
 @pytest.fixture(scope="module")
@@ -521,7 +521,7 @@ def quiet(rendered: dict[int, Path]) -> dict[str, Judged]:
     judged = {}
     for how, (export, pushed) in EXPORTS.items():
         cases = {
-            what: Told(processes, {40 * MINUTE: {}}, ever={}, export=export, pushed=pushed)
+            what: Scenario(processes, {40 * MINUTE: {}}, ever={}, export=export, pushed=pushed)
             for what, processes in QUIET.items()
         }
         judged[how] = judge(rendered[export], cases)
@@ -531,8 +531,8 @@ def quiet(rendered: dict[int, Path]) -> dict[str, Judged]:
 @pytest.mark.parametrize("how", EXPORTS)
 @pytest.mark.parametrize("what", QUIET)
 def test_silent(what: str, how: str, quiet: dict[str, Judged]) -> None:
-    """Nothing fires at a start-up, on an idle service, through a deploy, or for the last words of
-    a killed process, while the collector goes on showing them.
+    """Nothing fires at a start-up, on an idle service, through a deploy, or for the last export of
+    a killed process, while the collector goes on showing it.
     """
     assert quiet[how][what] == ""
 
@@ -544,16 +544,16 @@ def test_a_counter_that_begins_anew_is_no_alert(rendered: dict[int, Path]) -> No
         return lambda age: figure(age if age < 1200 else age - 1199)
 
     figures = {each: restarted(figure) for each, figure in healthy().items()}
-    fires(rendered[60], Told([Process(figures)], {40 * MINUTE: {}}, ever={}))
+    fires(rendered[60], Scenario([Process(figures)], {40 * MINUTE: {}}, ever={}))
 
 
-def test_a_deploy_that_cuts_streams_tells_just_that(rendered: dict[int, Path]) -> None:
-    """Of a deploy that cuts live streams one information is told, and forgotten after minutes."""
+def test_a_deploy_that_cuts_streams_fires_just_that(rendered: dict[int, Path]) -> None:
+    """A deploy that cuts live streams fires one alert of severity info, for some minutes."""
     cut_off = {**DRAINED, ended("server_shutdown"): always(60)}
     del cut_off[ended("completed")]
     only = {"SSEShutdownCutStreams": 1}
     expected = {25 * MINUTE: only, 40 * MINUTE: {}}
-    fires(rendered[60], Told(rolling(cut_off), expected, ever=only))
+    fires(rendered[60], Scenario(rolling(cut_off), expected, ever=only))
 
 
 def test_short_lived_connections_are_a_storm_too(rendered: dict[int, Path]) -> None:
@@ -563,12 +563,12 @@ def test_short_lived_connections_are_a_storm_too(rendered: dict[int, Path]) -> N
         ("completed", {}),
     ):
         figures = {**healthy(), ended_soon(reason): each_second(6), ended(reason): each_second(6)}
-        fires(rendered[60], Told([Process(figures)], {30 * MINUTE: firing}, ever=firing))
+        fires(rendered[60], Scenario([Process(figures)], {30 * MINUTE: firing}, ever=firing))
 
 
 def test_few_endings_are_no_ratio(rendered: dict[int, Path]) -> None:
-    """An error among fewer than twenty endings is not an error ratio."""
-    fires(rendered[60], Told(errors(1, endings=19), {END: {}}, ever={}))
+    """An error among fewer than twenty closes is not an error ratio."""
+    fires(rendered[60], Scenario(errors(1, closes=19), {END: {}}, ever={}))
 
 
 def test_few_first_messages_are_no_quantile(rendered: dict[int, Path]) -> None:
@@ -577,27 +577,27 @@ def test_few_first_messages_are_no_quantile(rendered: dict[int, Path]) -> None:
     buckets = {first_within(le): always(0) for le in ("1", "5")}
     more = {first_within(le): slow for le in ("10", "+Inf")}
     figures = {**healthy(), **buckets, **more, FIRST_COUNT: slow}
-    fires(rendered[60], Told([Process(figures)], {END: {}}, ever={}))
+    fires(rendered[60], Scenario([Process(figures)], {END: {}}, ever={}))
 
 
 def test_no_messages_at_all_is_a_low_rate(rendered: dict[int, Path]) -> None:
     """Open connections of a process that has never written a message have the rate 0."""
     figures = {name: figure for name, figure in healthy().items() if name != MESSAGES}
     firing = {"SSEMessageRateLow": 1}
-    fires(rendered[60], Told([Process(figures)], {10 * MINUTE: firing}, ever=firing))
+    fires(rendered[60], Scenario([Process(figures)], {10 * MINUTE: firing}, ever=firing))
 
 
 def test_the_worst_connection_is_a_maximum_not_a_sum(rendered: dict[int, Path]) -> None:
-    """What is told as a maximum by two routes is not added up."""
+    """A maximum of two routes is not added up."""
     elsewhere = {"http_request_method": "GET", "http_route": "/other", "url_scheme": "http"}
     for name, value in ((IDLE, 3_000.0), (BACKLOG_MAX, 900_000.0)):
         twin = (name[0], tuple(elsewhere.items()))
         figures = {**healthy(), name: always(value), twin: always(value)}
-        fires(rendered[60], Told([Process(figures)], {END: {}}, ever={}))
+        fires(rendered[60], Scenario([Process(figures)], {END: {}}, ever={}))
 
 
 def test_an_alert_names_value_threshold_and_instance(rendered: dict[int, Path]) -> None:
-    """What is sent says how much, of how much, where, and what to read."""
+    """A notification has the value, the threshold, the instance and the runbook's section."""
     series = Process({**healthy(), ACTIVE: always(10_001)}).scraped(60, 600)
     entry = thresholds()["SSEConnectionsHigh"]
     expected = {
@@ -620,36 +620,36 @@ def _alerts(folder: Path) -> Iterator[dict[str, Any]]:
         yield from group["rules"]
 
 
-def test_every_alert_tells_what_there_is_to_know() -> None:
+def test_every_alert_has_severity_texts_and_threshold() -> None:
     """Each alert has its severity, its texts, and the threshold's number and variable in them."""
     entries = thresholds()
     for rule in _alerts(COLLECTOR / "prometheus"):
-        entry, told = entries[rule["alert"]], rule["annotations"]
+        entry, texts = entries[rule["alert"]], rule["annotations"]
         assert rule["labels"] == {"severity": entry["severity"]}
-        assert told["summary"] == entry["says"]
-        assert "$labels." in told["description"]
-        assert told["runbook_url"].endswith(f"#{rule['alert'].lower()}")
+        assert texts["summary"] == entry["says"]
+        assert "$labels." in texts["description"]
+        assert texts["runbook_url"].endswith(f"#{rule['alert'].lower()}")
         if "variable" in entry:
-            assert told["threshold"] == str(entry["default"])
-            assert f"{told['threshold']} ({entry['variable']})" in told["description"]
-            assert "$value" in told["value"]
-            assert told["value"] in told["description"]
+            assert texts["threshold"] == str(entry["default"])
+            assert f"{texts['threshold']} ({entry['variable']})" in texts["description"]
+            assert "$value" in texts["value"]
+            assert texts["value"] in texts["description"]
 
 
 def test_each_variable_changes_its_own_threshold(tmp_path: Path) -> None:
     """A threshold's environment variable is the one place to change it."""
     entries = [entry for entry in thresholds().values() if "variable" in entry]
-    said = {entry["variable"]: 4711 + position for position, entry in enumerate(entries)}
-    render(tmp_path, **said)
-    told = {rule["alert"]: rule for rule in _alerts(tmp_path)}
+    values = {entry["variable"]: 4711 + position for position, entry in enumerate(entries)}
+    render(tmp_path, **values)
+    made = {rule["alert"]: rule for rule in _alerts(tmp_path)}
     for entry in entries:
-        rule = told[entry["alert"]]
-        assert re.search(rf"[<>] {said[entry['variable']]}\b", rule["expr"]), rule
-        assert rule["annotations"]["threshold"] == str(said[entry["variable"]])
+        rule = made[entry["alert"]]
+        assert re.search(rf"[<>] {values[entry['variable']]}\b", rule["expr"]), rule
+        assert rule["annotations"]["threshold"] == str(values[entry["variable"]])
 
 
 @pytest.mark.parametrize(
-    ("variable", "said"),
+    ("variable", "value"),
     [
         ("SSE_MAX_STALLED", "many"),
         ("SSE_MAX_STALLED", "nan"),
@@ -659,14 +659,14 @@ def test_each_variable_changes_its_own_threshold(tmp_path: Path) -> None:
         ("SSE_LEAK_WINDOW", "-600"),
     ],
 )
-def test_a_bad_number_is_an_error(variable: str, said: str, tmp_path: Path) -> None:
+def test_a_bad_number_is_an_error(variable: str, value: str, tmp_path: Path) -> None:
     """A variable that holds no number, none that can be compared with or no span of time, stops the
     rendering and is named.
     """
     shutil.copy(COLLECTOR / "prometheus/prometheus.yaml", tmp_path)
-    ran = rules(tmp_path, **{variable: said})
+    ran = rules(tmp_path, **{variable: value})
     assert ran.returncode == 1
-    assert ran.stderr.startswith(f"{variable} is '{said}', and takes a number")
+    assert ran.stderr.startswith(f"{variable} is '{value}', and takes a number")
     assert not (tmp_path / "alerts.yaml").exists()
 
 
@@ -677,7 +677,7 @@ def test_a_bad_number_is_an_error(variable: str, said: str, tmp_path: Path) -> N
 def test_the_scrape_interval_is_as_prometheus_takes_it(
     interval: str | None, confirm: str, tmp_path: Path
 ) -> None:
-    """Minutes too, as most configurations say; Prometheus's own minute where none is given."""
+    """Minutes too, as most configurations have; Prometheus's own minute where none is given."""
     given = {} if interval is None else {"global": {"scrape_interval": interval}}
     (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(given))
     ran = rules(tmp_path)
@@ -687,12 +687,14 @@ def test_the_scrape_interval_is_as_prometheus_takes_it(
 
 
 def test_a_scrape_interval_that_is_none_is_an_error(tmp_path: Path) -> None:
-    """What Prometheus would refuse is told with the file that says it."""
+    """What Prometheus would refuse is an error that names the file."""
     (tmp_path / "prometheus.yaml").write_text("global: {scrape_interval: often}")
     ran = rules(tmp_path)
     assert ran.returncode == 1
-    said = f"{tmp_path / 'prometheus.yaml'}: the scrape_interval is 'often', and takes a duration"
-    assert ran.stderr.startswith(said)
+    expected = (
+        f"{tmp_path / 'prometheus.yaml'}: the scrape_interval is 'often', and takes a duration"
+    )
+    assert ran.stderr.startswith(expected)
 
 
 @pytest.mark.parametrize("name", ["recording.yaml", "alerts.yaml"])

@@ -148,7 +148,7 @@ def to(endpoint: str, *signals: str) -> tuple[str, ...]:
 
 
 class App(Process):
-    """apps/streams.py under opentelemetry-instrument, told to ``endpoint``."""
+    """apps/streams.py under opentelemetry-instrument, exporting to ``endpoint``."""
 
     def __init__(self, endpoint: str, **env: str) -> None:
         self.port = free_port()
@@ -171,23 +171,23 @@ class App(Process):
         self.ready(f"http://127.0.0.1:{self.port}/page")
 
     def read(self, path: str, wait: float = 0.0, seconds: float = 10.0) -> bytes:
-        """What comes of a response: the client begins to read after the wait, and leaves at the
-        end, or when it has read for the seconds.
+        """What comes of a response: the client begins to read after the wait, and disconnects
+        at the end, or when it has read for the seconds.
         """
         with self.open(path) as sock:
             time.sleep(wait)
             received = sock.recv(1)
             end = time.monotonic() + seconds
             with contextlib.suppress(TimeoutError, ConnectionError):
-                while (left := end - time.monotonic()) > 0:
-                    sock.settimeout(left)
+                while (remaining := end - time.monotonic()) > 0:
+                    sock.settimeout(remaining)
                     if not (part := sock.recv(2**20)):
                         break
                     received += part
         return received
 
     def open(self, path: str) -> socket.socket:
-        """A client that has asked, and does not read."""
+        """A client that has sent its request, and does not read."""
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
         sock.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
         return sock

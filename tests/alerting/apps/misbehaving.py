@@ -1,4 +1,4 @@
-"""A streaming server that misbehaves when it is asked to."""
+"""A streaming server that misbehaves on request."""
 
 import asyncio
 import mmap
@@ -21,7 +21,7 @@ async def _ticks(count: int, pause: float) -> AsyncIterator[str]:
 
 
 async def _silent() -> AsyncIterator[str]:
-    yield ": nothing to say\n\n"
+    yield ": no message\n\n"
     await asyncio.Event().wait()
 
 
@@ -37,8 +37,8 @@ async def _broken() -> AsyncIterator[str]:
 
 
 async def ticker(request: Request) -> Response:
-    said = request.query_params
-    ticks = _ticks(int(said.get("count", "100000")), float(said.get("pause", "0.05")))
+    query = request.query_params
+    ticks = _ticks(int(query.get("count", "100000")), float(query.get("pause", "0.05")))
     return StreamingResponse(ticks, media_type="text/event-stream")
 
 

@@ -14,11 +14,11 @@ def stream(messages: AsyncIterator[str]) -> Response:
 
 
 async def chat(_: Request) -> Response:
-    async def words() -> AsyncIterator[str]:
+    async def tokens() -> AsyncIterator[str]:
         for number in range(20):
             yield f"event: token\ndata: {number}\n\n"
 
-    return stream(words())
+    return stream(tokens())
 
 
 async def ticker(_: Request) -> Response:
@@ -53,7 +53,7 @@ async def bursts(_: Request) -> Response:
 
 async def silent(_: Request) -> Response:
     async def nothing() -> AsyncIterator[str]:
-        yield ": nothing to say\n\n"
+        yield ": no message\n\n"
         await asyncio.Event().wait()
 
     return stream(nothing())

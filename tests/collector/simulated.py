@@ -1,4 +1,4 @@
-"""What processes tell, with figures and times that a test chooses, by the SDK's own exporter.
+"""Simulated processes: they export figures and times that a test chooses, by the SDK's exporter.
 
 Sixty seconds between two exports need not be waited for: a point bears its own time.
 """
@@ -32,8 +32,8 @@ GAUGES: Final = (semconv.IDLE_MAX, semconv.BACKLOG_MAX, semconv.PER_CLIENT_MAX)
 _NUMBERS: Final = itertools.count()
 
 
-class Told:
-    """One process of a service: exports what it is told to. It began ``start`` seconds ago."""
+class SimulatedProcess:
+    """One process of a service; it began ``start`` seconds ago and exports what a test gives."""
 
     def __init__(self, endpoint: str, start: float = 3600.0) -> None:
         self.instance = f"instance-{next(_NUMBERS)}"
@@ -42,7 +42,7 @@ class Told:
         self._start = time.time_ns() - round(start * 1e9)
         self._now = self._start
 
-    def tell(self, figures: dict[semconv.Metric, Any], seconds: float = 60.0) -> None:
+    def export(self, figures: dict[semconv.Metric, Any], seconds: float = 60.0) -> None:
         """One export, that long after the one before. A figure is the value of a series, or of
         several by their attributes.
         """
