@@ -1,10 +1,11 @@
-"""Renders the Prometheus rules, prometheus/recording.yaml and prometheus/alerts.yaml.
+"""Renders the Prometheus rules: recording.yaml, alerts.yaml and slo.yaml in prometheus/.
 
-The numbers come from thresholds.yaml, each overridden by its environment variable. The windows
-follow two intervals: that of the applications' exports, OTEL_METRIC_EXPORT_INTERVAL (milliseconds,
-as the SDK reads it), and that of the scrapes, in the prometheus.yaml beside which the rules go.
-SSE_LEAK_WINDOW (seconds) is how long memory has to grow, SSE_RUNBOOK_URL where the team reads
-runbook.md.
+The numbers come from thresholds.yaml and objectives.yaml, each overridden by its environment
+variable. The windows follow two intervals: that of the applications' exports,
+OTEL_METRIC_EXPORT_INTERVAL (milliseconds, as the SDK reads it), and that of the scrapes, in the
+prometheus.yaml beside which the rules go. SSE_LEAK_WINDOW (seconds) is how long memory has to grow,
+SSE_SLO_WINDOW (seconds) the shortest window of the error budgets, SSE_SLO_FIRST_MESSAGE_SECONDS
+when a first message is late, SSE_RUNBOOK_URL where the team reads runbook.md.
 
     OTEL_METRIC_EXPORT_INTERVAL=15000 python collector/rules.py [FOLDER]
 """
@@ -28,8 +29,18 @@ _SUBJECTS: Final = {
     "instance": "Instance {{ $labels.instance }} of {{ $labels.job }}",
     "job": "{{ $labels.job }}",
     "route": "{{ $labels.job }}, route {{ $labels.http_route }}",
+    "slo": "{{ $labels.job }}, objective {{ $labels.slo }}",
     "scrape": "Collector {{ $labels.instance }}",
 }
+# The windows of the error budgets, as multiples of the shortest; named as with the default, 5 min.
+_BUDGET_WINDOWS: Final = {"30m": 6, "1h": 12, "6h": 72, "3d": 864}
+# The bounds of the time to the first message that its histogram has, in seconds.
+FIRST_MESSAGE_BOUNDS: Final = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+    *(10.0, 30.0, 60.0, 120.0, 300.0),
+)
+# Fewer events in a window are no share.
+_MIN_EVENTS: Final = 20
 _HEADER: Final = "# Made by rules.py: change {} and render it anew.\n"
 
 
@@ -47,6 +58,78 @@ def recording(folder: Path = PROMETHEUS) -> dict[str, Any]:
     return content
 
 
+def slo(content: dict[str, Any], folder: Path = PROMETHEUS) -> dict[str, Any]:
+    """The objectives' recording rules and alerts, as the content of a rule file for that folder."""
+    known = windows(folder)
+    bound = f"{_first_message_bound():.15g}"
+    # Prometheus 3 writes the bound 5 as 5.0.
+    pattern = bound.replace(".", r"\\.") if "." in bound else rf"{bound}(\\.0)?"
+    template = (PROMETHEUS / "slo.template.yaml").read_text()
+    text = Template(template).substitute(known, in_time=pattern)
+    groups: list[dict[str, Any]] = yaml.safe_load(text)["groups"]
+    budgets = {each["slo"]: _budget(each, content["alerts"]) for each in content["objectives"]}
+    for each in content["objectives"]:
+        for kind in ("events", "bad"):
+            name = "sse_slo_events" if kind == "events" else "sse_slo_bad_events"
+            expression = Template(each[kind]).substitute(known)
+            groups[0]["rules"].append(
+                {
+                    "record": f"job_slo:{name}:increase",
+                    "expr": expression,
+                    "labels": {"slo": each["slo"]},
+                }
+            )
+    burn: list[dict[str, Any]] = [
+        {
+            "record": "slo:sse_error_budget:ratio",
+            "expr": f"vector({budget})",
+            "labels": {"slo": name},
+        }
+        for name, budget in budgets.items()
+    ]
+    burn.append(_burn("5m", "job_slo:sse_slo_{}events:increase"))
+    shortest = _positive("SSE_SLO_WINDOW", 300)
+    for name, multiple in _BUDGET_WINDOWS.items():
+        span = f"[{_span(multiple * shortest)}:{known['slo']}]"
+        burn.append(_burn(name, f"sum_over_time(job_slo:sse_slo_{{}}events:increase{span})"))
+    groups.append({"name": "sse-slo-burn", "rules": burn})
+    alerts = [_alert(each, known) for each in content["alerts"]]
+    return {"groups": [*groups, {"name": "sse-slo-alerts", "rules": alerts}]}
+
+
+def _burn(window: str, counted: str) -> dict[str, str]:
+    least = f" >= {_MIN_EVENTS}" if window != "5m" else " > 0"
+    return {
+        "record": f"job_slo:sse_error_budget_burn:{window}",
+        "expr": f"{counted.format('bad_')} / ({counted.format('')}{least})"
+        " / on (slo) group_left slo:sse_error_budget:ratio",
+    }
+
+
+def _budget(objective: dict[str, Any], alerts: list[dict[str, Any]]) -> str:
+    """The share that may be bad.
+
+    Raises:
+        SystemExit: there is none, or one so large that an alert on it could never fire.
+    """
+    budget = 1 - number(objective)
+    fastest = max(number(each) for each in alerts)
+    if not 0 < budget * fastest < 1:
+        raise SystemExit(
+            f"{objective['variable']} is {number(objective):.15g}, and takes a share"
+            f" above {1 - 1 / fastest:.4f} and below 1"
+        )
+    return f"{budget:.12g}"
+
+
+def _first_message_bound() -> float:
+    bound = _from_environment("SSE_SLO_FIRST_MESSAGE_SECONDS", 5)
+    if bound not in FIRST_MESSAGE_BOUNDS:
+        takes = ", ".join(f"{each:g}" for each in FIRST_MESSAGE_BOUNDS)
+        raise SystemExit(f"SSE_SLO_FIRST_MESSAGE_SECONDS is {bound:g}, and takes one of {takes}")
+    return bound
+
+
 def number(threshold: dict[str, Any]) -> float:
     """The threshold in force: of the environment, else the default."""
     return _from_environment(threshold["variable"], threshold["default"])
@@ -62,11 +145,16 @@ def windows(folder: Path = PROMETHEUS) -> dict[str, str]:
         "window": 2 * export + scrape,
         "long": 5 * export + scrape,
         "leak": _positive("SSE_LEAK_WINDOW", 600),
+        "slo": math.ceil(_positive("SSE_SLO_WINDOW", 300) / export) * export + scrape,
     }
-    return {
-        name: f"{span:.0f}s" if span == int(span) else f"{span * 1000:.0f}ms"
-        for name, span in seconds.items()
-    }
+    spans = {name: _span(span) for name, span in seconds.items()}
+    return {**spans, "window_seconds": f"{seconds['window']:.15g}"}
+
+
+def _span(seconds: float) -> str:
+    """As Prometheus takes it, exact to the millisecond."""
+    whole = seconds == int(seconds)
+    return f"{seconds:.0f}s" if whole else f"{seconds * 1000:.0f}ms"
 
 
 def _alert(threshold: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
@@ -133,11 +221,13 @@ def text(content: dict[str, Any], source: str) -> str:
 
 
 def render(folder: Path = PROMETHEUS) -> None:
-    """Writes both rule files."""
+    """Writes the rule files."""
     thresholds = yaml.safe_load((HERE / "thresholds.yaml").read_text())
+    objectives = yaml.safe_load((HERE / "objectives.yaml").read_text())
     made = {
         "recording.yaml": text(recording(folder), "recording.template.yaml"),
         "alerts.yaml": text(rules(thresholds, folder), "../thresholds.yaml"),
+        "slo.yaml": text(slo(objectives, folder), "../objectives.yaml and slo.template.yaml"),
     }
     for name, content in made.items():
         (folder / name).write_text(content)

@@ -98,6 +98,8 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
               "s",
               ((_max("sse_server_connection_age_max_seconds", "job"), "age {{job}}"),
                (_max("sse_server_connection_idle_max_seconds", "job"), "idle {{job}}"))),
+        Panel("Pools", "Of the streams that a service's threads can hold, the share that is open.",
+              "percentunit", (('job:sse_server_connection_limit:share{job=~"$job"}', "{{job}}"),)),
         Panel("Busiest client", "Live connections of one client address, the most of a process.",
               "short", ((_max("sse_server_connections_per_client_max", "job", "instance"),
                          _INSTANCE),)),
@@ -111,6 +113,15 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
                 "{{sse_close_reason}}"),), "area"),
         Panel("Lifetime", "From the request's start to the end.", "s",
               _quantiles("sse_server_connection_duration_seconds")),
+    ),
+    "Refusals and losses": (
+        Panel("Refused", "Clients refused a second, by the reference server's own count.", "cps",
+              ((_rate("server_rejected_connections_total", "reason"), "{{reason}}"),), "area"),
+        Panel("Dropped messages", "Messages that the application dropped, a second.", "cps",
+              ((_rate("sse_server_dropped_messages_total", "sse_drop_reason"),
+                "{{sse_drop_reason}}"),), "area"),
+        Panel("Server errors", "Errors a second, by the reference server's own count.", "cps",
+              ((_rate("server_errors_total", "class"), "{{class}}"),), "area"),
     ),
     "Messages": (
         Panel("Messages", "Written a second, by event type.", "cps",
@@ -141,6 +152,15 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
                 "{{sse_backlog_layer}}"),), "area"),
         Panel("Worst backlog", "Of one connection.", "bytes",
               ((_max("sse_server_backlog_max_bytes", "job", "instance"), _INSTANCE),)),
+    ),
+    "Objectives": (
+        Panel("Error budget burn", "Within an hour; at 1 the month's budget just lasts.", "short",
+              (('job_slo:sse_error_budget_burn:1h{job=~"$job"}', "{{slo}} {{job}}"),)),
+        Panel("Error budget burn, slow", "Within three days.", "short",
+              (('job_slo:sse_error_budget_burn:3d{job=~"$job"}', "{{slo}} {{job}}"),)),
+        Panel("Bad events", "Within the shortest window: late first messages, bad closes, and the "
+              "mean number of stalled connections.", "short",
+              (('job_slo:sse_slo_bad_events:increase{job=~"$job"}', "{{slo}} {{job}}"),)),
     ),
     "Memory": (
         Panel("Memory", "Of the processes that stream.", "bytes",

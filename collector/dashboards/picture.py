@@ -23,7 +23,7 @@ POINTS: Final = 90
 LINES: Final = 4
 COLOURS: Final = ("#3274d9", "#e0752d", "#56a64b", "#a352cc")
 # An SVG's unit, to what stands behind a figure.
-_UNITS: Final = {"s": "s", "bytes": "B", "Bps": "B/s", "cps": "/s", "short": ""}
+_UNITS: Final = {"s": "s", "bytes": "B", "Bps": "B/s", "cps": "/s", "short": "", "percentunit": ""}
 Line = tuple[str, list[tuple[float, float]]]
 
 

@@ -152,6 +152,8 @@ def played(folder: Path) -> Iterator[Episode]:
         for _ in range(3):
             read = (ports["busy"], "/ticker?pause=0.01", 0.01, stopped)
             readers.append(threading.Thread(target=_read, args=read))
+        lossy = (ports["busy"], "/lossy", 0.05, stopped)
+        readers.append(threading.Thread(target=_read, args=lossy))
         readers.append(threading.Thread(target=_come_and_go, args=(ports["busy"], stopped)))
         for reader in readers:
             reader.start()

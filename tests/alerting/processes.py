@@ -54,11 +54,20 @@ IO: Final = key("sse_server_io_bytes_total", **ROUTE)
 MEMORY: Final = key("process_memory_usage_bytes")
 OPENED: Final = key("sse_server_connections_total", **ROUTE, sse_resumed="false")
 RESUMED: Final = key("sse_server_connections_total", **ROUTE, sse_resumed="true")
+DROPPED: Final = key("sse_server_dropped_messages_total", **ROUTE, sse_drop_reason="slow_client")
+LIMIT: Final = key("sse_server_connection_limit")
+# The reference server's own.
+REJECTED: Final = key("server_rejected_connections_total", reason="connections")
 FIRST_COUNT: Final = key(f"{FIRST}_count", **ROUTE)
 
 
 def first_within(le: str) -> Key:
     return key(f"{FIRST}_bucket", **ROUTE, le=le)
+
+
+def failed(kind: str) -> Key:
+    """Errors of a class, as the reference server counts them."""
+    return key("server_errors_total", **{"class": kind}, pattern="occasional")
 
 
 def ended(reason: str) -> Key:

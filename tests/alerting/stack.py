@@ -116,6 +116,7 @@ class Stack:
         manager["static_configs"][0]["targets"] = [f"127.0.0.1:{self.alertmanager}"]
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
         environment = {"OTEL_METRIC_EXPORT_INTERVAL": "1000", "SSE_LEAK_WINDOW": "10"}
+        environment["SSE_SLO_WINDOW"] = "10"
         subprocess.run(
             [sys.executable, str(COLLECTOR / "rules.py"), str(folder)],
             env={**os.environ, **environment, **thresholds},

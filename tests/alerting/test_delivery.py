@@ -122,6 +122,18 @@ def test_collector_and_prometheus_agree(episode: Episode) -> None:
     assert episode.after == ({}, {})
 
 
+def test_a_budget_burns_in_the_real_prometheus(episode: Episode) -> None:
+    """Every third stream of the busy service ends by an error: of its objective for closes the fast
+    alert fires, with windows of seconds instead of minutes, and for no objective that is met.
+    """
+    fired = 'ALERTS{alertname="SSEBudgetBurnFast", alertstate="firing", job="busy"}'
+    found = episode.answer(f"count by (slo) ({fired})")
+    assert [each["metric"]["slo"] for each in found] == ["closes"]
+    (burn,) = episode.answer('job_slo:sse_error_budget_burn:1h{job="busy", slo="closes"}')
+    assert 25 < float(burn["value"][1]) < 40
+    assert episode.answer('job_slo:sse_error_budget_burn:5m{job="busy", slo="first_message"}')
+
+
 @pytest.mark.parametrize("query", dashboard.QUERIES)
 def test_each_query_of_the_dashboard_returns_data(query: str, episode: Episode) -> None:
     """With the variables filled in as Grafana does, each query has an answer that is a number."""

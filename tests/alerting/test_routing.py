@@ -7,14 +7,12 @@ from typing import Any, Final
 
 import pytest
 import yaml
+from alerting.runbook import entries
 from tools import tool
 
 COLLECTOR: Final = Path(__file__).resolve().parents[2] / "collector"
 CONFIG: Final = COLLECTOR / "alertmanager/alertmanager.yaml"
-SEVERITIES: Final = {
-    entry["alert"]: entry["severity"]
-    for entry in yaml.safe_load((COLLECTOR / "thresholds.yaml").read_text())
-}
+SEVERITIES: Final = {entry["alert"]: entry["severity"] for entry in entries()}
 RECEIVERS: Final = {"critical": "log,critical", "warning": "log,warning", "info": "log"}
 
 

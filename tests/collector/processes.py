@@ -6,8 +6,10 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TypeVar
@@ -145,6 +147,39 @@ def to(endpoint: str, *signals: str) -> tuple[str, ...]:
         *(f"service::pipelines::{each}/test::receivers: [forward]" for each in signals),
         *(f"service::pipelines::{each}/test::exporters: [otlp_http/test]" for each in signals),
     )
+
+
+class ReferenceServer(Process):
+    """The server of examples/ under opentelemetry-instrument, exporting to ``endpoint``."""
+
+    def __init__(self, endpoint: str, instance: str, **settings: object) -> None:
+        self.port = free_port()
+        env = {f"SSE_SERVER_{name.upper()}": str(value) for name, value in settings.items()}
+        super().__init__(
+            *(str(INSTRUMENT), sys.executable, "-m", "server"),
+            **{
+                **telling(endpoint),
+                "PYTHONPATH": str(CONFIGS.parent / "examples"),
+                "SSE_SERVER_PORT": str(self.port),
+                "OTEL_SERVICE_NAME": "server",
+                "OTEL_RESOURCE_ATTRIBUTES": f"service.instance.id={instance}",
+                # Less than a second between two exports is no rate.
+                "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+                **env,
+            },
+        )
+
+    def request(self) -> int:
+        """The status of a new client's answer; the client disconnects at once."""
+        address = f"http://127.0.0.1:{self.port}/events"
+        try:
+            with urllib.request.urlopen(address, timeout=PATIENCE) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+        except OSError:
+            return 0
 
 
 class App(Process):

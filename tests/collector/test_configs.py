@@ -59,7 +59,13 @@ def test_what_goes_together_is_valid(files: tuple[str, ...]) -> None:
 
 def test_every_config_is_tried() -> None:
     """A file that is added to collector/ is among those above, or this fails."""
-    tried = {"base", "builder", "thresholds", *(name for files in TOGETHER for name in files)}
+    tried = {
+        "base",
+        "builder",
+        "objectives",
+        "thresholds",
+        *(name for files in TOGETHER for name in files),
+    }
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == tried
 
 
@@ -77,10 +83,27 @@ def test_the_readmes_commands_are_valid() -> None:
 
 def test_the_readme_knows_every_threshold() -> None:
     """Its table has each alert with its severity, variable and default, and no other."""
-    rows = re.findall(r"^\| (SSE\w+) \| (\w+) \| (?:`(\w+)` \| ([\d.]+))?", _readme(), re.MULTILINE)
+    section = _readme().partition("\n## The thresholds\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (SSE\w+) \| (\w+) \| (?:`(\w+)` \| ([\d.]+))?", section, re.MULTILINE)
     assert rows == [
         (each["alert"], each["severity"], each.get("variable", ""), str(each.get("default", "")))
         for each in yaml.safe_load((CONFIGS / "thresholds.yaml").read_text())
+    ]
+
+
+def test_the_readme_knows_every_objective() -> None:
+    """Its tables have each objective and each alert on its error budget, and no other."""
+    content = yaml.safe_load((CONFIGS / "objectives.yaml").read_text())
+    objectives = re.findall(
+        r"^\| .* \| `(\w+)` \| `(\w+)` \| ([\d.]+) \|$", _readme(), re.MULTILINE
+    )
+    assert objectives == [
+        (each["slo"], each["variable"], str(each["default"])) for each in content["objectives"]
+    ]
+    row = r"^\| (SSE\w+) \| (\w+) \| `(\w+)` \| ([\d.]+) \| .* and "
+    assert re.findall(row, _readme(), re.MULTILINE) == [
+        (each["alert"], each["severity"], each["variable"], str(each["default"]))
+        for each in content["alerts"]
     ]
 
 

@@ -1,6 +1,7 @@
 """Thresholds inside the collector: ``sse.alert`` of a process, exactly while it breaches them."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,10 +9,10 @@ from typing import Any, Final
 
 import pytest
 import yaml
-from collector.processes import CONFIGS, App, Collector, to
-from collector.simulated import MEMORY, SimulatedProcess
+from collector.processes import CONFIGS, App, Collector, ReferenceServer, to
+from collector.simulated import ERRORS, MEMORY, REJECTED, SimulatedProcess
 from otlp import Receiver
-from support import wait_until
+from support import free_port, wait_until
 
 from otel_sse import semconv as sse
 
@@ -109,6 +110,28 @@ CASES: Final[list[tuple[str, dict[sse.Metric, Any], dict[sse.Metric, Any], float
         set(),
     ),
     ("SSEConnectionsPerClient", {sse.PER_CLIENT_MAX: 100}, {sse.PER_CLIENT_MAX: 101}, 101, set()),
+    # Series that are not there before: the first export of each counts whole.
+    (
+        "SSEDroppedMessages",
+        {sse.DROPPED: {"/a": 30, "/b": 30}},
+        {sse.DROPPED: {"/a": 30, "/b": 31}},
+        61 / 60,
+        set(),
+    ),
+    (
+        "SSERejectedConnections",
+        {REJECTED: {"memory": 0}},
+        {REJECTED: {"memory": 1, "connections_per_client": 2}},
+        3 / 60,
+        set(),
+    ),
+    (
+        "SSEBrokerErrors",
+        {ERRORS: {"timeout": 3, "unknown": 3, "rate_limit": 1000}},
+        {ERRORS: {"timeout": 3, "unknown": 4, "rate_limit": 1000}},
+        7 / 60,
+        set(),
+    ),
 ]
 
 
@@ -149,10 +172,13 @@ def test_silent_just_below_present_just_above_and_gone_at_the_next_export(
 
     # Counters go on from where they are, at the ordinary pace.
     last = {**AFTER, **above}
-    process.export({**AFTER, **{each: _more(last[each], AFTER, each) for each in _COUNTED}})
+    level = {each: last[each] for each in _EVENTS if each in last}
+    more = {each: _more(last[each], AFTER, each) for each in _COUNTED}
+    process.export({**AFTER, **level, **more})
     assert collector.alerts(process.instance) == {}
 
 
+_EVENTS: Final = (sse.DROPPED, REJECTED, ERRORS)
 _COUNTED: Final = (sse.MESSAGES, sse.IO, sse.SEND_TIME)
 
 
@@ -324,7 +350,8 @@ def test_each_threshold_is_its_variables(process: SimulatedProcess) -> None:
     with Collector("thresholds.collector", "scrape", **variables) as collector:
         process = SimulatedProcess(collector.endpoint)
         process.export(BEFORE)
-        process.export({**AFTER, sse.STALLED: 1, sse.BACKLOG_MAX: 1})
+        level = dict.fromkeys((sse.STALLED, sse.BACKLOG_MAX, *_EVENTS), 1)
+        process.export({**AFTER, **level})
         thresholds = {
             name: threshold
             for name, (_, threshold, _) in collector.alerts(process.instance).items()
@@ -353,7 +380,11 @@ def test_a_real_application_crosses_every_threshold() -> None:
         "SSE_MAX_BACKLOG_BYTES": "1000",
         "SSE_MAX_PER_CLIENT": "3",
     }
-    wanted = {name for name, each in THRESHOLDS.items() if "collector" in each}
+    wanted = {
+        name
+        for name, each in THRESHOLDS.items()
+        if each.get("collector", "").startswith(("sse.server.", "process."))
+    }
     with Collector("thresholds.collector", "scrape", **low) as collector:
         # The default protocol of opentelemetry-instrument.
         options = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_PYTHON_SSE_STALL_SECONDS": "0.5"}
@@ -362,7 +393,7 @@ def test_a_real_application_crosses_every_threshold() -> None:
         named["OTEL_METRIC_EXPORT_INTERVAL"] = "1000"
         with App(f"http://127.0.0.1:{collector.ports['grpc']}", **options, **named) as app:
             wait_until(lambda: set(collector.alerts("real")) == {"SSEMemoryHigh"})
-            paths = ("/ticker", "/silent", "/bursts", "/ticker")
+            paths = ("/ticker", "/silent", "/bursts", "/lossy")
             clients = [app.open(path) for path in paths]
             wait_until(lambda: set(collector.alerts("real")) == wanted)
             memory = collector.alerts("real")["SSEMemoryHigh"][2]
@@ -374,6 +405,31 @@ def test_a_real_application_crosses_every_threshold() -> None:
         # Statements that fail are logged and passed over.
         assert [line for line in collector.log.splitlines() if "\twarn\t" in line] == []
         assert [line for line in collector.log.splitlines() if "\terror\t" in line] == []
+
+
+def test_the_reference_servers_refusals_and_errors_breach() -> None:
+    """A client that the real server refuses, and a broker that it cannot reach, are alerts within
+    two exports, each alone; and they end when no more happens.
+    """
+    with Collector("thresholds.collector", "scrape") as collector:
+        end = collector.endpoint
+        with ReferenceServer(end, "refusing", max_connections_per_client=1) as server:
+            wait_until(lambda: collector.scraped(_ALWAYS, instance="refusing"))
+            with socket.create_connection(("127.0.0.1", server.port)) as first:
+                first.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert first.recv(15) == b"HTTP/1.1 200 OK"
+                assert server.request() == 503
+                found = wait_until(lambda: collector.alerts("refusing"))
+            assert set(found) == {"SSERejectedConnections"}
+            wait_until(lambda: collector.alerts("refusing") == {})
+        nothing_there = f"redis://127.0.0.1:{free_port()}/0"
+        with ReferenceServer(end, "alone", redis_url=nothing_there):
+            found = wait_until(lambda: collector.alerts("alone"))
+            assert set(found) == {"SSEBrokerErrors"}
+
+
+# There is no process with streams that does not export it.
+_ALWAYS: Final = "sse_server_connections_per_client_max"
 
 
 def test_what_breaches_is_on_the_collectors_log_and_nothing_else(collector: Collector) -> None:
@@ -425,7 +481,12 @@ def test_an_alert_bears_the_process_as_it_named_itself() -> None:
 
 def test_the_rendered_files_are_up_to_date(tmp_path: Any) -> None:
     """What is checked in is what render.py makes of thresholds.yaml with no variable set."""
-    made = ("thresholds.collector.yaml", "prometheus/alerts.yaml", "prometheus/recording.yaml")
+    made = (
+        "thresholds.collector.yaml",
+        "prometheus/alerts.yaml",
+        "prometheus/recording.yaml",
+        "prometheus/slo.yaml",
+    )
     copy = tmp_path / "collector"
     subprocess.run(["cp", "-r", str(CONFIGS), str(copy)], check=True)
     for name in made:

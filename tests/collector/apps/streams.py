@@ -1,4 +1,6 @@
-"""An ordinary Starlette application with event streams and one page; it knows of no telemetry."""
+"""An ordinary Starlette application with event streams and one page. Of telemetry it knows only how
+to record the messages that it drops.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,6 +9,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+import otel_sse
 
 
 def stream(messages: AsyncIterator[str]) -> Response:
@@ -51,6 +55,18 @@ async def bursts(_: Request) -> Response:
     return stream(much_and_little())
 
 
+async def lossy(_: Request) -> Response:
+    """Of three messages it drops two."""
+
+    async def every_third() -> AsyncIterator[str]:
+        while True:
+            otel_sse.current().record_dropped(2, "sampling")
+            yield "data: x\n\n"
+            await asyncio.sleep(0.05)
+
+    return stream(every_third())
+
+
 async def silent(_: Request) -> Response:
     async def nothing() -> AsyncIterator[str]:
         yield ": no message\n\n"
@@ -69,6 +85,7 @@ app = Starlette(
         Route("/ticker", ticker),
         Route("/broken", broken),
         Route("/bursts", bursts),
+        Route("/lossy", lossy),
         Route("/silent", silent),
         Route("/page", page),
     ]
