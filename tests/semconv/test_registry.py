@@ -247,6 +247,24 @@ def test_rules_dashboard_and_runbook_name_what_the_registry_has() -> None:
     assert {"sse_server_connection_limit", "sse_close_reason", "sse_alert"} <= seen
 
 
+def test_every_recorded_name_is_recorded() -> None:
+    """Each name with colons in an expression of a rule, a panel or the runbook is recorded, and each
+    that is recorded is used.
+    """
+    groups = [
+        group
+        for name in ("recording.yaml", "alerts.yaml", "slo.yaml")
+        for group in yaml.safe_load((COLLECTOR / "prometheus" / name).read_text())["groups"]
+    ]
+    recorded = {rule["record"] for group in groups for rule in group["rules"] if "record" in rule}
+    used = {
+        token
+        for expression in _expressions()
+        for token in re.findall(r"\b[a-z]\w*:\w+:\w+", expression)
+    }
+    assert used == recorded
+
+
 def _expressions() -> Iterator[str]:
     for file in sorted((COLLECTOR / "prometheus").glob("*.yaml")):
         yield from _strings(yaml.safe_load(file.read_text()), "expr")
