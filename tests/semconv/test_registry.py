@@ -248,8 +248,8 @@ def test_rules_dashboard_and_runbook_name_what_the_registry_has() -> None:
 
 
 def test_every_recorded_name_is_recorded() -> None:
-    """Each name with colons in an expression of a rule, a panel or the runbook is recorded, and each
-    that is recorded is used.
+    """Each name with colons in an expression of a rule, a panel or the runbook is recorded, and
+    each that is recorded is used.
     """
     groups = [
         group
