@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import yaml
 from alerting.processes import SCRAPE, STEP, Process
-from tools import tool
+from helpers.tools import tool
 
 COLLECTOR: Final = Path(__file__).resolve().parents[2] / "collector"
 Firing = dict[str, int]

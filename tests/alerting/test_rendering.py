@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from alerting.promtool import COLLECTOR, render, rules, thresholds
-from tools import tool
+from helpers.tools import tool
 
 
 def _alerts(folder: Path) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 import yaml
 from alerting.promtool import COLLECTOR, render, rules
-from tools import tool
+from helpers.tools import tool
 
 from otel_sse import semconv
 

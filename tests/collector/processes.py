@@ -14,10 +14,11 @@ import urllib.request
 from pathlib import Path
 from typing import TypeVar
 
-from e2e.processes import BIN, INSTRUMENT
-from otlp import telling
-from support import PATIENCE, free_port, wait_until
-from tools import tool
+from helpers.otlp import exporter_environment
+from helpers.processes import BIN, INSTRUMENT
+from helpers.servers import free_port
+from helpers.tools import tool
+from helpers.waiting import PATIENCE, wait_until
 
 Self = TypeVar("Self", bound="Process")
 CONFIGS = Path(__file__).resolve().parents[2] / "collector"
@@ -158,7 +159,7 @@ class ReferenceServer(Process):
         super().__init__(
             *(str(INSTRUMENT), sys.executable, "-m", "server"),
             **{
-                **telling(endpoint),
+                **exporter_environment(endpoint),
                 "PYTHONPATH": str(CONFIGS.parent / "examples"),
                 "SSE_SERVER_PORT": str(self.port),
                 "OTEL_SERVICE_NAME": "server",
@@ -168,6 +169,15 @@ class ReferenceServer(Process):
                 **env,
             },
         )
+
+    def start(self) -> None:
+        super().start()
+        wait_until(self._listens)
+
+    def _listens(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5):
+            return True
+        return False
 
     def request(self) -> int:
         """The status of a new client's answer; the client disconnects at once."""
@@ -193,7 +203,7 @@ class App(Process):
             *("streams:app", "--port", str(self.port), "--timeout-graceful-shutdown", "1"),
             **{
                 "OTEL_SERVICE_NAME": "streams",
-                **telling(endpoint),
+                **exporter_environment(endpoint),
                 "OTEL_METRIC_EXPORT_INTERVAL": "500",
                 "OTEL_BSP_SCHEDULE_DELAY": "200",
                 "OTEL_BLRP_SCHEDULE_DELAY": "200",

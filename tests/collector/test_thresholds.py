@@ -11,8 +11,9 @@ import pytest
 import yaml
 from collector.processes import CONFIGS, App, Collector, ReferenceServer, to
 from collector.simulated import ERRORS, MEMORY, REJECTED, SimulatedProcess
-from otlp import Receiver
-from support import free_port, wait_until
+from helpers.otlp import Receiver
+from helpers.servers import free_port
+from helpers.waiting import wait_until
 
 from otel_sse import semconv as sse
 

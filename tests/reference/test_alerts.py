@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientError
+from helpers.raw_client import RawClient
+from helpers.servers import free_port
+from helpers.tools import tool
 from reference.watching import Watched, notification, watched
 from server.alerts import LIMIT, MAX_BODY, Alerts
-from support import RawClient, free_port
-from tools import tool
 
 
 @pytest.fixture

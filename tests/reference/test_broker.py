@@ -8,13 +8,13 @@ import sys
 from dataclasses import replace
 
 import pytest
+from helpers.backend import Backend
 from reference.served import QUICK, Told, count, message
 from server import broker as module
 from server.broker import Broker, Id, MemoryBroker, Message
 from server.meters import Meters
 from server.outlet import Outlet
 from server.settings import Settings
-from support import Backend
 
 _DATA = re.compile(rb"data: (\d+)\n")
 

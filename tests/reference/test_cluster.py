@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from helpers.raw_client import RawClient
+from helpers.servers import serve_aiohttp
+from helpers.waiting import until
 from reference.served import HAProxy, RedisServer, Site, Worker, running, visiting
-from support import RawClient, serve_aiohttp, until
 
 CLIENTS = 400
 MESSAGES = 40

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers.backend import Backend
+from helpers.raw_client import RawClient
+from helpers.waiting import until
 from opentelemetry.metrics import MeterProvider
 from reference.apps.watched import application
 from reference.watching import Watched, notification, watched
 from server import heap, sampler, status, thresholds
 from server.figures import Reader
-from support import Backend, RawClient, until
 
 On = Callable[..., None]
 

@@ -12,6 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from helpers.backend import Backend
+from helpers.raw_client import RawClient
+from helpers.waiting import until
 from reference.served import QUICK, Site, Told, count, message, serving
 from server import limits as limits_module
 from server import stream as stream_module
@@ -23,7 +26,6 @@ from server.limits import Limits, resident
 from server.meters import Meters
 from server.outlet import Outlet
 from server.settings import DISCONNECT, MIB, Settings
-from support import Backend, RawClient, until
 
 # Of a chunked response.
 END = b"\r\n0\r\n\r\n"

@@ -14,12 +14,15 @@ from importlib.metadata import entry_points
 from typing import Any, Final
 
 import httpx
+from helpers.asgi import Fed, Stream
+from helpers.backend import Backend
+from helpers.servers import serve_asgi
+from helpers.waiting import until
 from opentelemetry.sdk.trace import ReadableSpan
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from support import Backend, Fed, Stream, serve_asgi, until
 
 import otel_sse
 
