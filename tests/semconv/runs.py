@@ -28,6 +28,8 @@ import otel_sse
 
 SCOPE: Final = "otel_sse"
 STALL: Final = 0.4
+# What none of its servers has: uvicorn holds streams without a pool of threads.
+ABSENT: Final = frozenset({"sse.server.connection.limit"})
 # More than one collection reports one by one.
 CROWD: Final = 110
 OPTIONS: Final = {
