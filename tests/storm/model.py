@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from oracle import read
+from helpers.oracle import read
 from storm.plans import AIOHTTP_SERVERS, Plan
 from storm.script import OWN_REASON
 

@@ -17,7 +17,7 @@ from granian.server.embed import Server as Granian
 from hypercorn.asyncio import serve as hypercorn
 from hypercorn.config import Config
 from storm.plans import AIOHTTP_SERVERS
-from support import free_port
+from helpers.servers import free_port
 
 # Seconds that a server gives its streams when it stops.
 GRACE = 0.2
