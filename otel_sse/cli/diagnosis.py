@@ -169,7 +169,9 @@ def _sdk(seen: Seen, main: Mapping[str, Any], found: Diagnosis) -> None:
                 "TracerProvider.",
             )
         )
-    detail = f"{how}; sampler {sampler}" if sampler else how
+    # A parent-based sampler describes its five parts; the first decides where there is no caller.
+    short = str(sampler).partition(",")[0] + "}" * ("," in str(sampler))
+    detail = f"{how}; sampler {short}" if sampler else how
     found.add("sdk_ready", "problem" if problems else "ok", detail, *problems)
 
 

@@ -238,7 +238,8 @@ def _show_instrumentors(
 
 def _check_exports(environment: Mapping[str, str], output: Output, report: Report) -> list[Finding]:
     """One empty export of each signal that is exported over OTLP."""
-    found: list[Finding] = []
+    # By code, summary and remedy: signals that share an endpoint mostly share its error.
+    errors: dict[tuple[str, str, str], tuple[otlp.ExportError, list[str]]] = {}
     results = report.data.setdefault("exports", {})
     for signal in variables.SIGNALS:
         for name in variables.exporters(signal, environment):
@@ -255,8 +256,9 @@ def _check_exports(environment: Mapping[str, str], output: Output, report: Repor
             except otlp.ExportError as error:
                 results[signal] = error.code
                 output.stage("problem", f"Export {signal}", f"{where}: {error.code}")
-                found.append(error.finding)
-    return found
+                key = (error.code, error.summary, error.remedy)
+                errors.setdefault(key, (error, []))[1].append(signal)
+    return [error.finding(dict.fromkeys(signals)) for error, signals in errors.values()]
 
 
 def _summary(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,6 +92,15 @@ def judge(reading: Reading, buffering: Buffering) -> list[Finding]:
                 "Check the URL, that the server runs, and TLS (--insecure skips its check).",
             )
         ]
+    if reading.status is None:
+        return [
+            problem(
+                "no-answer",
+                f"The server sent no headers within {seconds(reading.duration)}.",
+                "Send the response's start before the first message is there; else something on "
+                "the way holds it back until the end.",
+            )
+        ]
     if not reading.is_stream:
         return list(_refusal(reading))
     return [

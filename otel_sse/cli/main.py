@@ -72,15 +72,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, command: list[str]) -> int:
-    # Not before: the plain package has none of what these import.
-    from otel_sse.cli import doctor, probe
-    from otel_sse.cli.output import Output
-
-    output = Output(as_json=args.json)
+    # Imported here, because the plain package has none of what these need.
     try:
+        from otel_sse.cli.output import Output
+
+        output = Output(as_json=args.json)
         if args.command == "probe":
+            from otel_sse.cli import probe
+
             report = probe.run(args, output)
         else:
+            from otel_sse.cli import doctor
+
             report = doctor.run(args, command, output)
         output.report(report)
     except BrokenPipeError:

@@ -9,7 +9,7 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Final
@@ -46,6 +46,8 @@ class Target:
     headers: tuple[tuple[str, str], ...]
     certificate: str
     insecure: bool
+    # The variable that names the endpoint.
+    variable: str
 
     @property
     def secure(self) -> bool:
@@ -65,15 +67,15 @@ class Target:
 
 
 class ExportError(Exception):
-    """Why an export failed; ``finding`` has the remedy."""
+    """Why an export failed, and the remedy."""
 
     def __init__(self, code: str, summary: str, remedy: str) -> None:
         super().__init__(summary)
         self.code, self.summary, self.remedy = code, summary, remedy
 
-    @property
-    def finding(self) -> Finding:
-        return problem(self.code, self.summary, self.remedy)
+    def finding(self, signals: Iterable[str]) -> Finding:
+        """The same error may meet several signals."""
+        return problem(self.code, f"{', '.join(signals)}: {self.summary}", self.remedy)
 
 
 def target(signal: str, environment: Mapping[str, str], name: str = "otlp") -> Target:
@@ -102,6 +104,9 @@ def target(signal: str, environment: Mapping[str, str], name: str = "otlp") -> T
         headers=tuple((key.strip().lower(), unquote(value.strip())) for key, _, value in pairs),
         certificate=get("CERTIFICATE"),
         insecure=insecure,
+        variable=own + "ENDPOINT"
+        if environment.get(own + "ENDPOINT")
+        else "OTEL_EXPORTER_OTLP_ENDPOINT",
     )
 
 
@@ -210,21 +215,20 @@ def _connect(to: Target) -> socket.socket:
     except socket.gaierror as error:
         raise ExportError(
             "exporter-unreachable",
-            f"{to.signal}: the host {to.host!r} of the OTLP endpoint has no address: "
-            f"{error.strerror}.",
-            f"Correct {_endpoint_variable(to)}.",
+            f"the host {to.host!r} of the OTLP endpoint has no address: {error.strerror}.",
+            f"Correct {to.variable}.",
         ) from error
     except TimeoutError as error:
         raise ExportError(
             "exporter-unreachable",
-            f"{to.signal}: {place} takes no connection within {TIMEOUT:g} s.",
-            f"Check {_endpoint_variable(to)} and the firewall between here and there.",
+            f"{place} takes no connection within {TIMEOUT:g} s.",
+            f"Check {to.variable} and the firewall between here and there.",
         ) from error
     except OSError as error:
         raise ExportError(
             "exporter-unreachable",
-            f"{to.signal}: nothing listens on {place}: {error.strerror or error}.",
-            f"Start the collector, or point {_endpoint_variable(to)} to where it listens.",
+            f"nothing listens on {place}: {error.strerror or error}.",
+            f"Start the collector, or point {to.variable} to where it listens.",
         ) from error
 
 
@@ -269,23 +273,18 @@ def _answers_http1(to: Target) -> bool:
     return False
 
 
-def _endpoint_variable(to: Target) -> str:
-    own = f"OTEL_EXPORTER_OTLP_{to.signal.upper()}_ENDPOINT"
-    return own if os.environ.get(own) else "OTEL_EXPORTER_OTLP_ENDPOINT"
-
-
 def _wrong_protocol(to: Target) -> ExportError:
     place = f"{to.host}:{to.port}"
     if to.protocol == "grpc":
         return ExportError(
             "exporter-wrong-protocol",
-            f"{to.signal}: the exporter speaks gRPC, but {place} speaks HTTP/1.1.",
+            f"the exporter speaks gRPC, but {place} speaks HTTP/1.1.",
             "Set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf, or take the collector's gRPC port, "
             "by default 4317.",
         )
     return ExportError(
         "exporter-wrong-protocol",
-        f"{to.signal}: the exporter speaks HTTP/1.1, but {place} speaks gRPC.",
+        f"the exporter speaks HTTP/1.1, but {place} speaks gRPC.",
         "Set OTEL_EXPORTER_OTLP_PROTOCOL=grpc, or take the collector's HTTP port, by default 4318.",
     )
 
@@ -293,9 +292,9 @@ def _wrong_protocol(to: Target) -> ExportError:
 def _no_answer(to: Target) -> ExportError:
     return ExportError(
         "exporter-no-answer",
-        f"{to.signal}: {to.host}:{to.port} takes the connection but does not answer an export "
+        f"{to.host}:{to.port} takes the connection but does not answer an export "
         f"within {TIMEOUT:g} s.",
-        f"Check that {_endpoint_variable(to)} names an OTLP receiver, and its load.",
+        f"Check that {to.variable} names an OTLP receiver, and its load.",
     )
 
 
@@ -304,14 +303,14 @@ def _broken(to: Target, error: Exception) -> ExportError:
     if isinstance(error, ssl.SSLError) or "SSL" in text or "CERTIFICATE" in text:
         return ExportError(
             "exporter-tls",
-            f"{to.signal}: TLS with {to.host}:{to.port} failed: {text}.",
+            f"TLS with {to.host}:{to.port} failed: {text}.",
             "Write http:// where the receiver has no TLS; name its CA in "
             "OTEL_EXPORTER_OTLP_CERTIFICATE.",
         )
     return ExportError(
         "exporter-broken",
-        f"{to.signal}: {to.host}:{to.port} does not speak OTLP over {to.protocol}: {text}.",
-        f"Check {_endpoint_variable(to)} and OTEL_EXPORTER_OTLP_PROTOCOL.",
+        f"{to.host}:{to.port} does not speak OTLP over {to.protocol}: {text}.",
+        f"Check {to.variable} and OTEL_EXPORTER_OTLP_PROTOCOL.",
     )
 
 
@@ -321,11 +320,9 @@ def _refused(to: Target, answer: str, credentials: bool, path: bool) -> ExportEr
     elif path:
         remedy = (
             f"The receiver takes no {to.signal} there: enable them in its pipelines, correct "
-            f"{_endpoint_variable(to)}, or set OTEL_{to.signal.upper()}_EXPORTER=none."
+            f"{to.variable}, or set OTEL_{to.signal.upper()}_EXPORTER=none."
         )
     else:
         remedy = "Look into the receiver's log."
     where = to.url if to.protocol != "grpc" else f"{to.host}:{to.port}"
-    return ExportError(
-        "exporter-refused", f"{to.signal}: {where} refused an empty export: {answer}.", remedy
-    )
+    return ExportError("exporter-refused", f"{where} refused an empty export: {answer}.", remedy)

@@ -90,6 +90,7 @@ class Parser:
         self._line = bytearray()
         self._line_size = 0
         self._after_cr = False
+        self._cr_message = 0
         self._block = _Block()
         self._sent: int | None = None
 
@@ -109,7 +110,7 @@ class Parser:
                 at = 1
                 self._block.size += bool(self._block.size)
             else:
-                self._fault("cr-line-end")
+                self._fault("cr-line-end", message=self._cr_message)
             self._after_cr = False
         lf = -2
         while at < end:
@@ -124,7 +125,8 @@ class Parser:
             after = stop + 1
             if cr >= 0:
                 if after == end:
-                    self._after_cr = True
+                    # Whether it is a CRLF is seen with the next chunk.
+                    self._after_cr, self._cr_message = True, self.messages + 1
                 elif chunk[after] == 10:
                     after += 1
                 else:
@@ -136,16 +138,17 @@ class Parser:
     def finish(self) -> None:
         """The stream is over: what is open now is lost."""
         if self._start:
-            self.feed(b"")
+            start, self._start = self._start, None
+            self.feed(start)
         if self._after_cr:
-            self._fault("cr-line-end")
+            self._fault("cr-line-end", message=self._cr_message)
         line = bytes(self._line)
         if self._block.data or line.startswith(b"data"):
             self._fault("no-blank-line", (b"\n".join(self._block.data) or line)[:80])
 
     def _begin(self, chunk: bytes) -> bytes:
         start = (self._start or b"") + chunk
-        if chunk and len(start) < len(_BOM) and _BOM.startswith(start):
+        if len(start) < len(_BOM) and _BOM.startswith(start):
             self._start = start
             return b""
         self._start = None
@@ -158,8 +161,9 @@ class Parser:
         self._line += piece[: LIMIT - len(self._line)]
         self._line_size += size
 
-    def _fault(self, name: str, example: bytes = b"") -> None:
-        fault = self.faults.setdefault(name, Fault(0, self.messages + 1, _text(example[:80])))
+    def _fault(self, name: str, example: bytes = b"", message: int = 0) -> None:
+        place = message or self.messages + 1
+        fault = self.faults.setdefault(name, Fault(0, place, _text(example[:80])))
         fault.count += 1
 
     def _end_line(self, terminator: int, found: list[Message | Comment]) -> None:

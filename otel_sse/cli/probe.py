@@ -57,6 +57,9 @@ async def _probe(args: argparse.Namespace, output: Output) -> Report:
     )
     report = Report("probe")
     probe = _Probe(request, args, output)
+    # What is loaded only now is not to be measured.
+    async with request.client():
+        pass
     async with bounded(args.seconds, report):
         if args.clients > 1:
             await _crowd(probe)
@@ -307,7 +310,7 @@ def _ending(reading: Reading) -> str:
     return {
         "ended": f"the server ended the stream {after}",
         "cut": f"the connection broke {after}: {reading.error}",
-        "stopped": f"this client closed it {after}",
+        "stopped": f"this client closed the connection {after}",
         "refused": "no event stream came",
         "failed": f"no response came: {reading.error}",
     }[reading.ending]
