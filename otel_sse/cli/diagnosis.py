@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -26,6 +26,20 @@ _POST_FORK: Final = (
 )
 
 
+_CAUSES: Final = frozenset(
+    (
+        *("not-instrumented", "no-provider", "instrumentors-not-loaded", "url-excluded"),
+        *("instrumentor-disabled", "instrumentor-broken", "framework-unsupported"),
+        *("framework-absent", "otel-sse-missing"),
+    )
+)
+# What is not reported where its cause is: one problem, one finding.
+_FOLLOWS: Final = {
+    "stream-not-detected": _CAUSES,
+    "instrumentors-not-loaded": _CAUSES - {"instrumentors-not-loaded", "url-excluded"},
+}
+
+
 @dataclass
 class Diagnosis:
     """The stages in their order, and what is wrong at them."""
@@ -38,8 +52,18 @@ class Diagnosis:
         self.findings += findings
 
 
-def diagnose(seen: Seen, environment: Mapping[str, str], facts: Mapping[str, Any]) -> Diagnosis:
-    """Follows a stream from the command's start to its export."""
+def diagnose(
+    seen: Seen, environment: Mapping[str, str], facts: Mapping[str, Any], known: Collection[str]
+) -> Diagnosis:
+    """Follows a stream from the command's start to its export.
+
+    Args:
+        seen: what was seen.
+        environment: the effective one of the process that serves.
+        facts: what its environment holds.
+        known: the codes of what was found so far: what follows from them is not found again.
+
+    """
     found = Diagnosis()
     _command(seen, found)
     main = seen.main_process()
@@ -54,6 +78,10 @@ def diagnose(seen: Seen, environment: Mapping[str, str], facts: Mapping[str, Any
         _exported(signal, seen, environment, found)
     found.findings += _logged(seen)
     found.findings += _forks(seen)
+    causes = {*known, *(each.code for each in found.findings)} & _CAUSES
+    found.findings = [
+        each for each in found.findings if not causes & _FOLLOWS.get(each.code, frozenset())
+    ]
     return found
 
 

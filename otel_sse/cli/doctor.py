@@ -80,17 +80,19 @@ def _run_command(
         facts = inspect(main["executable"], os.environ)
         environment = variables.effective({**main["environment"]}, facts)
         report.data["environment"] = _summary(facts)
-        report.findings += judge_environment(environment, facts)
+        report.findings += judge_environment(environment, facts, main["instrumentors"])
         exports = _check_exports(environment, output, report)
-        diagnosed = diagnosis.diagnose(seen, environment, facts)
+        known = {each.code for each in report.findings}
+        diagnosed = diagnosis.diagnose(seen, environment, facts, known)
         report.findings += [*exports, *diagnosed.findings]
         report.stages += diagnosed.stages
     else:
-        diagnosed = diagnosis.diagnose(seen, {}, {"versions": {}, "instrumentors": []})
+        diagnosed = diagnosis.diagnose(seen, {}, {"versions": {}, "instrumentors": []}, set())
         report.findings += diagnosed.findings
         report.stages += diagnosed.stages
     for stage in report.stages:
-        output.stage(stage.status, stage.name.replace("_", " ").capitalize(), stage.detail)
+        label = stage.name.replace("_", " ").capitalize().replace("Sdk", "SDK")
+        output.stage(stage.status, label, stage.detail)
     report.findings[:] = list(dict.fromkeys(report.findings))
 
 
@@ -116,12 +118,23 @@ def inspect(executable: str, environment: Mapping[str, str]) -> dict[str, Any]:
         return {**empty, "instrumentors": [], "variables": []}
 
 
-def judge_environment(environment: Mapping[str, str], facts: Mapping[str, Any]) -> list[Finding]:
-    """The findings about packages and variables. ``environment`` is the effective one."""
+def judge_environment(
+    environment: Mapping[str, str],
+    facts: Mapping[str, Any],
+    loaded: Mapping[str, bool] | None = None,
+) -> list[Finding]:
+    """The findings about packages and variables.
+
+    Args:
+        environment: the effective one.
+        facts: what ``inspect`` gave.
+        loaded: of a process that runs, its instrumentors and whether they are on.
+
+    """
     return [
         *_packages(facts),
         *_instrumentors(environment, facts),
-        *_contrib(environment, facts),
+        *_contrib(environment, facts, loaded),
         *variables.judge(environment, facts),
     ]
 
@@ -203,12 +216,17 @@ def _instrumentors(environment: Mapping[str, str], facts: Mapping[str, Any]) -> 
         )
 
 
-def _contrib(environment: Mapping[str, str], facts: Mapping[str, Any]) -> Iterator[Finding]:
+def _contrib(
+    environment: Mapping[str, str], facts: Mapping[str, Any], loaded: Mapping[str, bool] | None
+) -> Iterator[Finding]:
     disabled = variables.disabled_instrumentors(environment)
     beside = [
         name
         for name in _CONTRIB
-        if f"opentelemetry-instrumentation-{name}" in facts["versions"] and name not in disabled
+        if f"opentelemetry-instrumentation-{name}" in facts["versions"]
+        and name not in disabled
+        # asgi has no instrumentor: the other two use it.
+        and (loaded is None or loaded.get(name, name == "asgi" and any(map(loaded.get, _CONTRIB))))
     ]
     if beside and "*" not in disabled:
         yield note(
