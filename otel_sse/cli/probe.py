@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any, Final
 
 import anyio
+from anyio.abc import TaskGroup
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from otel_sse.cli import crowd, resume, rhythm
@@ -24,6 +25,7 @@ from otel_sse.cli.parser import Comment
 _MAX_SHOWN: Final = 500
 _RECONNECT_AFTER: Final = 1.0
 _LONGEST_RECONNECT: Final = 3.0
+_LATENESS_TICK: Final = 0.02
 
 
 def run(args: argparse.Namespace, output: Output) -> Report:
@@ -44,6 +46,14 @@ class _Probe:
     steady: Reading = field(default_factory=Reading)
     # Only of a crowd.
     readings: list[Reading] = field(default_factory=list)
+    # How late this process's own event loop was at most, in seconds.
+    late: float = 0.0
+
+    async def watch_lateness(self) -> None:
+        while True:
+            began = perf_counter()
+            await anyio.sleep(_LATENESS_TICK)
+            self.late = max(self.late, perf_counter() - began - _LATENESS_TICK)
 
 
 async def _probe(args: argparse.Namespace, output: Output) -> Report:
@@ -60,7 +70,8 @@ async def _probe(args: argparse.Namespace, output: Output) -> Report:
     # What is loaded only now is not to be measured.
     async with request.client():
         pass
-    async with bounded(args.seconds, report):
+    async with bounded(args.seconds, report) as tasks:
+        tasks.start_soon(probe.watch_lateness)
         if args.clients > 1:
             await _crowd(probe)
         elif args.resume:
@@ -80,7 +91,11 @@ async def _probe(args: argparse.Namespace, output: Output) -> Report:
 def _report(probe: _Probe, report: Report) -> None:
     first, args = probe.first, probe.args
     buffering = rhythm.judge(
-        first.arrivals, first.samples, started=first.began, ended=first.ending == "ended"
+        first.arrivals,
+        first.samples,
+        started=first.began,
+        ended=first.ending == "ended",
+        late=probe.late,
     )
     report.findings += judge(first, buffering)
     resumed = None
@@ -110,8 +125,11 @@ def _report(probe: _Probe, report: Report) -> None:
 
 
 @contextlib.asynccontextmanager
-async def bounded(limit: float, report: Report) -> AsyncIterator[None]:
-    """Ends what runs in it after ``limit`` seconds, or at Ctrl-C, which the report then records."""
+async def bounded(limit: float, report: Report) -> AsyncIterator[TaskGroup]:
+    """Ends what runs in it after ``limit`` seconds, or at Ctrl-C, which the report then records.
+
+    Gives a group for tasks that end with it.
+    """
     with anyio.move_on_after(limit) as scope:
         async with anyio.create_task_group() as tasks:
 
@@ -122,7 +140,7 @@ async def bounded(limit: float, report: Report) -> AsyncIterator[None]:
                         scope.cancel()
 
             tasks.start_soon(interrupted)
-            yield
+            yield tasks
             tasks.cancel_scope.cancel()
 
 

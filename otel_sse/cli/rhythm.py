@@ -17,6 +17,7 @@ TOGETHER: Final = 0.02
 # A message that was held for less is of no interest, in seconds.
 HELD: Final = 0.1
 _PAUSE: Final = 0.1
+_BURST_PAUSE: Final = 0.5
 _MIN_MESSAGES: Final = 6
 
 
@@ -54,7 +55,12 @@ class Buffering:
 
 
 def judge(
-    arrivals: Sequence[Arrival], chunks: Sequence[Chunk], *, started: float, ended: bool
+    arrivals: Sequence[Arrival],
+    chunks: Sequence[Chunk],
+    *,
+    started: float,
+    ended: bool,
+    late: float = 0.0,
 ) -> Buffering:
     """Judges one stream.
 
@@ -63,12 +69,13 @@ def judge(
         chunks: the reads, in order.
         started: when the request was sent (monotonic, s).
         ended: whether the server has ended the stream.
+        late: how late the reader itself was at most (s): a busy machine is no proxy.
 
     """
     known = [each for each in arrivals if each.sent is not None]
     if len(known) >= 2 and len(known) * 2 >= len(arrivals):
-        return _by_trace_comments(known)
-    return _by_rhythm(arrivals, chunks, started, ended)
+        return _by_trace_comments(known, max(HELD, 2 * late))
+    return _by_rhythm(arrivals, chunks, started, ended, 2 * late)
 
 
 def _groups(arrivals: Sequence[Arrival]) -> list[list[Arrival]]:
@@ -81,13 +88,13 @@ def _groups(arrivals: Sequence[Arrival]) -> list[list[Arrival]]:
     return groups
 
 
-def _by_trace_comments(arrivals: Sequence[Arrival]) -> Buffering:
+def _by_trace_comments(arrivals: Sequence[Arrival], threshold: float) -> Buffering:
     held_messages, longest = 0, 0.0
     for group in _groups(arrivals):
         sent = [each.sent or 0 for each in group]
         # The first waited for the last, but for the time that both took to come.
         held = (max(sent) - min(sent)) / 1e9 - (group[-1].time - group[0].time)
-        if held >= HELD:
+        if held >= threshold:
             held_messages += len(group)
             longest = max(longest, held)
     if held_messages * 10 >= len(arrivals) * 3:
@@ -107,7 +114,11 @@ def _by_trace_comments(arrivals: Sequence[Arrival]) -> Buffering:
 
 
 def _by_rhythm(
-    arrivals: Sequence[Arrival], chunks: Sequence[Chunk], started: float, ended: bool
+    arrivals: Sequence[Arrival],
+    chunks: Sequence[Chunk],
+    started: float,
+    ended: bool,
+    tolerance: float,
 ) -> Buffering:
     if len(arrivals) < _MIN_MESSAGES:
         return Buffering("unknown", None, None, f"{len(arrivals)} messages are too few to judge")
@@ -123,7 +134,7 @@ def _by_rhythm(
                 "and the stream was over",
             )
         return Buffering("unknown", None, None, f"all {len(arrivals)} messages came at once")
-    blocks = _blocks(chunks)
+    blocks = _blocks(chunks, max(_PAUSE, tolerance))
     within = [last for size, last in blocks if last.within]
     if len(within) >= 2 and len(within) * 2 >= len(blocks):
         sizes = [size for size, _ in blocks]
@@ -138,7 +149,7 @@ def _by_rhythm(
         )
     size = median(len(group) for group in groups)
     pauses = [after[0].time - before[-1].time for before, after in itertools.pairwise(groups)]
-    if size >= 3 and median(pauses) >= 0.5:
+    if size >= 3 and median(pauses) >= max(_BURST_PAUSE, tolerance):
         return Buffering(
             "suspected",
             "rhythm",
@@ -148,13 +159,13 @@ def _by_rhythm(
     return Buffering("none", "rhythm", None, f"{len(arrivals)} messages came one by one")
 
 
-def _blocks(chunks: Sequence[Chunk]) -> list[tuple[int, Chunk]]:
+def _blocks(chunks: Sequence[Chunk], pause: float) -> list[tuple[int, Chunk]]:
     """The bytes between two pauses, and the last read before the pause; not the open last one."""
     found: list[tuple[int, Chunk]] = []
     size = 0
     for each, following in itertools.pairwise(chunks):
         size += each.size
-        if following.time - each.time >= _PAUSE:
+        if following.time - each.time >= pause:
             found.append((size, each))
             size = 0
     return found

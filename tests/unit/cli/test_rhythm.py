@@ -41,6 +41,14 @@ def test_a_burst_that_was_written_as_one_is_not_buffered() -> None:
     assert found.state == "none"
 
 
+def test_a_busy_reader_is_not_a_proxy() -> None:
+    """What came together because this process was late is not held against the way."""
+    sent = tuple(number / 10 for number in range(12))
+    came = [Arrival(0.2 * (n // 2) + 0.1, int(t * 1e9)) for n, t in enumerate(sent)]
+    assert judge(came, [], started=0.0, ended=False).state == "found"
+    assert judge(came, [], started=0.0, ended=False, late=0.2).state == "none"
+
+
 def test_a_slow_network_is_not_a_buffer() -> None:
     """Each message late by two seconds, but as far apart as it was written."""
     found = judged(arrivals(*[each + 2 for each in EVEN], sent=EVEN))
