@@ -5,8 +5,8 @@ The doctor copies this file into a folder, as ``sitecustomize.py``, and puts tha
 one of another virtual environment that has no otel-sse.
 
 ``start()`` loads the ``sitecustomize`` that ours shadows (``opentelemetry-instrument`` works by
-one), then a daemon thread looks around every 50 ms and appends a JSON line to
-``<folder>/<pid>.jsonl`` where something has changed. It imports nothing itself: it reads
+one), then a daemon thread looks around every 50 ms and writes what it sees to
+``<folder>/<pid>.json`` where that has changed. It imports nothing itself: it reads
 ``sys.modules``. Exporters are observed by wrapping ``export`` of each exporter class, which
 changes neither what is exported nor where to. Where a private attribute of the SDK is absent, the
 value is null: not known.
@@ -33,6 +33,7 @@ _AUTO = os.path.join("opentelemetry", "instrumentation", "auto_instrumentation")
 _TICK = 0.05
 _FLUSH_MILLISECONDS = 5000
 _MAX_LOGGED = 50
+_MAX_STREAMS = 1000
 _GROUPS = (
     "opentelemetry_instrumentor",
     "opentelemetry_distro",
@@ -241,9 +242,11 @@ class Agent:
             line = json.dumps(state, default=repr)
             if line != self._written:
                 self._written = line
-                path = os.path.join(self._folder, f"{os.getpid()}.jsonl")
-                with open(path, "a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+                path = os.path.join(self._folder, f"{os.getpid()}.json")
+                with open(path + ".new", "w", encoding="utf-8") as file:
+                    file.write(line)
+                # The doctor reads the whole of one state or the whole of the next.
+                os.replace(path + ".new", path)
 
     def _provider(self, signal: str) -> dict[str, Any] | None:
         """The global provider; None where there is none, or only the API's own."""
@@ -287,6 +290,8 @@ class Agent:
         package = sys.modules.get("otel_sse")
         get = getattr(package, "connections", None)
         for each in get() if get is not None else ():
+            if each.id not in self._streams and len(self._streams) >= _MAX_STREAMS:
+                continue
             self._streams[each.id] = {
                 "id": each.id,
                 "route": each.route,

@@ -119,7 +119,8 @@ def _command(seen: Seen, found: Diagnosis) -> None:
             "it listens on no port",
             problem(
                 "not-listening",
-                "The command listens on no TCP port, so it can serve no stream.",
+                "The command listens on no TCP port, so it can serve no stream"
+                + (f"; its last output: {last}" if last else "."),
                 "Give it more time by --for, or correct its command line.",
             ),
         )

@@ -25,7 +25,7 @@ from otel_sse.cli.output import Output
 
 FOLDER_VARIABLE: Final = "OTEL_SSE_DOCTOR_FOLDER"
 _START_TIMEOUT: Final = 60.0
-# How long the doctor's own request waits for messages, in seconds, and how many it takes.
+# How long the doctor's own stream is read for at most, in seconds, and how many messages of it.
 _READ_SECONDS: Final = 10.0
 _READ_MESSAGES: Final = 5
 # How long the agent has to see a stream that the doctor has open, in seconds.
@@ -33,7 +33,6 @@ _DETECT_SECONDS: Final = 1.0
 _FLUSH_TIMEOUT: Final = 20.0
 _STOP_TIMEOUT: Final = 15.0
 _TICK: Final = 0.1
-_MAX_FILE: Final = 1 << 26
 
 
 class CommandError(Exception):
@@ -199,7 +198,7 @@ def _follow(
     if url is not None:
         seen.url = _whole_url(url, host, port)
         output.status(f"Opening {seen.url}")
-        anyio.run(_open, seen, min(seconds, _READ_SECONDS), look)
+        anyio.run(_open, seen, seconds, look)
         look()
     else:
         output.status(f"Open a stream now, for example: curl -N http://{host}:{port}/...")
@@ -242,10 +241,15 @@ async def _open(seen: Seen, seconds: float, look: Callable[[], None]) -> None:
         async with anyio.create_task_group() as tasks:
 
             async def watch() -> None:
-                counted = None
+                counted = answered = None
                 while True:
                     await anyio.sleep(_TICK)
                     await anyio.to_thread.run_sync(look)
+                    # A server that forks may listen long before a worker answers.
+                    if reading.status is not None:
+                        answered = answered or time.monotonic()
+                        if time.monotonic() - answered > _READ_SECONDS:
+                            tasks.cancel_scope.cancel()
                     if reading.parser.messages >= _READ_MESSAGES:
                         counted = counted or time.monotonic()
                         waited = time.monotonic() - counted
@@ -289,15 +293,8 @@ def _see_sockets(process: subprocess.Popen[bytes], seen: Seen) -> None:
 
 
 def _collect(folder: Path, seen: Seen) -> None:
-    for path in folder.glob("*.jsonl"):
-        try:
-            with path.open("rb") as file:
-                file.seek(max(path.stat().st_size - _MAX_FILE, 0))
-                lines = file.read().splitlines()
-            state = json.loads(lines[-1])
-        except (OSError, ValueError, IndexError):
-            # It is just being written.
-            continue
+    for path in folder.glob("*.json"):
+        state = json.loads(path.read_bytes())
         seen.processes[state["pid"]] = state
 
 

@@ -156,6 +156,9 @@ def _export_grpc(to: Target) -> None:
     except TimeoutError as error:
         raise _no_answer(to) from error
     except (h2.exceptions.H2Error, ssl.SSLError, OSError) as error:
+        # A server of HTTP/1 may answer the preface of HTTP/2 by anything, or by nothing.
+        if _answers_http1(to):
+            raise _wrong_protocol(to) from error
         raise _broken(to, error) from error
     finally:
         sock.close()
@@ -193,8 +196,6 @@ def _call(to: Target, sock: socket.socket, path: str) -> tuple[int, str]:
         if begin.startswith(b"HTTP/1"):
             raise _wrong_protocol(to)
         if not data or received > _LARGEST_ANSWER:
-            if not received and _answers_http1(to):
-                raise _wrong_protocol(to)
             raise OSError("the connection was closed without an answer")
         for event in connection.receive_data(data):
             if isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):

@@ -107,6 +107,17 @@ async def test_it_waits_for_a_stream_of_somebody_else(receiver: Receiver) -> Non
     assert set(done.stages.values()) == {"ok"}
 
 
+async def test_workers_are_followed(receiver: Receiver) -> None:
+    """uvicorn starts them anew, each a Python of its own; one of them serves the stream."""
+    # uvicorn kills a worker that takes longer to start than this, in seconds.
+    limit = ("--timeout-worker-healthcheck", "100")
+    command = [INSTRUMENT, *uvicorn(free_port()), "--workers", "2", *limit]
+    done = await examine(receiver, *command)
+    assert done.status == 0, done
+    assert set(done.stages.values()) == {"ok"}
+    assert "sdk-before-fork" not in done.codes
+
+
 async def test_not_under_opentelemetry_instrument(receiver: Receiver) -> None:
     """The stream is there, nothing records it; the remedy is the command to type."""
     command = uvicorn(free_port())
