@@ -30,12 +30,14 @@ _CAUSES: Final = frozenset(
     (
         *("not-instrumented", "no-provider", "instrumentors-not-loaded", "url-excluded"),
         *("instrumentor-disabled", "instrumentor-broken", "framework-unsupported"),
-        *("framework-absent", "otel-sse-missing"),
+        *("framework-absent", "otel-sse-missing", "command-ended"),
     )
 )
 # What is not reported where its cause is: one problem, one finding.
 _FOLLOWS: Final = {
     "stream-not-detected": _CAUSES,
+    # A command that ended at once had no time to set anything up.
+    "not-instrumented": frozenset(("command-ended",)),
     "instrumentors-not-loaded": _CAUSES - {"instrumentors-not-loaded", "url-excluded"},
 }
 

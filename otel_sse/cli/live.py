@@ -24,7 +24,6 @@ from otel_sse.cli.findings import Finding, problem
 from otel_sse.cli.output import Output
 
 FOLDER_VARIABLE: Final = "OTEL_SSE_DOCTOR_FOLDER"
-_START_TIMEOUT: Final = 60.0
 # How long the doctor's own stream is read for at most, in seconds, and how many messages of it.
 _READ_SECONDS: Final = 10.0
 _READ_MESSAGES: Final = 5
@@ -188,7 +187,7 @@ def _follow(
 
         return _wait(met, limit)
 
-    if not wait(lambda: bool(seen.listening), min(seconds, _START_TIMEOUT)):
+    if not wait(lambda: bool(seen.listening), seconds):
         seen.waited = True
         return
     if not seen.listening or process.poll() is not None:

@@ -135,7 +135,7 @@ def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         type=duration,
         default=60.0,
         metavar="TIME",
-        help="how long to wait for a stream: 30s, 2m (default: 60s)",
+        help="how long to wait for the start, then for a stream: 30s, 2m (default: 60s)",
     )
 
 

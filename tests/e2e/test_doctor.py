@@ -42,7 +42,15 @@ async def examine(
     variables = {**receiver.environment, **ALONE, **(env or {})}
     url = ["--url", path] if path else []
     return await otel_sse(
-        *("doctor", "--json", *url, "--", *(command or [INSTRUMENT, *uvicorn(free_port())])),
+        *(
+            "doctor",
+            "--json",
+            "--for",
+            "150s",
+            *url,
+            "--",
+            *(command or [INSTRUMENT, *uvicorn(free_port())]),
+        ),
         cwd=APPS,
         env=variables,
         **options,
@@ -108,7 +116,7 @@ async def test_it_waits_for_a_stream_of_somebody_else(receiver: Receiver) -> Non
 
 
 async def test_workers_are_followed(receiver: Receiver) -> None:
-    """uvicorn starts them anew, each a Python of its own; one of them serves the stream."""
+    """Uvicorn starts them anew, each a Python of its own; one of them serves the stream."""
     # uvicorn kills a worker that takes longer to start than this, in seconds.
     limit = ("--timeout-worker-healthcheck", "100")
     command = [INSTRUMENT, *uvicorn(free_port()), "--workers", "2", *limit]
@@ -290,11 +298,17 @@ async def test_a_fork_without_post_fork(
     config = tmp_path / "gunicorn.conf.py"
     config.write_text(POST_FORK if post_fork else "")
     gunicorn = [
-        *("gunicorn", "--config", str(config), "--bind", f"127.0.0.1:{free_port()}"),
+        *("gunicorn", "--bind", f"127.0.0.1:{free_port()}"),
         *("--worker-class", "uvicorn_worker.UvicornWorker", "--graceful-timeout", "2"),
         "examined:app",
     ]
-    done = await examine(receiver, *([] if post_fork else [INSTRUMENT]), *gunicorn)
+    done = await examine(
+        receiver,
+        *([] if post_fork else [INSTRUMENT]),
+        *gunicorn,
+        # opentelemetry-instrument takes --config for an option of its own.
+        env={"GUNICORN_CMD_ARGS": f"--config {config}"},
+    )
     assert done.stages["stream_detected"] == "ok", done
     assert ("sdk-before-fork" in done.codes) is not post_fork, done
     if not post_fork:
