@@ -85,7 +85,7 @@ class Reading:
 
     ``ending`` is one of ``ended`` (the server ended it), ``cut`` (the connection broke within
     it), ``stopped`` (this client did), ``refused`` (no event stream came) and ``failed`` (no
-    response came); ``error`` says more of the others.
+    response came); ``error`` is the reason of the last three.
     """
 
     began: float = field(default_factory=perf_counter)

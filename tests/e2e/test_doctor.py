@@ -70,7 +70,7 @@ def over_http(endpoint: str) -> dict[str, str]:
 
 
 async def test_a_healthy_application_passes_every_stage(receiver: Receiver) -> None:
-    """Status 0; what it says was exported is what a real receiver got."""
+    """Status 0; what it reports as exported is what a real receiver got."""
     done = await examine(receiver)
     assert done.status == 0, done
     assert list(done.stages) == list(STAGES)

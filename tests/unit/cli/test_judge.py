@@ -1,4 +1,4 @@
-"""What a probe says of a reading, and of a reconnection: pure functions on plain objects."""
+"""What a probe finds in a reading, and of a reconnection: pure functions on plain objects."""
 
 from collections import deque
 from typing import Any

@@ -101,7 +101,7 @@ def test_without_the_extra_a_sentence_names_it(arguments: list[str]) -> None:
 
 
 def test_the_package_imports_none_of_the_extra() -> None:
-    """Whoever imports otel_sse pays for no command line."""
+    """An application that imports otel_sse loads no command line."""
     code = (
         "import sys, otel_sse, otel_sse.cli.main;"
         "print(sorted({'rich', 'httpx', 'h2', 'psutil', 'anyio'} & set(sys.modules)))"
