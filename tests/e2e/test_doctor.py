@@ -10,9 +10,10 @@ import pytest
 from e2e.commands import BIN, Done, otel_sse
 from e2e.environments import with_version, without
 from e2e.otlp_servers import grpc_receiver, http_answering, silent
-from e2e.processes import ALONE, APPS
-from otlp import Receiver
-from support import RawClient, free_port
+from helpers.otlp import Receiver
+from helpers.processes import ALONE, APPS
+from helpers.raw_client import RawClient
+from helpers.servers import free_port
 
 # All that otel-sse needs is there: see ``test_a_healthy_application_passes_every_stage``.
 STAGES = (

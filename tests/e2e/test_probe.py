@@ -16,8 +16,10 @@ from urllib.parse import urlsplit
 import pytest
 from e2e.commands import OTEL_SSE, Done, environment, otel_sse
 from e2e.probed import Exchange, buffering_proxy, serve
-from support import Backend, free_port, serve_asgi, until
-from tools import tool
+from helpers.backend import Backend
+from helpers.servers import free_port, serve_asgi
+from helpers.tools import tool
+from helpers.waiting import until
 
 import otel_sse as package
 

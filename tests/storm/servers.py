@@ -14,10 +14,10 @@ import uvicorn
 from aiohttp import web
 from granian.constants import Interfaces
 from granian.server.embed import Server as Granian
+from helpers.servers import free_port
 from hypercorn.asyncio import serve as hypercorn
 from hypercorn.config import Config
 from storm.plans import AIOHTTP_SERVERS
-from helpers.servers import free_port
 
 # Seconds that a server gives its streams when it stops.
 GRACE = 0.2

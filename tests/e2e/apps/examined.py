@@ -20,7 +20,6 @@ elif SETUP == "traces":
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
     from otel_sse.starlette import SSEStarletteInstrumentor
 
     provider = TracerProvider()

@@ -3,8 +3,8 @@
 import tracemalloc
 from collections.abc import Iterable
 
-import oracle
 import pytest
+from helpers import oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
