@@ -11,7 +11,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 SOURCES := $(shell find otel_sse -not -path '*/__pycache__*') README.md LICENSE pyproject.toml
 
-.PHONY: help demo test bench fuzz soak lint format clean
+.PHONY: help demo test apps bench fuzz soak lint format clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -20,9 +20,12 @@ help: ## say what there is
 demo: .venv/.done-demo .venv/.done-wheel ## serve and read real streams for a minute, and show what is told of them
 	@cd examples && DEMO_SECONDS=$(DEMO_SECONDS) ../$(BIN)/python -m demo
 
-test: lint .venv/.done-wheel ## check and test everything, against the built wheel
+test: lint .venv/.done-wheel $(if $(CI)$(wildcard .venv/.done-apps),.venv/.done-apps) ## check and test everything, against the built wheel
 	@$(BIN)/python -I -c 'import otel_sse as o; print("Testing otel_sse", o.__version__, o.__path__[0])'
 	@$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+
+apps: .venv/.done-apps ## run published applications, in environments of their own
+	@$(BIN)/pytest tests/applications --numprocesses 2 --dist loadscope --durations 10
 
 bench: .venv/.done-test .venv/.done-wheel ## measure what telling costs
 	@$(BIN)/python tests/benchmarks/bench.py
@@ -60,6 +63,11 @@ clean: ## remove all that make has made
 .venv/.done-build .venv/.done-demo .venv/.done-test: .venv/.done-%: pyproject.toml .venv/.done-uv
 	@echo 'Installing what $* needs ...'
 	@$(UV) --requirements pyproject.toml --extra otlp --group $*
+	@touch $@
+
+.venv/.done-apps: tests/applications/environments.py .venv/.done-test .venv/.done-wheel
+	@echo 'Installing applications, each into an environment of its own ...'
+	@$(BIN)/python tests/applications/environments.py
 	@touch $@
 
 .venv/.done-wheel: $(SOURCES) .venv/.done-build

@@ -15,7 +15,7 @@ from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.starlette import SSEStarletteInstrumentor
 
 # Their assertions tell what they compared; before anything imports them.
-pytest.register_assert_rewrite("e2e.streams", "e2e.clients")
+pytest.register_assert_rewrite("e2e.streams", "e2e.clients", "applications.promises")
 
 _TESTS = Path(__file__).resolve().parent
 _CHECKOUT = _TESTS.parent

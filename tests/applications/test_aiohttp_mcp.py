@@ -1,0 +1,49 @@
+"""aiohttp-mcp, a sub-application of aiohttp: both transports, called by the MCP SDK's client."""
+
+from typing import ClassVar
+
+from applications.promises import Promises, fails
+from applications.runs import Application
+from applications.tap import Exchange
+
+VARIES = ((r'"(id|progressToken)": ?"?\d+"?', "ID"), (r"\d\d/\w{3}/\d{4}:[\d:]{8}", "TIME"))
+
+AWAITS = (
+    "the stop is reported as `client_disconnect`: the handler's clean-up awaits, and aiohttp "
+    "closes the connection meanwhile"
+)
+
+
+class TestStreamableHTTP(Promises):
+    """Streams that end with their answer."""
+
+    application = Application(
+        environment="aiohttp-mcp",
+        command="python aiohttp_mcp_app.py streamable_http {port}",
+        client="aiohttp_mcp_client.py streamable_http",
+        live=0,
+        varies=VARIES,
+        stop_line="StreamableHTTP session manager shutting down",
+    )
+    routes: ClassVar = {("POST", "/mcp"): "/mcp", ("GET", "/mcp"): "/mcp"}
+
+    def races(self, exchange: Exchange) -> bool:
+        """The client closes each stream when it has its answer."""
+        return True
+
+
+class TestSSE(Promises):
+    """One GET stream for a session; aiohttp logs nothing of its stop."""
+
+    application = Application(
+        environment="aiohttp-mcp",
+        command="python aiohttp_mcp_app.py sse {port}",
+        client="aiohttp_mcp_client.py sse",
+        live=1,
+        varies=VARIES,
+        stop_line="",
+    )
+    routes: ClassVar = {("GET", "/mcp"): "/mcp"}
+    client_reasons: ClassVar = {"client_close": 1, "disconnected": 1}
+    test_each_stream_is_reported_once = fails(Promises.test_each_stream_is_reported_once, AWAITS)
+    test_the_metrics_count_each_stream = fails(Promises.test_the_metrics_count_each_stream, AWAITS)
