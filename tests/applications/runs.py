@@ -13,7 +13,7 @@ from typing import Final
 
 from applications.environments import programs
 from applications.tap import Exchange, Tap
-from e2e.processes import ALONE, INSTRUMENT, PATIENCE, serve
+from e2e.processes import ALONE, INSTRUMENT, PATIENCE, Served, serve
 from otlp import Receiver
 
 APPS: Final = Path(__file__).parent / "apps"
@@ -49,6 +49,7 @@ class Application:
         live: how many of its streams are live when the server is stopped.
         varies: patterns in what is sent and logged that differ from run to run by themselves.
         env: variables of the server.
+        kill_seconds: how long after the stop signal the server is killed, where it is.
         stop_line: a pattern of the first line that the server logs at its stop; empty where it
             logs nothing then.
         modules: what ``{module}`` of the command is, without and with the instrumentation, where
@@ -64,6 +65,7 @@ class Application:
     env: dict[str, str] = field(default_factory=dict, repr=False)
     stop_line: str = "INFO:     Shutting down"
     modules: tuple[str, str] = ("", "")
+    kill_seconds: float | None = None
 
     def same(self, text: str) -> str:
         """``text`` without what differs between any two runs."""
@@ -124,7 +126,7 @@ def _run(
             tap.wait_for(lambda: len(tap.live) == application.live)
             if server is not None:
                 active = _active(server, application.live)
-            status, log = served.ended(signal.SIGTERM)
+            status, log = _stop(served, application.kill_seconds)
             output, _ = reader.communicate(timeout=PATIENCE)
             assert reader.returncode == 0, output
             tap.wait_for(lambda: not tap.live)
@@ -136,6 +138,17 @@ def _run(
         stop = next(found, stop)
         assert stop < len(lines), log
     return Run(exchanges, status, lines[:stop], lines[stop:], output), active
+
+
+def _stop(served: Served, kill_seconds: float | None) -> tuple[int, str]:
+    """Stops the server as ``docker stop`` does; gives its exit status and its log."""
+    if kill_seconds is None:
+        return served.ended(signal.SIGTERM)
+    served.process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        served.process.wait(kill_seconds)
+        return served.ended()
+    return served.ended(signal.SIGKILL)
 
 
 def _active(receiver: Receiver, wanted: int) -> float:

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from applications.promises import CANCELLED_LOG, Promises, fails
+from applications.promises import BOTH_CLOSE, CANCELLED_LOG, Promises, fails
 from applications.runs import Application
 from applications.tap import Exchange
 
@@ -24,6 +24,6 @@ class TestA2A(Promises):
     client_races = 6
     test_the_stop_is_the_same = fails(Promises.test_the_stop_is_the_same, CANCELLED_LOG)
 
-    def races(self, exchange: Exchange) -> bool:
+    def races(self, exchange: Exchange) -> tuple[str, ...]:
         """The client closes a stream at the task's last event; an abandoned one has six."""
-        return len(exchange.messages) != 6
+        return BOTH_CLOSE if len(exchange.messages) != 6 else ()

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from applications.promises import Promises, fails
+from applications.promises import BOTH_CLOSE, Promises, fails
 from applications.runs import Application, Runs
 from applications.tap import Exchange
 
@@ -33,9 +33,9 @@ class TestStreamableHTTP(Promises):
     client_reasons: ClassVar = {"disconnected": 1}
     client_races = 12
 
-    def races(self, exchange: Exchange) -> bool:
+    def races(self, exchange: Exchange) -> tuple[str, ...]:
         """The client closes each stream when it has its answer, or the session is over."""
-        return True
+        return BOTH_CLOSE if exchange.ended != "server" else ()
 
     def test_a_stream_is_resumed(self, runs: Runs) -> None:
         """The client came back for the rest of a stream, and that is reported."""
