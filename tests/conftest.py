@@ -22,6 +22,10 @@ _CHECKOUT = _TESTS.parent
 # What takes longest, the longest first; a file that is not here comes before the small ones that
 # lie beside this one. Whoever begins with the short ones waits for a long one in the end.
 _LONGEST = (
+    "applications/test_litellm.py",
+    "applications/test_mcp.py",
+    "applications/test_gradio.py",
+    "applications/test_fastmcp.py",
     "alerting/test_delivery.py",
     "e2e/test_workers.py",
     "test_leaks.py",

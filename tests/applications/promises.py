@@ -34,6 +34,7 @@ Test = Callable[[Any, Runs], None]
 
 
 @pytest.mark.applications
+@pytest.mark.timeout(600)
 class Promises:
     """The tests of ``application``.
 

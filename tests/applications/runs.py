@@ -32,6 +32,8 @@ _VARIES: Final = (
     (r"\[\d+\]", "[PID]"),
     (r"0x[0-9a-f]{6,}", "ADDRESS"),
 )
+# sse-starlette ends its streams before uvicorn logs that it stops, or after.
+_STOP_LINE: Final = "INFO:     Shutting down|ERROR:    (ASGI callable returned|Exception in ASGI)"
 # Of servers and clients: output as it comes, and metrics twice a second.
 _EVERY: Final = {"PYTHONUNBUFFERED": "1", "OTEL_METRIC_EXPORT_INTERVAL": "500"}
 
@@ -63,7 +65,7 @@ class Application:
     live: int
     varies: tuple[tuple[str, str], ...] = ()
     env: dict[str, str] = field(default_factory=dict, repr=False)
-    stop_line: str = "INFO:     Shutting down"
+    stop_line: str = _STOP_LINE
     modules: tuple[str, str] = ("", "")
     kill_seconds: float | None = None
 

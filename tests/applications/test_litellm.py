@@ -20,11 +20,18 @@ class TestLiteLLM(Promises):
         command="litellm --host 127.0.0.1 --port {port}",
         client="litellm_client.py",
         live=1,
+        varies=(
+            (r"x-litellm-[^\n]*\n", ""),
+            (r"content-length: \d+", "content-length: N"),
+            (r'"created":\d+', '"created":TIME'),
+            (r'"id":"[^"]*"', '"id":"ID"'),
+        ),
         env={"CONFIG_FILE_PATH": "litellm_config.yaml", "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
         kill_seconds=10,
     )
     routes: ClassVar = {("POST", "/v1/chat/completions"): "/v1/chat/completions"}
     client_reasons: ClassVar = {"completed": 1, "client_close": 1, "disconnected": 1}
+    test_no_span_hangs_in_the_air = fails(Promises.test_no_span_hangs_in_the_air, KILLED)
     test_each_stream_is_reported_once = fails(Promises.test_each_stream_is_reported_once, KILLED)
     test_each_close_is_an_event = fails(Promises.test_each_close_is_an_event, KILLED)
     test_the_metrics_count_each_stream = fails(Promises.test_the_metrics_count_each_stream, KILLED)

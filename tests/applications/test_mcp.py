@@ -27,7 +27,6 @@ class TestStreamableHTTP(Promises):
         client="mcp_client.py streamable-http",
         live=1,
         varies=VARIES,
-        stop_line="INFO:     Shutting down|ERROR:    ASGI callable returned without completing",
     )
     routes: ClassVar = {("POST", "/mcp"): "/mcp", ("GET", "/mcp"): "/mcp"}
     client_reasons: ClassVar = {"disconnected": 1}
