@@ -1,7 +1,8 @@
 """What holds for every application: the tap between client and server is the oracle.
 
-A test file gives a subclass its application, its routes, and what ends otherwise than the tap
-shows. The expected values are the contract's.
+A test file gives a subclass its application, its routes, and where the end is a race. No stream of
+these applications ends by an exception of theirs, so none has an `error.type`. The
+expected values are the contract's.
 """
 
 import re
@@ -40,8 +41,6 @@ class Promises:
 
     Attributes:
         routes: the templates, by the method and a pattern of the path.
-        reasons: by those, the close reason of streams that end otherwise than the tap shows.
-        error_types: likewise.
         client_reasons: those of the client, in any order.
         client_races: how many more streams the client closes at their last message: before the
             body's end, or behind it.
@@ -50,8 +49,6 @@ class Promises:
 
     application: ClassVar[Application]
     routes: ClassVar[Mapping[tuple[str, str], str]]
-    reasons: ClassVar[Mapping[tuple[str, str], str]] = {}
-    error_types: ClassVar[Mapping[tuple[str, str], str]] = {}
     client_reasons: ClassVar[Mapping[str, int]] = {}
     client_races: ClassVar[int] = 0
 
@@ -102,7 +99,7 @@ class Promises:
                 len(each.messages),
                 each.comments,
                 len(each.body),
-                self._error_type(each),
+                None,
                 self._reason(each),
             )
             for each in streams
@@ -149,10 +146,7 @@ class Promises:
         assert _nonzero(receiver, "sse.server.comments") == +comments
         assert _nonzero(receiver, "sse.server.io") == +size
         ending = ("http.response.status_code", "error.type", "sse.close.reason")
-        rows = [
-            (*self._base(each), each.status, self._error_type(each), self._reason(each))
-            for each in streams
-        ]
+        rows = [(*self._base(each), each.status, None, self._reason(each)) for each in streams]
         durations = _nonzero(receiver, "sse.server.connection.duration", *ending)
         assert _matched(Counter(durations).elements(), rows)
         assert _nonzero(receiver, "sse.server.connection.time_to_first_message") == Counter(
@@ -204,12 +198,7 @@ class Promises:
 
     def _reason(self, exchange: Exchange) -> tuple[str, ...]:
         """The permitted reasons."""
-        if reason := _lookup(self.reasons, exchange):
-            return (reason,)
         return self.races(exchange) or (_REASONS[exchange.ended],)
-
-    def _error_type(self, exchange: Exchange) -> str | None:
-        return _lookup(self.error_types, exchange)
 
     def _seen(self, runs: Runs, exchanges: Iterable[Exchange]) -> Counter[Row]:
         """What passed the tap, without what differs between any two runs."""
