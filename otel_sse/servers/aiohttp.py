@@ -18,7 +18,7 @@ from aiohttp.web_protocol import RequestHandler
 from opentelemetry.propagators.textmap import Getter
 
 from otel_sse.instrumentor import SSEInstrumentor
-from otel_sse.process.server_facts import is_aiohttp_closing, is_aiohttp_peer_lost
+from otel_sse.process.server_facts import is_aiohttp_peer_lost
 from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request_span import RequestSpan, current_request
 from otel_sse.stream.server import ServerStream
@@ -30,6 +30,9 @@ from otel_sse.wire.trace_comment import TraceCommentWriter
 
 Handler = Callable[[Any], Awaitable[Any]]
 
+# The live streams by the protocol that serves them, each of its own loop.
+_live: Final[dict[Any, ServerStream]] = {}
+
 
 class SSEAiohttpServerInstrumentor(SSEInstrumentor):
     """Records every event stream that aiohttp.web serves."""
@@ -39,6 +42,7 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
 
     def _install(self) -> None:
         self._patch(RequestHandler, "_handle_request", self._frame)
+        self._patch(RequestHandler, "shutdown", self._shutdown)
         self._patch(web_app, "_cached_build_middleware", self._innermost)
         self._patch(web.StreamResponse, "_start", self._start)
 
@@ -68,11 +72,24 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
                 stream = request_span.stream
                 if stream is not None:
                     _stop_observing(request)
-                    lost = is_aiohttp_peer_lost(protocol)
-                    stream.disconnected |= lost
-                    stream.close(raised, cut=not lost and is_aiohttp_closing(protocol))
+                    _live.pop(protocol, None)
+                    stream.disconnected |= is_aiohttp_peer_lost(protocol)
+                    stream.close(raised)
                 raised = None
                 request_span.detach()
+
+        return call
+
+    def _shutdown(self, original: Any) -> Any:
+        @wraps(original)
+        async def call(protocol: Any, *args: Any, **kwargs: Any) -> Any:
+            result = await original(protocol, *args, **kwargs)
+            # It has cancelled the handler, whose clean-up will find its peer disconnected.
+            stream = _live.pop(protocol, None)
+            if stream is not None:
+                stream.disconnected |= is_aiohttp_peer_lost(protocol)
+                stream.close(cut=True)
+            return result
 
         return call
 
@@ -97,6 +114,7 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
                     if telemetry.config.propagate:
                         _write_trace_comments(response, writer)
                     _observe(stream, response, writer)
+                    _live[request.protocol] = stream
             except Exception:
                 telemetry.failures.log_failure_once("a stream's start")
             return writer

@@ -16,7 +16,8 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import TracerProvider
 
-from otel_sse.process.server_facts import find_transport, is_server_stopping, route_in_scope
+from otel_sse.process.server_facts import find_transport, route_in_scope
+from otel_sse.process.server_stops import is_server_stopping
 from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request_span import RequestSpan
 from otel_sse.stream.server import ServerStream
@@ -57,7 +58,7 @@ def wrap_asgi_app(
         telemetry = telemetry_of(owner)
         if telemetry is None or scope["type"] != "http":
             if telemetry is not None and scope["type"] == "lifespan":
-                send = _exporting(send)
+                send = _exporting(telemetry, send)
             await run(owner, scope, receive, send)
             return
         route = None
@@ -90,13 +91,16 @@ def wrap_asgi_app(
     return call
 
 
-def _exporting(send: Send) -> Send:
+def _exporting(telemetry: Telemetry, send: Send) -> Send:
     """``send`` of a lifespan: after its end the process may end without any other sign."""
 
     async def exporting(message: Message) -> None:
         kind = message.get("type") if isinstance(message, MutableMapping) else None
         if kind in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
-            await shutdown_handler.export()
+            try:
+                await shutdown_handler.export()
+            except Exception:
+                telemetry.failures.log_failure_once("the lifespan's end")
         await send(message)
 
     return exporting
@@ -231,6 +235,9 @@ class RequestObserver:
             # Not an ASGI message: the server refuses it as it would without us.
             await self._send(message)
             return
+        if kind == "http.response.start" and self._is_stopping():
+            # The application has given up the stream, and starts a response that comes too late.
+            stream.close(cut=True)
         last = not message.get("more_body", False) and kind in _BODIES
         # A peer that disconnects during this send was there when it began.
         disconnected = stream.check_disconnected() if last else stream.disconnected
@@ -251,6 +258,9 @@ class RequestObserver:
         if last:
             stream.close(completed=not disconnected)
 
+    def _is_stopping(self) -> bool:
+        return self._telemetry.stopping or is_server_stopping(self._send)
+
     def _maybe_start_stream(self, message: Message) -> None:
         """Starts to record the stream that ``message`` starts, if it does."""
         try:
@@ -267,6 +277,7 @@ class RequestObserver:
             info = self._stream_info(message["status"], route or (None,))
             if info is not None:
                 self._stream = open_server_stream(self._telemetry, info, self.request)
+                shutdown_handler.observe_server(self._send)
                 if self._stream is not None and self._telemetry.config.propagate:
                     self._write_trace_comments(message.get("headers", ()))
         except Exception:
