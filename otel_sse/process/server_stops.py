@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from typing import Any, Final
@@ -35,7 +35,7 @@ from otel_sse.process.server_facts import (
 )
 
 OnStop = Callable[[EventLoop | None], None]
-BeforeSignal = Callable[[], Awaitable[None]]
+BeforeSignal = Callable[[], None]
 
 _lock: Final = threading.Lock()
 # Replaced as a whole, so that other threads may read it.
@@ -47,14 +47,17 @@ class _Server:
 
     Attributes:
         identity: what its connections refer to.
+        uvicorn: the Server, if it is uvicorn's, and if it is still there.
+        loop: its event loop.
         began: its shutdown has begun.
 
     """
 
-    __slots__ = ("began", "identity", "uvicorn")
+    __slots__ = ("began", "identity", "loop", "uvicorn")
 
     def __init__(self, identity: Any) -> None:
         self.identity: weakref.ref[Any] = weakref.ref(identity)
+        self.loop = running_loop()
         self.uvicorn: Callable[[], Any] = lambda: None
         self.began = False
 
@@ -68,7 +71,7 @@ def observe_server(channel: Any, on_stop: OnStop, before_signal: BeforeSignal) -
     Args:
         channel: an ASGI ``send``, called in the server's event loop.
         on_stop: called, with that loop, when a server stops that nothing else may announce.
-        before_signal: awaited before a signal's default action ends the process.
+        before_signal: called before a signal's default action ends the process.
 
     """
     with suppress(Exception):
@@ -94,6 +97,12 @@ def is_server_stopping(channel: Any) -> bool:
     return any(each.identity() is identity and each.is_stopping() for each in _servers)
 
 
+def is_end_observed() -> bool:
+    """Whether the server of this event loop calls ``before_signal`` at its end."""
+    loop = running_loop()
+    return any(each.loop == loop and each.uvicorn() is not None for each in _servers)
+
+
 def _add(server: _Server) -> None:
     global _servers
     with _lock:
@@ -108,7 +117,8 @@ def _wrap_shutdown(uvicorn: Any, server: _Server, before_signal: BeforeSignal) -
         server.began = True
         result = await original(*args, **kwargs)
         if has_stop_signal(uvicorn):
-            await before_signal()
+            with suppress(Exception):
+                before_signal()
         return result
 
     uvicorn.shutdown = shutdown

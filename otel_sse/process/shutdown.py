@@ -48,10 +48,11 @@ from otel_sse.process.event_loops import (
     group_by_loop,
     run_and_wait,
     run_in_thread,
+    running_loop,
 )
 from otel_sse.process.gc_safety import start_raw_thread
 from otel_sse.process.server_facts import kill_timeout
-from otel_sse.process.server_stops import observe_server
+from otel_sse.process.server_stops import is_end_observed, observe_server
 from otel_sse.process.signals import StopSignals, in_main_thread
 
 _log = logging.getLogger("otel_sse")
@@ -179,14 +180,26 @@ class ShutdownHandler:
         self._start_anew()
 
     async def export(self) -> None:
-        """Exports everything while the event loop goes on, if there has been a stream."""
-        if self._observed_pid == os.getpid():
+        """Exports everything while the event loop goes on, if there has been a stream.
+
+        Not where uvicorn's end does so: its tasks, which are cancelled by now, would get the time
+        to log their end, which they do not have without us.
+        """
+        if self._observed_pid == os.getpid() and not is_end_observed():
             await run_in_thread(partial(self._run_bounded, self._export))
 
-    async def finish(self) -> None:
-        """Closes what is live and exports everything, while the event loop goes on."""
+    def finish(self) -> None:
+        """Closes what is live and exports everything, before a signal ends the process. The event
+        loop stands still meanwhile, as it would from now on.
+        """
         if self._observed_pid == os.getpid():
-            await run_in_thread(partial(self._run_bounded, self._finish))
+            loop = running_loop()
+            for participant in self._participants():
+                participant.stopping = True
+                for other, close in participant.close_tasks():
+                    if other == loop:
+                        close()
+            self._run_bounded(self._finish)
 
     # --- the ways to end -------------------------------------------------------------------
 
