@@ -9,7 +9,7 @@ places, from the first stream on, and the first one that comes is enough:
     hypercorn's own stop ───────► on_server_stop ────►        │ lets streams end by themselves; half
                                                               │ of the time before the kill, at most
                                                               │ 5 s, is reserved for what follows
-    uvicorn, before it raises its signal again ► finish() ─►  │
+    uvicorn, before its signal ─► finish() ──► _finish, and then the default action
     SIGTERM's default action ───► on_default_signal ──► thread: _finish, then the default action
     the lifespan's end ─────────► export()                    │
     atexit, multiprocessing ────► _at_exit ─────────────────► _finish
