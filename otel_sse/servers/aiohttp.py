@@ -19,7 +19,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.propagators.textmap import Getter
 
 from otel_sse.instrumentor import SSEInstrumentor
-from otel_sse.process.server_facts import is_aiohttp_closing, is_aiohttp_peer_lost
+from otel_sse.process.server_facts import is_aiohttp_peer_lost
 from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import RequestState, current_request
 from otel_sse.stream.server import ServerStream
@@ -35,6 +35,9 @@ Handler = Callable[[Any], Awaitable[Any]]
 # In a request: its state.
 _KEY: Final = "_otel_sse"
 
+# The live streams by the protocol that serves them, each of its own loop.
+_live: Final[dict[Any, ServerStream]] = {}
+
 
 class SSEAiohttpServerInstrumentor(SSEInstrumentor):
     """Records every event stream that aiohttp.web serves."""
@@ -44,6 +47,7 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
 
     def _install(self) -> None:
         self._patch(RequestHandler, "_handle_request", self._frame)
+        self._patch(RequestHandler, "shutdown", self._shutdown)
         self._patch(web_app, "_cached_build_middleware", self._innermost)
         self._patch(web.StreamResponse, "_start", self._start)
 
@@ -75,14 +79,24 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
             finally:
                 if state.stream is not None:
                     _stop_observing(request)
-                    lost = is_aiohttp_peer_lost(protocol)
-                    if lost:
+                    _live.pop(protocol, None)
+                    if is_aiohttp_peer_lost(protocol):
                         state.mark_disconnected()
-                    state.stream.close(
-                        raised or state.error, cut=not lost and is_aiohttp_closing(protocol)
-                    )
+                    state.stream.close(raised or state.error)
                 raised = state.error = None
                 state.finish(previous)
+
+        return call
+
+    def _shutdown(self, original: Any) -> Any:
+        @wraps(original)
+        async def call(protocol: Any, *args: Any, **kwargs: Any) -> Any:
+            result = await original(protocol, *args, **kwargs)
+            # It has cancelled the handler, whose clean-up will find its peer disconnected.
+            stream = _live.pop(protocol, None)
+            if stream is not None:
+                stream.close(cut=True)
+            return result
 
         return call
 
@@ -112,6 +126,7 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
                     if telemetry.config.propagate:
                         _write_trace_comments(response, writer)
                     _observe(stream, response, writer)
+                    _live[request.protocol] = stream
             except Exception:
                 telemetry.failures.log_failure_once("a stream's start")
             return writer

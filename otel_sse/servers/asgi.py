@@ -18,7 +18,8 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import TracerProvider
 
-from otel_sse.process.server_facts import find_transport, is_server_stopping, route_in_scope
+from otel_sse.process.server_facts import find_transport, route_in_scope
+from otel_sse.process.server_stops import is_server_stopping
 from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import RequestState, current_request
 from otel_sse.stream.server import ServerStream
@@ -77,7 +78,7 @@ def wrap_asgi_app(
         telemetry = telemetry_of(owner)
         if telemetry is None or scope["type"] != "http":
             if telemetry is not None and scope["type"] == "lifespan":
-                send = _exporting(send)
+                send = _exporting(telemetry, send)
             await run(owner, scope, receive, send)
             return
         outer: RequestObserver | None = scope.get(_KEY)
@@ -129,13 +130,16 @@ def attach_early(scope: Scope) -> RequestState | None:
     return observer.request
 
 
-def _exporting(send: Send) -> Send:
+def _exporting(telemetry: Telemetry, send: Send) -> Send:
     """``send`` of a lifespan: after its end the process may end without any other sign."""
 
     async def exporting(message: Message) -> None:
         kind = message.get("type") if isinstance(message, MutableMapping) else None
         if kind in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
-            await shutdown_handler.export()
+            try:
+                await shutdown_handler.export()
+            except Exception:
+                telemetry.failures.log_failure_once("the lifespan's end")
         await send(message)
 
     return exporting
@@ -311,10 +315,13 @@ class RequestObserver:
         try:
             await self._send(message)
         except BaseException:
-            cut = is_server_stopping(self._send) or self._telemetry.stopping
+            cut = self._is_stopping()
             if cut or stream.is_over():
                 stream.close(cut=cut)
             raise
+
+    def _is_stopping(self) -> bool:
+        return self._telemetry.stopping or is_server_stopping(self._send)
 
     def _maybe_start_stream(self, message: Message) -> None:
         """Starts to record the stream that ``message`` starts, if it does."""
@@ -333,6 +340,7 @@ class RequestObserver:
             info = self._stream_info(message["status"], router, is_encoded(encoding))
             if info is not None:
                 self._stream = open_server_stream(self._telemetry, info, self.request)
+                shutdown_handler.observe_server(self._send)
                 if self._stream is not None and self._telemetry.config.propagate:
                     self._write_trace_comments(message.get("headers", ()))
         except Exception:
