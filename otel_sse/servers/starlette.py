@@ -14,10 +14,11 @@ a background task begins.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial, wraps
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -45,19 +46,20 @@ class SSEStarletteInstrumentor(SSEInstrumentor):
         )
         self._patch(Route, "handle", _handle)
         self._patch(BackgroundTask, "__call__", _run_background_task)
-        # They may be imported later.
-        register_post_import_hook(self._install_fastapi, "fastapi.routing")
-        register_post_import_hook(self._install_sse_starlette, "sse_starlette.sse")
+        for name in _OPTIONAL:
+            module = sys.modules.get(name)
+            if module is not None:
+                self._patch_optional(module)
+            elif name not in _awaited:
+                # Once: a hook cannot be taken back. It does nothing while not instrumented.
+                _awaited.add(name)
+                register_post_import_hook(self._patch_optional, name)
 
-    def _install_fastapi(self, module: ModuleType) -> None:
-        route = getattr(module, "APIRoute", None)
-        if self.telemetry is not None and route is not None and "handle" in vars(route):
-            self._patch(route, "handle", _handle)
-
-    def _install_sse_starlette(self, module: ModuleType) -> None:
-        response = getattr(module, "EventSourceResponse", None)
-        if self.telemetry is not None and response is not None:
-            self._patch(response, "__call__", _call_response)
+    def _patch_optional(self, module: ModuleType) -> None:
+        class_name, method, wrap = _OPTIONAL[module.__name__]
+        owner = getattr(module, class_name, None)
+        if self.telemetry is not None and owner is not None and method in vars(owner):
+            self._patch(owner, method, wrap)
 
 
 def _handle(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
@@ -109,6 +111,15 @@ def _run_background_task(
         return original(task)
 
     return call
+
+
+# Built on Starlette, and may be imported later: a module, its class, the method, its wrapper.
+_OPTIONAL: Final = {
+    "fastapi.routing": ("APIRoute", "handle", _handle),
+    "sse_starlette.sse": ("EventSourceResponse", "__call__", _call_response),
+}
+# Modules of these whose import is awaited.
+_awaited: Final[set[str]] = set()
 
 
 def _route(router: Router, scope: dict[str, Any]) -> tuple[str | None, bool]:
