@@ -291,7 +291,14 @@ class RequestObserver:
             return
         last = not message.get("more_body", False) and kind in _BODIES
         # A peer that disconnects during this send was there when it began.
-        disconnected = stream.check_disconnected()
+        disconnected = stream.disconnected
+        if not disconnected and (transport := stream.transport) is not None:
+            try:
+                # Here rather than by a call of check_disconnected, since this is for every message.
+                disconnected = transport.is_closing() and stream.check_disconnected()
+            except Exception:
+                # A transport of another make.
+                stream.transport = None
         began = perf_counter()
         try:
             await self._send(message)
