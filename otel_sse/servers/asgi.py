@@ -55,6 +55,8 @@ class Router(NamedTuple):
 
 # The key of the observer in the scope of its request.
 _KEY: Final = "otel_sse"
+# What headers usually are, and where there are none.
+_PLAIN: Final = (list, tuple, type(None))
 _BODIES: Final = ("http.response.body", "http.response.pathsend")
 
 
@@ -436,8 +438,9 @@ def _joined(headers: Headers, wanted: bytes) -> str:
 def _with_header_list(message: Message) -> Message:
     """``message`` with headers that can be read twice: a server uses up an iterator."""
     try:
-        if isinstance(message.get("headers", ()), Iterator):
-            return {**message, "headers": list(message["headers"])}
+        headers = message.get("headers")
+        if type(headers) not in _PLAIN and isinstance(headers, Iterator):
+            return {**message, "headers": list(headers)}
     except Exception:
         # Not an ASGI message: the server refuses it as it would without us.
         pass
