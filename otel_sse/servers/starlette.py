@@ -65,28 +65,23 @@ class SSEStarletteInstrumentor(SSEInstrumentor):
 def _handle(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @wraps(original)
     def handle(route: Any, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        # Not a coroutine function: most requests must not pay for another frame.
-        run = partial(original, route, scope, receive, send)
-        if getattr(route, "is_sse_stream", False) or _has_own_middleware(route):
-            return _run_attached(scope, run)
-        return run()
+        # Not a coroutine function: most requests must not pay for another frame. The endpoint runs
+        # in another task than its response where it has such a middleware of its own.
+        if getattr(route, "is_sse_stream", False) or isinstance(
+            getattr(route, "app", None), BaseHTTPMiddleware
+        ):
+            return _run_attached(scope, partial(original, route, scope, receive, send))
+        return original(route, scope, receive, send)
 
     return handle
-
-
-def _has_own_middleware(route: Any) -> bool:
-    """Whether the endpoint of ``route`` runs in another task than its response."""
-    app = getattr(route, "app", None)
-    return isinstance(app, BaseHTTPMiddleware)
 
 
 def _call_response(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @wraps(original)
     def call(response: Any, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        run = partial(original, response, scope, receive, send)
         if getattr(response, "data_sender_callable", None) is not None:
-            return _run_attached(scope, run)
-        return run()
+            return _run_attached(scope, partial(original, response, scope, receive, send))
+        return original(response, scope, receive, send)
 
     return call
 
