@@ -33,6 +33,8 @@ class Config:
         event_types: values exported in ``sse.event.type``; empty: the first 16 seen.
         capture_event_id: whether the ``id`` field of a message is recorded.
         propagate: whether a server writes a trace comment in front of each message.
+        final_events: event types by which a protocol ends its stream, beside ``data: [DONE]``: a
+            reader that closes the stream behind one has read all of it.
 
     """
 
@@ -46,6 +48,9 @@ class Config:
     event_types: frozenset[str] = frozenset()
     capture_event_id: bool = False
     propagate: bool = False
+    final_events: frozenset[str] = frozenset(
+        {"message_stop", "response.completed", "response.failed", "response.incomplete"}
+    )
 
     def excludes(self, url: str) -> bool:
         return self.excluded_urls is not None and self.excluded_urls.search(url) is not None
@@ -152,4 +157,5 @@ _OPTIONS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "event_types": ("names, separated by commas", _names),
     "capture_event_id": _SWITCH,
     "propagate": _SWITCH,
+    "final_events": ("names, separated by commas", _names),
 }

@@ -65,6 +65,7 @@ class ClientStream(Stream):
         "_comment_of_next",
         "_comments",
         "_disconnect_errors",
+        "_final_sequence",
         "_linked",
         "_lock",
         "_maintained",
@@ -88,6 +89,9 @@ class ClientStream(Stream):
         self._disconnect_errors = disconnect_errors
         self._timeouts = timeouts + TIMEOUTS
         self.skewed = 0
+        # The number of the last message by which its protocol ends a stream. The fast path takes no
+        # such message, so it is the last one of all as long as no other was counted.
+        self._final_sequence = 0
         # None once a first message has come without a trace comment.
         self._comments: TraceCommentReader | None = TraceCommentReader()
         self._comment_of_next: TraceComment | None = None
@@ -165,6 +169,9 @@ class ClientStream(Stream):
             self._senders.add(span_id)
             self._segment.span.add_link(comment.sender)
 
+    def _on_final_message(self) -> None:
+        self._final_sequence = self.sequence
+
     @contextlib.contextmanager
     def read_to_eof(self) -> Iterator[None]:
         """A block that reads until there is no more, or something is raised."""
@@ -214,8 +221,10 @@ class ClientStream(Stream):
             return semconv.DISCONNECTED, error
         if isinstance(error, Exception):
             return semconv.ERROR, error
-        # Closed, cancelled or dropped by the reader.
-        return semconv.CLIENT_CLOSE, error
+        # Closed, cancelled or dropped by the reader: behind the protocol's last message it has read
+        # all of the stream.
+        completed = self._final_sequence and self._final_sequence == self.sequence
+        return semconv.COMPLETED if completed else semconv.CLIENT_CLOSE, error
 
 
 class _AnyThread:

@@ -22,6 +22,9 @@ def test_defaults_are_the_documented_ones(monkeypatch: pytest.MonkeyPatch) -> No
         "event_types": frozenset(),
         "capture_event_id": False,
         "propagate": False,
+        "final_events": frozenset(
+            {"message_stop", "response.completed", "response.failed", "response.incomplete"}
+        ),
     }
 
 
@@ -38,6 +41,7 @@ def test_defaults_are_the_documented_ones(monkeypatch: pytest.MonkeyPatch) -> No
         ("event_types", "token, done ,", frozenset({"token", "done"})),
         ("capture_event_id", "true", True),
         ("propagate", "True", True),
+        ("final_events", "done, end", frozenset({"done", "end"})),
     ],
 )
 def test_a_variable_and_a_keyword_are_read_alike(
