@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from typing import Any, Final
 
 from opentelemetry import metrics
@@ -26,6 +27,7 @@ from opentelemetry.sdk.metrics import (
 from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
 
 import otel_sse
+from server.meters import ERRORS, REJECTED, WRITES
 
 NO_METRICS: Final = (
     "This process keeps no metrics that could be shown: start it with `opentelemetry-instrument`, "
@@ -33,8 +35,9 @@ NO_METRICS: Final = (
 )
 # Seconds over which rates are taken.
 WINDOW: Final = 60.0
-# Client addresses that are told one by one.
+# Client addresses, and connections, that are listed one by one.
 MAX_CLIENTS: Final = 50
+MAX_CONNECTIONS: Final = 50
 _KINDS: Final = (
     CounterInstrument,
     Histogram,
@@ -45,6 +48,23 @@ _KINDS: Final = (
 )
 _VERBS: Final = ("add_metric_reader", "remove_metric_reader")
 _OPENED: Final = "sse.server.connections"
+# Is recorded wherever streams are, also before the first one.
+STREAMS: Final = "sse.server.connections_per_client.max"
+_STREAM_COUNTERS: Final = (
+    _OPENED,
+    "sse.server.messages",
+    "sse.server.dropped_messages",
+    "sse.server.io",
+    "sse.server.send.time",
+    "sse.server.slow_sends",
+)
+_STREAM_GAUGES: Final = (
+    "sse.server.active_connections",
+    "sse.server.stalled_connections",
+    "sse.server.connection.idle.max",
+)
+# Of open connections it is recorded only where it can be read.
+_BACKLOGS: Final = ("sse.server.backlog.max", "sse.server.backlog.size")
 
 
 class NoMetricsError(RuntimeError):
@@ -80,6 +100,8 @@ class Clients:
     busiest: list[tuple[str, int]] = field(default_factory=list)
     other_addresses: int = 0
     other_connections: int = 0
+    # The worst backlogs first, then the newest; at most MAX_CONNECTIONS.
+    listed: list[otel_sse.ConnectionInfo] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -99,12 +121,13 @@ class Reading:
     def figure(self, name: str) -> float | None:
         """One figure for the process: the sum of a metric's points, of a `.max` the largest.
 
-        A process that has streams and has told nothing of a counter yet has a zero there.
+        A process that records streams and has not counted a thing yet has a zero there.
         """
         values = [point.value for point in self.points(name)]
         if values:
             return float(max(values) if name.endswith(".max") else sum(values))
-        return 0.0 if name.startswith("sse.server.") and _OPENED in self.metrics else None
+        known = name.startswith("sse.server.") and STREAMS in self.metrics
+        return 0.0 if known or (name in (REJECTED, ERRORS) and WRITES in self.metrics) else None
 
     def by(self, name: str, attribute: str) -> dict[str, float]:
         """The values of a metric, or the counts of a histogram, for each value of an attribute."""
@@ -192,6 +215,7 @@ def _clients(live: list[otel_sse.ConnectionInfo]) -> Clients:
         busiest=busiest,
         other_addresses=len(addresses) - len(busiest),
         other_connections=len(live) - sum(count for _, count in busiest),
+        listed=nsmallest(MAX_CONNECTIONS, live, key=lambda each: (-(each.backlog or 0), each.age)),
     )
 
 
@@ -208,12 +232,21 @@ class Sample:
         plain = {name: each for name, each in reading.metrics.items() if not each.is_histogram}
         figures = {name: reading.figure(name) or 0.0 for name in plain}
         counters = frozenset(name for name, each in plain.items() if each.counter)
-        if _OPENED in figures:
-            # Where it has told nothing of them yet, it is because there was none.
-            for name in ("sse.server.messages", "sse.server.dropped_messages"):
-                figures.setdefault(name, 0.0)
-                counters |= {name}
+        # What is not recorded yet where the rest is: there was none.
+        if STREAMS in figures:
+            counters |= _zero(figures, _STREAM_COUNTERS)
+            _zero(figures, _STREAM_GAUGES)
+            if not figures["sse.server.active_connections"]:
+                _zero(figures, _BACKLOGS)
+        if WRITES in figures:
+            counters |= _zero(figures, (REJECTED, ERRORS))
         return cls(reading.at, figures, counters)
+
+
+def _zero(figures: dict[str, float], names: Iterable[str]) -> frozenset[str]:
+    for name in names:
+        figures.setdefault(name, 0.0)
+    return frozenset(names)
 
 
 class Window:
@@ -245,7 +278,7 @@ class Window:
         return self._samples[-1].figures.get(name) if self._samples else None
 
     def gained(self, name: str) -> float:
-        """What a counter gained in the window. One that was not told before began at zero."""
+        """What a counter gained in the window. One that was not recorded before began at zero."""
         if not self._samples:
             return 0.0
         first, last = self._samples[0].figures, self._samples[-1].figures

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,12 +16,12 @@ import httpx
 import redis.asyncio
 from aiohttp import web
 from e2e.processes import INSTRUMENT
-from server.app import build
+from server.app import LIMITS, build
 from server.broker import Id, Message
 from server.client import Event, events
 from server.meters import Meters
 from server.settings import Settings
-from support import Backend, free_port, serve_aiohttp
+from support import Backend, RawClient, free_port, serve_aiohttp, until
 from tools import tool
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -239,3 +240,43 @@ async def visiting(url: str) -> AsyncIterator[Site]:
         site = Site(url, http, None)
         await eventually(site.ready, 60)
         yield site
+
+
+def live(site: Site) -> int:
+    return len(site.app[LIMITS].outlets)
+
+
+async def open_stream(site: Site, query: str = "", *headers: str) -> RawClient:
+    """A client that has been given its place."""
+    client = await RawClient.get(site.port, f"/events{query}", *headers)
+    await asyncio.wait_for(client.until(b"\n\n\r\n"), 10)
+    await asyncio.wait_for(client.until(b"\n\n\r\n"), 10)
+    return client
+
+
+async def head_of(site: Site, path: str = "/events", *headers: str, method: str = "GET") -> bytes:
+    client = await RawClient.get(site.port, path, *headers, method=method)
+    head = await asyncio.wait_for(client.until(b"\r\n\r\n"), 10)
+    await client.close()
+    return head
+
+
+async def stuck_client(site: Site) -> RawClient:
+    """A client that has connected and reads nothing, with no room in its socket."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", site.port))
+    reader, writer = await asyncio.open_connection(sock=sock, limit=1)
+    writer.write(b"GET /events?topic=a HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    before = live(site)
+    await until(lambda: live(site) > before)
+    await asyncio.sleep(0.05)
+    # asyncio reads ahead by itself.
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    return RawClient(reader, writer)
+
+
+async def flood(site: Site, times: int) -> None:
+    for number in range(times):
+        await site.publish(f"{number} {'x' * 60_000}")

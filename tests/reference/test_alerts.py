@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientError
 from reference.watching import Watched, notification, watched
-from server.alerts import LIMIT, MAX_BODY, Alerts
+from server.alerts import LIMIT, MAX_ACTIVE, MAX_BODY, Alerts
 from support import RawClient, free_port
 from tools import tool
 
@@ -36,7 +36,7 @@ async def test_keeps_the_last_fifty(served: Watched) -> None:
     assert names(await served.get("/alerts")) == [f"Alert{number}" for number in range(10, 60)]
     assert names(await served.get("/alerts?limit=2")) == ["Alert58", "Alert59"]
     assert await served.get("/alerts?limit=0") == []
-    assert len(await served.get("/alerts?limit=1000")) == LIMIT
+    assert len(await served.get(f"/alerts?limit={LIMIT}")) == LIMIT
 
 
 async def test_what_is_told_of_an_alert(served: Watched) -> None:
@@ -127,12 +127,79 @@ async def test_texts_are_bounded(served: Watched) -> None:
     assert len(json.dumps(told)) < 3000
 
 
-@pytest.mark.parametrize("limit", ["all", "-1", "", "1e9", "9" * 5000])
+@pytest.mark.parametrize("limit", ["all", "-1", "", "1e9", "9" * 5000, "51"])
 async def test_a_bad_limit(limit: str, served: Watched) -> None:
     """It is refused with what it takes."""
     async with served.client.get(f"/alerts?limit={limit}") as response:
         assert response.status == 400
         assert (await response.json())["error"] == "limit takes a number from 0 to 50"
+
+
+async def test_a_parameter_that_there_is_not(served: Watched) -> None:
+    """A slip of the pen is refused by its name."""
+    async with served.client.get("/alerts?limits=5") as response:
+        assert response.status == 400
+        assert (await response.json())["error"] == "'limits' is no parameter of /alerts: limit"
+
+
+async def test_one_notification_takes_a_bounded_place(served: Watched) -> None:
+    """Nine thousand alerts in one notification are read in part, and the answer has how many;
+    those of one name are one entry with a count.
+    """
+    # As short as they can be: all of them are one notification of less than 1 MiB.
+    short = {"status": "firing", "startsAt": "2030", "labels": {"alertname": "A"}}
+    alerts = [{**short, "fingerprint": str(number)} for number in range(9000)]
+    body = {"version": "4", "alerts": alerts}
+    assert len(json.dumps(body)) < MAX_BODY
+    status, answer = await served.post(body)
+    assert (status, answer) == (200, {"kept": MAX_ACTIVE, "dropped": 9000 - MAX_ACTIVE})
+    (entry,) = await served.get("/alerts")
+    assert (entry["alert"], entry["count"]) == ("A", MAX_ACTIVE)
+
+
+def test_a_flood_evicts_no_alert_of_the_process() -> None:
+    """However many names are posted, half of the places are the process's own."""
+    alerts = Alerts()
+    own = [f"Own{number}" for number in range(LIMIT // 2)]
+    for name in own:
+        alerts.add({"source": "process", "alert": name})
+    for number in range(0, 3 * LIMIT, 5):
+        alerts.take(notification("firing", *(f"Other{number + each}" for each in range(5))))
+    kept = alerts.last()
+    assert len(kept) == LIMIT
+    assert [each["alert"] for each in kept if each["source"] == "process"] == own
+    assert kept[-1]["alert"] == f"Other{3 * LIMIT - 1}"
+    # The other way round, too.
+    for number in range(3 * LIMIT):
+        alerts.add({"source": "process", "alert": f"More{number}"})
+    sources = [each["source"] for each in alerts.last()]
+    assert sources.count("alertmanager") == LIMIT // 2
+
+
+def test_what_fires_is_grouped() -> None:
+    """Alerts of one name and severity are one, with how many, since when, and some instances."""
+    alerts = Alerts()
+    body = notification("firing", *("A" * 9), "B")
+    for number, each in enumerate(body["alerts"]):
+        each["fingerprint"] = str(number)
+        each["labels"]["instance"] = f"host:{number}"
+        each["startsAt"] = f"2030-01-01T00:00:{number:02}Z"
+    alerts.take(body)
+    first, second = alerts.active()
+    assert (first["alert"], first["count"], first["since"]) == ("A", 9, "2030-01-01T00:00:00Z")
+    assert first["instances"] == [f"host:{number}" for number in range(5)]
+    assert (second["alert"], second["instance"]) == ("B", "host:9")
+    assert "count" not in second
+
+
+async def test_without_a_token_only_this_machine_posts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine that reaches the port cannot make up alerts."""
+    monkeypatch.setattr("server.alerts.is_loopback", lambda address: address != "127.0.0.1")
+    body = notification("firing", "A")
+    async with watched(monkeypatch, None) as served:
+        status, answer = await served.post(body)
+        assert (status, "SSE_SERVER_ALERTS_TOKEN" in answer["error"]) == (403, True)
+        assert await served.get("/alerts") == []
 
 
 async def test_a_token(monkeypatch: pytest.MonkeyPatch) -> None:

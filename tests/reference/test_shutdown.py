@@ -10,8 +10,8 @@ from support import RawClient, until
 
 
 async def test_a_stop_is_in_order_and_told() -> None:
-    """The readiness check answers 503 first; every stream ends with the wish to come back and is told as
-    ended by the server's shutdown, what the server itself counts is told too, and the exit status
+    """The readiness check answers 503 first; every stream ends with a new `retry` and is reported
+    as ended by the server's shutdown, as is what the server itself counts, and the exit status
     is 0.
     """
     with Receiver() as receiver:

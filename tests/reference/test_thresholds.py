@@ -3,15 +3,28 @@
 import logging
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from reference.watching import sample
 from server import thresholds
 from server.figures import Window
 from server.memory import Memory
-from server.thresholds import COOLDOWN, SETTLED, Threshold, Watch, load, measure, utc
+from server.settings import CLIENT_BUFFER_BYTES, Settings
+from server.thresholds import (
+    COOLDOWN,
+    SETTLED,
+    Threshold,
+    Watch,
+    load,
+    main,
+    measure,
+    own_limits,
+    utc,
+)
 
 CALM = Memory().leak()
 LEAKING = {**CALM, "leaking": True, "rate_mb_per_second": 0.25}
@@ -129,8 +142,109 @@ def test_every_alert_that_the_collector_measures_is_judged() -> None:
     assert {each.alert for each in load() or []} == {each[0] for each in EDGES} | {"SSEMemoryLeak"}
 
 
+OWN = Settings(
+    max_connections=50, max_connections_per_client=10, idle_seconds=60, memory_limit_mb=200
+)
+# At the limits of the server itself: what it may reach before it refuses, closes or drops.
+AT_ITS_LIMITS = {
+    "SSEConnectionsHigh": {"sse__server__active_connections": 50.0},
+    "SSEConnectionsPerClient": {"sse__server__connections_per_client__max": 10.0},
+    "SSEConnectionIdle": {"sse__server__connection__idle__max": 60.0},
+    "SSEMemoryHigh": {"process__memory__usage": 200.0 * 1_048_576},
+    "SSEBacklogHigh": {"sse__server__backlog__max": float(CLIENT_BUFFER_BYTES)},
+}
+
+
+@pytest.mark.parametrize("alert", AT_ITS_LIMITS)
+@pytest.mark.parametrize("settings", [OWN, Settings()], ids=["own", "default"])
+def test_each_alert_can_fire_before_the_servers_own_limit(alert: str, settings: Settings) -> None:
+    """A threshold at or above a limit of the server's own is never crossed: by the list alone each
+    of these is, and by the server's limits none.
+    """
+    scale = {
+        "SSEConnectionsHigh": settings.max_connections / 50,
+        "SSEConnectionsPerClient": settings.max_connections_per_client / 10,
+        "SSEConnectionIdle": settings.idle_seconds / 60,
+        "SSEMemoryHigh": settings.memory_limit_mb / 200,
+    }.get(alert, 1.0)
+    figures = {name: value * scale for name, value in AT_ITS_LIMITS[alert].items()}
+    assert alert not in active(minute(**BUSY, **figures))
+    judged = Watch(load("", own_limits(settings)) or [], lambda _: None)
+    judged.judge(minute(**BUSY, **figures), CALM, 0.0, 1000.0)
+    fired = {each["alert"]: each for each in judged.active(0.0)}
+    assert fired[alert]["threshold"] <= 0.8 * fired[alert]["value"] * 1.0001
+    # Well below there is no alarm.
+    half = {name: value / 2 for name, value in figures.items()}
+    judged.judge(minute(**BUSY, **half), CALM, 1.0, 1001.0)
+    assert alert not in {each["alert"] for each in judged.active(1.0)}
+
+
+def test_a_variable_wins_over_the_servers_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who sets a threshold gets that one; a list that is stricter stays so."""
+    monkeypatch.setenv("SSE_MAX_CONNECTIONS", "60")
+    limits = {each.alert: each.limit for each in load("", own_limits(OWN)) or []}
+    assert (limits["SSEConnectionsHigh"], limits["SSEConnectionsPerClient"]) == (60, 8)
+    wide = replace(OWN, max_connections_per_client=100_000)
+    limits = {each.alert: each.limit for each in load("", own_limits(wide)) or []}
+    assert limits["SSEConnectionsPerClient"] == 100
+
+
+def test_the_variables_for_the_collector(capsys: pytest.CaptureFixture[str]) -> None:
+    """The same numbers are printed for the collector and for Prometheus's rules."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSE_SERVER_MAX_CONNECTIONS", "500")
+        patch.setenv("SSE_SERVER_MEMORY_LIMIT_MB", "0")
+        main()
+    printed = dict(
+        line.removeprefix("export ").split("=") for line in capsys.readouterr().out.splitlines()
+    )
+    assert printed["SSE_MAX_CONNECTIONS"] == "400"
+    assert printed["SSE_MAX_IDLE_SECONDS"] == "1440"
+    assert "SSE_MAX_MEMORY_MB" not in printed
+    variables = {entry["variable"] for entry in _entries() if "variable" in entry}
+    assert printed.keys() <= variables
+
+
+def _entries() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = yaml.safe_load(thresholds.DEFAULT.read_text())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("messages", "writes", "clients", "advised"),
+    [
+        # 200 messages a second, in writes of one each, five a second to each of 40 clients.
+        (12_000.0, 12_000.0, 40.0, True),
+        # The same in batches of ten.
+        (12_000.0, 1_200.0, 40.0, False),
+        # One message a second to each of 200 clients: nothing to put together.
+        (12_000.0, 12_000.0, 200.0, False),
+    ],
+)
+def test_batching_is_advised_where_it_would_help(
+    messages: float, writes: float, clients: float, advised: bool
+) -> None:
+    """Many messages are no reason to batch where they are sent in batches already, or where each
+    client gets hardly one a second.
+    """
+    gained = {"sse__server__messages": messages, "server__writes": writes}
+    found = window(
+        60, dict.fromkeys(gained, 0.0), {**gained, "sse__server__active_connections": clients}
+    )
+    assert ("SSEMessageRateHigh" in active(found)) is advised
+
+
+def test_what_is_not_recorded_is_named() -> None:
+    """A threshold that could not be judged is not one that is met."""
+    watch = Watch(load() or [], lambda _: None)
+    watch.judge(minute(**BUSY), CALM, 0.0, 1000.0)
+    assert "SSEMemoryHigh" in watch.unjudged
+    watch.judge(minute(**BUSY, process__memory__usage=1.0), CALM, 1.0, 1001.0)
+    assert "SSEMemoryHigh" not in watch.unjudged
+
+
 def test_the_leak_is_the_memorys() -> None:
-    """Its verdict is memory.py's, by the list's number."""
+    """It is judged by memory.py, by the list's number."""
     assert active(minute(**BUSY), LEAKING) == {"SSEMemoryLeak": 0.25}
     assert active(minute(**BUSY)) == {}
     assert Watch(load() or [], lambda _: None).leak_limit == 0.1
@@ -225,10 +339,13 @@ def test_an_episode_is_told_at_its_ends(
         "severity": "warning",
         "value": 2_000_000.0,
         "threshold": 1_000_000.0,
+        "unit": "By",
         "summary": "A client has fallen behind; what it has not taken yet fills the server's "
         "memory.",
     }
     assert (second["status"], second["time"]) == ("resolved", "1970-01-01T00:16:50Z")
+    # The value that ended it, not the last that breached.
+    assert second["value"] == 0.0
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert "SSEBacklogHigh firing (warning): 2e+06" in caplog.text
 
@@ -289,7 +406,7 @@ def test_the_worst_is_first(watch: Watch) -> None:
 
 def test_every_alert_has_advice() -> None:
     """Each says what to do, and not only what is."""
-    assert [each.alert for each in load() or [] if each.advice == each.says] == []
+    assert [each.alert for each in load() or [] if each.advice == each.summary] == []
 
 
 # --- what may be wrong ------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from support import Backend, serve_aiohttp
 
 COUNTERS = frozenset(
     {
+        "server.writes",
         "sse.server.connections",
         "sse.server.io",
         "sse.server.messages",
