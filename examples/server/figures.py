@@ -50,6 +50,8 @@ _VERBS: Final = ("add_metric_reader", "remove_metric_reader")
 _OPENED: Final = "sse.server.connections"
 # Is recorded wherever streams are, also before the first one.
 STREAMS: Final = "sse.server.connections_per_client.max"
+# Connections that were closed by an error: a histogram's count, as a counter.
+FAILED: Final = "failed connections"
 _STREAM_COUNTERS: Final = (
     _OPENED,
     "sse.server.messages",
@@ -238,6 +240,9 @@ class Sample:
             _zero(figures, _STREAM_GAUGES)
             if not figures["sse.server.active_connections"]:
                 _zero(figures, _BACKLOGS)
+            closes = reading.by("sse.server.connection.duration", "sse.close.reason")
+            figures[FAILED] = closes.get("error", 0.0)
+            counters |= {FAILED}
         if WRITES in figures:
             counters |= _zero(figures, (REJECTED, ERRORS))
         return cls(reading.at, figures, counters)

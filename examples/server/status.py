@@ -29,7 +29,14 @@ MAX_VIEWERS: Final = 50
 _PATIENCE: Final = 30.0
 _RETRY_MS: Final = 2000
 _PAGE: Final = Path(__file__).resolve().parent / "dashboard"
-_FILES: Final = ("dashboard.css", "dashboard.js", "icon.svg")
+_FILES: Final = (
+    "chart.js",
+    "dashboard.css",
+    "dashboard.js",
+    "elements.js",
+    "format.js",
+    "icon.svg",
+)
 _HEADERS: Final = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "

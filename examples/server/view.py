@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import otel_sse
 from server import heap
-from server.figures import Metric, Reading, Sample, Window
+from server.figures import FAILED, Metric, Reading, Sample, Window
 from server.meters import ERRORS, REJECTED, WRITES
 
 # Routes, event types and points of the application's own metrics that are listed one by one.
@@ -55,7 +55,7 @@ class Moment:
             "worst_backlog_bytes": figures.get("sse.server.backlog.max"),
             "dropped_per_minute": per_minute(rate("sse.server.dropped_messages")),
             "refused_per_minute": per_minute(rate(REJECTED)),
-            "errors_per_minute": per_minute(rate(ERRORS)),
+            "failed_per_minute": per_minute(rate(FAILED)),
         }
         return cls(sample.at, figures, {name: _rounded(value) for name, value in shown.items()})
 
@@ -86,6 +86,7 @@ def _failures(reading: Reading, window: Window) -> dict[str, Any]:
     """What went wrong, in the window and since the start; null where it is not recorded."""
     names = {
         "dropped": "sse.server.dropped_messages",
+        "failed": FAILED,
         "refused": REJECTED,
         "errors": ERRORS,
     }
@@ -93,7 +94,7 @@ def _failures(reading: Reading, window: Window) -> dict[str, Any]:
     for key, name in names.items():
         known = window.is_counter(name)
         failures[f"{key}_in_window"] = round(window.gained(name)) if known else None
-        failures[f"{key}_total"] = _whole(reading.figure(name))
+        failures[f"{key}_total"] = _whole(window.figure(name))
     attributes = {"refused": (REJECTED, "reason"), "errors": (ERRORS, "class")}
     for key, (name, attribute) in attributes.items():
         counts = reading.by(name, attribute)

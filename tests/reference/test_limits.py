@@ -21,8 +21,10 @@ from server.errors import Errors
 from server.limits import Limits, resident
 from server.meters import Meters
 from server.outlet import Outlet
-from server.settings import DISCONNECT, MIB
+from server.settings import CLIENT_BUFFER_BYTES, DISCONNECT, MIB
 from support import Backend, until
+
+import otel_sse
 
 
 async def test_no_more_than_the_limits_are_let_in(backend: Backend) -> None:
@@ -165,3 +167,26 @@ async def test_an_emergency_costs_only_those_who_are_behind(backend: Backend) ->
     assert told[1].reasons == ["timeout"]
     assert count(backend, "server.recoveries", action="emergency_cleanup") == 1
     assert quick.bytes > 0
+
+
+async def test_a_client_that_does_not_read_holds_little_beyond_its_queue(
+    backend: Backend, instrument: Any
+) -> None:
+    """The kernel would take megabytes for each of them; what it and asyncio hold is what the
+    settings have as the client's buffer, and a message that was half written.
+    """
+    instrument()
+    settings = replace(QUICK, compress_from=0, queue_bytes=MIB)
+    async with serving(settings, backend) as site:
+        stuck = [await stuck_client(site) for _ in range(5)]
+        await flood(site, 150)
+        held = [each.backlog or 0 for each in otel_sse.connections()]
+        assert len(held) == 5
+        # The queues are full: nothing else keeps the kernel from taking more.
+        assert all(each.bytes > MIB - 61_000 for each in site.app[LIMITS].outlets)
+        assert min(held) > 0
+        # A segment of the network may be unsent beyond the limit.
+        assert max(held) < CLIENT_BUFFER_BYTES + 3 * 65_536
+        for each in stuck:
+            each.reset()
+        await until(lambda: live(site) == 0)
