@@ -1,7 +1,9 @@
 """The memory's trend and spikes, whether it leaks, and the heap that is measured."""
 
+import csv
 import gc
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 from server.heap import Heap
@@ -149,6 +151,67 @@ def test_resident_memory_that_stays_after_a_crowd_is_no_leak() -> None:
         crowd = 5000 if index < 5 * PER_MINUTE else 10
         found.add(Snapshot(index * STEP, 0, 300 * MB, None, crowd))
     assert found.leak()["leaking"] is False
+
+
+# --- an hour of the real server ------------------------------------------------------------------
+
+# 30 connections a second, a history that fills, and a burst each five minutes, recorded by
+# tests/benchmarks/churn.py on two shared cores.
+CHURN = Path(__file__).parent / "data" / "churn.csv"
+
+
+def replayed(of: str, leak: float = 0.0, since: float = 0.0) -> Iterator[tuple[float, Memory]]:
+    """The memory after each snapshot of the recording, and when that was, in seconds. So many MB/s
+    are added from a time on.
+    """
+    found = Memory(0.1)
+    with CHURN.open(newline="") as file:
+        for row in csv.DictReader(file):
+            at, rss, heap, connections = (
+                float(row[name]) for name in ("at", "rss", "heap", "connections")
+            )
+            held = sum(float(row[name]) for name in ("history", "queued", "transport"))
+            added = max(0.0, at - since) * leak * MB
+            sizes = (rss + added, None if of == "rss" else heap + added)
+            found.add(Snapshot(at, at, *sizes, connections, held))
+            yield at, found
+
+
+@pytest.mark.parametrize("of", ["heap", "rss"])
+def test_an_hour_of_churn_is_no_leak(of: str) -> None:
+    """There is no false alarm, from the first minute on: by the heap, and by resident memory where
+    there is nothing else.
+    """
+    last = 0.0
+    judged = 0
+    for at, found in replayed(of):
+        leak = found.leak()
+        assert not leak["leaking"], (at, leak)
+        judged += leak["state"] == "no leak"
+        last = at
+    assert last > 3500
+    assert judged > 900
+
+
+@pytest.mark.parametrize("of", ["heap", "rss"])
+@pytest.mark.parametrize("since", [0.0, 1500.0])
+def test_a_leak_in_the_churn_is_found(of: str, since: float) -> None:
+    """0.2 MB/s more, from the start or later, is found within a quarter of an hour, and is not lost
+    again.
+    """
+    found_at = 0.0
+    for at, found in replayed(of, 0.2, since):
+        if found.leak()["leaking"]:
+            found_at = found_at or at
+        elif at > since + 15 * MINUTE:
+            raise AssertionError((at, found.leak()))
+    assert since < found_at <= since + 15 * MINUTE
+
+
+def test_bursts_in_the_churn_are_few_spikes() -> None:
+    """A busy server's memory has no spike for each snapshot."""
+    worst = max(found.status()["heap"]["spike_count"] for _, found in replayed("heap"))
+    assert worst <= 2
 
 
 def test_without_rss() -> None:
