@@ -79,7 +79,7 @@ class Message:
 
 def is_event_type(text: str) -> bool:
     """Whether messages may have that type: a line of printable characters. Others, as U+2028 and
-    those that change the direction of writing, look like another type, or become one where somebody
+    those that change the direction of writing, look like another type, or become one where a program
     removes them.
     """
     return 0 < len(text) <= MAX_TYPE and text.isprintable() and text not in RESERVED
@@ -136,7 +136,7 @@ class Broker(ABC):
         """Gives a message to all readers of the topic.
 
         Raises:
-            Unavailable: it was not taken, or nobody knows whether it was.
+            Unavailable: it was not taken, or it is not known whether it was.
 
         """
 
@@ -236,7 +236,7 @@ class MemoryBroker(Broker):
         super().__init__(settings, meters)
         self._messages: list[Message] = []
         self._bytes = 0
-        # What was before is known to nobody.
+        # What was before is not known.
         self._last: Id = Id(time.time_ns() // 1_000_000, 0)
         meters.observe_history(lambda: self._bytes)
         self._forgotten = self._last

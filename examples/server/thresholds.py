@@ -337,7 +337,7 @@ def utc(seconds: float) -> str:
 
 
 def _number(value: float) -> float:
-    """With six digits: 0.8 of a number has more of them than anybody wants to read."""
+    """With six digits: 0.8 of a number may have sixteen."""
     return float(f"{value:.6g}")
 
 

@@ -86,7 +86,7 @@ class Site:
         return events(self.http, f"{self.url}/events{query}", last_event_id=last_event_id)
 
     async def status_of(self, path: str) -> int:
-        """The status code of a GET; 0 where nobody answers."""
+        """The status code of a GET; 0 where no server answers."""
         with contextlib.suppress(httpx.TransportError):
             return (await self.http.get(f"{self.url}{path}")).status_code
         return 0

@@ -23,12 +23,12 @@ async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Watched]:
         yield served
 
 
-def names(told: list[dict[str, Any]]) -> list[str]:
-    return [each["alert"] for each in told]
+def names(entries: list[dict[str, Any]]) -> list[str]:
+    return [each["alert"] for each in entries]
 
 
 async def test_keeps_the_last_fifty(served: Watched) -> None:
-    """Of sixty the last fifty are told, fewer where fewer are asked for, the newest last."""
+    """Of sixty the last fifty are listed, fewer where fewer are asked for, the newest last."""
     assert await served.get("/alerts") == []
     for first in range(0, 60, 5):
         body = notification("firing", *(f"Alert{first + each}" for each in range(5)))
@@ -39,7 +39,7 @@ async def test_keeps_the_last_fifty(served: Watched) -> None:
     assert len(await served.get(f"/alerts?limit={LIMIT}")) == LIMIT
 
 
-async def test_what_is_told_of_an_alert(served: Watched) -> None:
+async def test_what_is_kept_of_an_alert(served: Watched) -> None:
     """Firing and resolved, each with its own time, and where it comes from."""
     await served.post(notification("firing", "SSEConnectionsHigh"))
     await served.post(notification("resolved", "SSEConnectionsHigh"))
@@ -74,7 +74,7 @@ def with_(**changed: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "reason"),
     [
         (b"no json", "the body is no JSON"),
         (b"\xff\xfe", "the body is no JSON"),
@@ -92,12 +92,12 @@ def with_(**changed: Any) -> dict[str, Any]:
         (without("startsAt"), "an alert has no time"),
     ],
 )
-async def test_refuses_what_is_no_notification(body: Any, said: str, served: Watched) -> None:
+async def test_refuses_what_is_no_notification(body: Any, reason: str, served: Watched) -> None:
     """What is not from Alertmanager is refused with the reason, and leaves no trace."""
     status, answer = await served.post(body)
     assert status == 400
     assert answer["error"].startswith("Not a notification of Alertmanager: ")
-    assert said in answer["error"]
+    assert reason in answer["error"]
     assert await served.get("/alerts") == []
 
 
@@ -123,8 +123,8 @@ async def test_texts_are_bounded(served: Watched) -> None:
     body = notification("firing", "A" * 50_000)
     body["alerts"][0]["annotations"]["summary"] = "x" * 50_000
     assert (await served.post(body))[0] == 200
-    (told,) = await served.get("/alerts")
-    assert len(json.dumps(told)) < 3000
+    (entries,) = await served.get("/alerts")
+    assert len(json.dumps(entries)) < 3000
 
 
 @pytest.mark.parametrize("limit", ["all", "-1", "", "1e9", "9" * 5000, "51"])
@@ -203,7 +203,7 @@ async def test_without_a_token_only_this_machine_posts(monkeypatch: pytest.Monke
 
 
 async def test_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where one is set, only who bears it can post; everybody can read."""
+    """Where one is set, a notification has to bear it; reading needs none."""
     monkeypatch.setenv("SSE_SERVER_ALERTS_TOKEN", "secret")
     body = notification("firing", "A")
     async with watched(monkeypatch, None) as served:
@@ -220,7 +220,7 @@ async def test_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     "origin", ["http://elsewhere.example", "https://127.0.0.1", "http://127.0.0.1:1", "null"]
 )
 async def test_a_page_of_another_origin(origin: str, served: Watched) -> None:
-    """A page that somebody looks at cannot post here by that person's browser, which asks first
+    """A page cannot post here by the browser of the person who looks at it, which asks first
     only for what is no text; a page of the server's own can.
     """
     body = notification("firing", "A")
@@ -272,9 +272,11 @@ async def test_the_real_alertmanager(monkeypatch: pytest.MonkeyPatch, tmp_path: 
                 body = [{**alert, "startsAt": "2019-01-01T00:00:00Z", "endsAt": end}]
                 await _post(served, address, body)
                 status = "firing" if end > "2100" else "resolved"
-                told = await _last(served, lambda told, status=status: told["status"] == status)
-                assert (told["alert"], told["job"]) == ("SSEBacklogHigh", "shop")
-                assert (told["value"], told["source"]) == ("2000000", "alertmanager")
+                entries = await _last(
+                    served, lambda entries, status=status: entries["status"] == status
+                )
+                assert (entries["alert"], entries["job"]) == ("SSEBacklogHigh", "shop")
+                assert (entries["value"], entries["source"]) == ("2000000", "alertmanager")
 
 
 async def _post(served: Watched, address: str, body: Any) -> None:
@@ -290,14 +292,14 @@ async def _post(served: Watched, address: str, body: Any) -> None:
 
 async def _last(served: Watched, condition: Callable[[Any], bool]) -> Any:
     for _ in range(300):
-        if (told := await served.get("/alerts?limit=1")) and condition(told[0]):
-            return told[0]
+        if (entries := await served.get("/alerts?limit=1")) and condition(entries[0]):
+            return entries[0]
         await asyncio.sleep(0.1)
-    raise AssertionError(told)
+    raise AssertionError(entries)
 
 
 def test_what_is_firing() -> None:
-    """An alert is active from its notification to the one that says it is over."""
+    """An alert is active from its notification to the one that ends it."""
     kept = Alerts()
     kept.take(notification("firing", "A", "B"))
     kept.take(notification("firing", "A"))
@@ -307,7 +309,7 @@ def test_what_is_firing() -> None:
     assert names(kept.active()) == ["A"]
 
 
-def test_without_fingerprint_the_labels_tell() -> None:
+def test_without_fingerprint_the_labels_identify() -> None:
     """An alert that bears no fingerprint is known by its labels."""
     kept = Alerts()
     for status in ("firing", "resolved"):
@@ -317,7 +319,7 @@ def test_without_fingerprint_the_labels_tell() -> None:
         assert names(kept.active()) == (["A"] if status == "firing" else [])
 
 
-def test_what_is_not_told_again_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_repeated_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """An alert whose end was lost is forgotten when Alertmanager should have repeated it."""
     kept, now = Alerts(), [1000.0]
     monkeypatch.setattr("server.alerts.time.monotonic", lambda: now[0])

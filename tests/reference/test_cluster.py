@@ -117,8 +117,8 @@ async def _chunk(client: RawClient) -> bytes:
 
 
 async def test_a_client_cannot_choose_its_address(tmp_path: Path) -> None:
-    """Behind HAProxy the limit for each address is for the client's own, whatever it says; who is
-    refused is told so when no other worker takes it.
+    """Behind HAProxy the limit for each address is for the client's own, whatever header it has; a
+    client that is refused gets a 503 where no other worker takes it.
     """
     async with _behind_haproxy(tmp_path, max_connections_per_client=1) as site:
         first = await RawClient.get(site.port, "/events", "X-Forwarded-For: 10.0.0.1")
@@ -131,7 +131,7 @@ async def test_a_client_cannot_choose_its_address(tmp_path: Path) -> None:
 
 
 async def test_a_workers_own_pages_are_not_for_all(tmp_path: Path) -> None:
-    """HAProxy lets nobody see a worker's dashboard, status and alerts, however it is asked."""
+    """HAProxy shows no client a worker's dashboard, status and alerts, however it is asked."""
     async with _behind_haproxy(tmp_path) as site:
         for path in ("/", "/status", "/status/events", "/alerts", "//status", "/healthz/../status"):
             client = await RawClient.get(site.port, path)
@@ -164,7 +164,7 @@ async def test_a_worker_that_answers_late_is_not_left(tmp_path: Path) -> None:
 
 
 async def test_a_stopping_worker_is_left_by_the_balancer_first(tmp_path: Path) -> None:
-    """While it drains, whoever comes new is served by another worker, and sees no refusal."""
+    """While it drains, a new client is served by another worker, and sees no refusal."""
     store = RedisServer(tmp_path)
     settings = {"redis_url": store.url, "proxy": "127.0.0.1", "drain_seconds": 2}
     workers = [Worker(**settings) for _ in range(2)]

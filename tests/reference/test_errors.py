@@ -66,7 +66,7 @@ def test_class(error: Exception, kind: str) -> None:
     assert classify(error) == kind
 
 
-def test_only_what_nobody_took_is_refused() -> None:
+def test_only_what_was_not_accepted_is_refused() -> None:
     """A lost connection may have done its work; a refused one has not."""
     assert refused(_wrapped())
     assert refused(ConnectionRefusedError())
@@ -94,7 +94,7 @@ def test_pattern() -> None:
 
 
 def test_breaker() -> None:
-    """Open it lets nobody through; half-open one, and the next only after another wait; closed
+    """Open it lets nothing through; half-open one, and the next only after another wait; closed
     all.
     """
     clock = Clock()
@@ -206,7 +206,7 @@ async def test_a_retry_is_reported_where_there_is_one(
 
 
 async def test_a_refused_attempt_is_made_again(backend: Backend) -> None:
-    """What was refused is tried three times; then it is unavailable, and the class is told."""
+    """What was refused is tried three times; then it is unavailable, with the class."""
     no = ConnectionRefusedError("no")
     assert await _attempt(_errors(backend, Clock()), no, no, 7) == (7, 3)
     failed, tries = await _attempt(_errors(backend, Clock()), no, no, no, 7)
@@ -224,7 +224,7 @@ async def test_what_may_have_been_done_is_not_done_again(
 
 
 async def test_an_open_circuit_is_not_tried(backend: Backend) -> None:
-    """While it is open nothing is tried, and the rest of the time is told; one try closes it."""
+    """While it is open nothing is tried, and the error has the time left; one try closes it."""
     clock = Clock()
     errors = _errors(backend, clock)
     errors.breaker.open()

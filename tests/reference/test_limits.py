@@ -28,7 +28,7 @@ import otel_sse
 
 
 async def test_no_more_than_the_limits_are_let_in(backend: Backend) -> None:
-    """In all, and for each address; the others are refused, told when to come back, later each
+    """In all, and for each address; the others are refused with a Retry-After, longer each
     time, and counted. Who leaves makes room.
     """
     settings = replace(QUICK, max_connections=3, max_connections_per_client=2, proxy="127.0.0.1")
@@ -60,10 +60,10 @@ async def test_no_more_than_the_limits_are_let_in(backend: Backend) -> None:
         assert not site.app[LIMITS]._clients
 
 
-async def test_a_slow_client_drops_its_oldest_and_holds_up_nobody(
+async def test_a_slow_client_drops_its_oldest_and_holds_up_no_other(
     backend: Backend, instrument: Any
 ) -> None:
-    """What it is not sent is told, its queue stays in its bounds, and others get all of it."""
+    """What it is not sent is recorded, its queue stays in its bounds, and others get all of it."""
     instrument()
     settings = replace(QUICK, compress_from=0, queue_bytes=MIB)
     async with serving(settings, backend) as site:
@@ -91,7 +91,7 @@ async def test_a_slow_client_drops_its_oldest_and_holds_up_nobody(
 
 
 async def test_or_a_slow_client_is_disconnected_at_once(backend: Backend, instrument: Any) -> None:
-    """It is cut although it does not read, and told; it may come back for all of it."""
+    """It is cut although it does not read, and recorded; it may come back for all of it."""
     instrument()
     settings = replace(QUICK, compress_from=0, queue_bytes=MIB, slow_client=DISCONNECT)
     async with serving(settings, backend) as site:
@@ -108,7 +108,7 @@ async def test_or_a_slow_client_is_disconnected_at_once(backend: Backend, instru
 
 async def test_memory_above_the_limit_is_an_emergency(backend: Backend, instrument: Any) -> None:
     """The process's real memory is above a limit: what waits for slow clients is thrown away, the
-    slowest is cut, nobody is let in; below it again, the server is as before.
+    slowest is cut, no client is let in; below it again, the server is as before.
     """
     instrument()
     settings = replace(QUICK, compress_from=0, memory_limit_mb=1)
@@ -154,17 +154,17 @@ async def test_an_emergency_costs_only_those_who_are_behind(backend: Backend) ->
     meters = Meters(backend.meter_provider)
     settings = replace(QUICK, memory_limit_mb=1, batch_seconds=60)
     limits = Limits(settings, Errors(meters), meters, lambda: 2 * MIB)
-    told = StreamRecorder(), StreamRecorder()
-    quick, stuck = (Outlet(settings, frozenset(), each, bool, limits.limited) for each in told)  # type: ignore[arg-type]
+    streams = StreamRecorder(), StreamRecorder()
+    quick, stuck = (Outlet(settings, frozenset(), each, bool, limits.limited) for each in streams)  # type: ignore[arg-type]
     with limits.admitted(quick, "a"), limits.admitted(stuck, "b"):
         for outlet in (quick, stuck):
             outlet.put(message(1))
         stuck._since -= 100
         limits.enforce()
         limits.enforce()
-    assert told[0].drops == told[0].reasons == []
-    assert told[1].drops == [(1, "memory")]
-    assert told[1].reasons == ["timeout"]
+    assert streams[0].drops == streams[0].reasons == []
+    assert streams[1].drops == [(1, "memory")]
+    assert streams[1].reasons == ["timeout"]
     assert count(backend, "server.recoveries", action="emergency_cleanup") == 1
     assert quick.bytes > 0
 

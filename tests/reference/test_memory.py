@@ -215,7 +215,7 @@ def test_bursts_in_the_churn_are_few_spikes() -> None:
 
 
 def test_without_rss() -> None:
-    """Where no resident memory is told it says what to install."""
+    """Where no resident memory is recorded it names what to install."""
     rss = memory([MB], rss=None).status()["rss"]
     assert rss["bytes"] is None
     assert "opentelemetry-instrumentation-system-metrics" in rss["why"]
@@ -263,7 +263,7 @@ def test_the_heap_is_part_of_what_the_allocators_hold() -> None:
 
 
 def test_the_heap_is_read_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readings take no more than their share of the time: until then the last one is told."""
+    """Readings take no more than their share of the time: until then the last one holds."""
     monkeypatch.setattr("server.heap._SHARE", 1e-6)
     heap = Heap()
     if not heap.readable:

@@ -181,7 +181,7 @@ async def _cutting(store: RedisServer, word: bytes) -> AsyncIterator[str]:
 
 
 async def test_a_message_whose_fate_is_unknown_is_not_added_twice(store: RedisServer) -> None:
-    """Redis has taken it, but the answer is lost: the publisher is told of a failure, and the
+    """Redis has taken it, but the answer is lost: the publisher gets a failure, and the
     stream has it once.
     """
     async with _cutting(store, b"XADD") as url, serving(replace(QUICK, redis_url=url)) as site:
@@ -193,7 +193,7 @@ async def test_a_message_whose_fate_is_unknown_is_not_added_twice(store: RedisSe
 
 
 async def test_a_redis_that_hangs_costs_a_time_out(store: RedisServer, backend: Backend) -> None:
-    """It takes the connection and says nothing: publishing fails in bounded time, is not tried
+    """It takes the connection and sends nothing: publishing fails in bounded time, is not tried
     again, and the next time-out is longer.
     """
     async with serving(replace(QUICK, redis_url=store.url), backend) as site:
@@ -213,9 +213,11 @@ async def test_a_redis_that_hangs_costs_a_time_out(store: RedisServer, backend: 
         await site.publish("1")
 
 
-async def test_the_stream_is_bounded_and_says_so(store: RedisServer, backend: Backend) -> None:
-    """It keeps about as many messages as is set. Who comes back for older ones is told, and gets
-    the rest; who comes back in time is told nothing.
+async def test_the_stream_is_bounded_and_gaps_are_sent(
+    store: RedisServer, backend: Backend
+) -> None:
+    """It keeps about as many messages as is set. A reader that comes back for older ones gets a gap
+    and the rest; one that comes back in time gets no gap.
     """
     settings = replace(QUICK, redis_url=store.url, history=100)
     async with serving(settings, backend) as site:
@@ -233,11 +235,11 @@ async def test_the_stream_is_bounded_and_says_so(store: RedisServer, backend: Ba
         assert count(backend, "server.replay_gaps") == 1
 
 
-async def test_many_that_come_back_at_once_hold_up_nobody(
+async def test_many_that_reconnect_at_once_hold_up_no_other(
     store: RedisServer, backend: Backend
 ) -> None:
     """However long reading the history takes, for however many, messages are published and given
-    out meanwhile, and nothing is told as an error.
+    out meanwhile, and nothing is counted as an error.
     """
     async with serving(replace(QUICK, redis_url=store.url), backend) as site:
         await eventually(site.ready)
@@ -290,8 +292,8 @@ async def test_a_full_redis_forgets_half_and_takes_the_next(
 
 
 async def test_ids_that_redis_never_gave(store: RedisServer, backend: Backend) -> None:
-    """An id of an empty stream, of the future or of a stream that was deleted is told as a gap,
-    and does not keep the client from what comes.
+    """An id of an empty stream, of the future or of a stream that was deleted is answered with a
+    gap, and does not keep the client from what comes.
     """
     async with serving(replace(QUICK, redis_url=store.url), backend) as site:
         await eventually(site.ready)

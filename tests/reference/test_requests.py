@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -88,7 +89,7 @@ async def test_the_page_that_may_publish_can(allowed: str) -> None:
 
 
 async def test_a_page_that_no_origin_is_set_for() -> None:
-    """Its browser is told nothing that would let it."""
+    """Its browser gets no header that would let it."""
     async with serving() as site:
         answer = await site.http.request("OPTIONS", f"{site.url}/publish", headers={"Origin": SHOP})
         assert "Access-Control-Allow-Origin" not in answer.headers
@@ -171,7 +172,7 @@ def test_what_is_this_machine(address: str, loopback: bool) -> None:
 def test_an_open_door_is_logged(
     settings: Settings, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A server that everybody may publish to over the network has it in its log when it starts."""
+    """A server that takes messages of the whole network has that in its log when it starts."""
     warn_of_open_doors(settings)
     assert ("SSE_SERVER_PUBLISH_TOKEN" in caplog.text) is warned
 
@@ -180,7 +181,7 @@ def test_an_open_door_is_logged(
 
 
 @contextlib.asynccontextmanager
-async def _swept(app: web.Application) -> "contextlib.AbstractAsyncContextManager[int]":  # type: ignore[misc]
+async def _swept(app: web.Application) -> AsyncIterator[int]:
     """The application as ``__main__`` serves it; yields its port."""
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()

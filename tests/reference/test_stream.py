@@ -146,7 +146,7 @@ async def test_a_message_above_the_least_size_is_compressed() -> None:
     ],
 )
 async def test_what_is_no_message_is_refused(body: Any, status: int, why: str) -> None:
-    """The answer says what is wrong with it, in JSON."""
+    """The answer has what is wrong with it, in JSON."""
     async with serving() as site:
         answer = await site.http.post(f"{site.url}/publish", content=json.dumps(body).encode())
         assert answer.status_code == status
@@ -155,7 +155,7 @@ async def test_what_is_no_message_is_refused(body: Any, status: int, why: str) -
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000])
 async def test_what_is_no_json_is_refused(body: bytes) -> None:
-    """The answer says so, and is no 500."""
+    """The answer is a 400 with that reason, and no 500."""
     async with serving() as site:
         answer = await site.http.post(f"{site.url}/publish", content=body)
         assert answer.status_code == 400
@@ -170,8 +170,8 @@ async def test_a_body_that_can_be_no_message_is_not_read() -> None:
         assert "larger than" in answer.json()["error"]
 
 
-async def test_a_charset_that_nobody_knows_is_no_error() -> None:
-    """JSON is UTF-8, whatever its sender says."""
+async def test_an_unknown_charset_is_no_error() -> None:
+    """JSON is UTF-8, whatever charset its sender gives."""
     async with serving() as site:
         answer = await site.http.post(
             f"{site.url}/publish",
@@ -182,7 +182,7 @@ async def test_a_charset_that_nobody_knows_is_no_error() -> None:
 
 
 async def test_who_publishes_knows_the_token() -> None:
-    """Where one is set, nobody else may."""
+    """Where one is set, no other request may."""
     async with serving(replace(QUICK, publish_token="s3cret")) as site:
         for given, status in (
             (None, 401),
@@ -294,7 +294,7 @@ async def test_a_greeting_is_for_new_clients() -> None:
 
 
 async def test_ready_means_that_a_new_client_would_be_served() -> None:
-    """Full, or short of memory, a process is alive and not ready, and says when to come back."""
+    """Full, or short of memory, a process is alive and not ready, with a Retry-After."""
     async with serving(replace(QUICK, max_connections=1)) as site:
         limits = site.app[LIMITS]
 
@@ -316,7 +316,9 @@ async def test_ready_means_that_a_new_client_would_be_served() -> None:
         assert await site.status_of("/healthz") == 200
 
 
-async def test_the_address_that_the_proxy_names_is_told(backend: Backend, instrument: Any) -> None:
+async def test_the_address_that_the_proxy_names_is_recorded(
+    backend: Backend, instrument: Any
+) -> None:
     """The stream's telemetry has the client's own address, as the application knows it."""
     instrument()
     async with serving(replace(QUICK, proxy="127.0.0.1"), backend) as site:
@@ -327,8 +329,8 @@ async def test_the_address_that_the_proxy_names_is_told(backend: Backend, instru
         await until(lambda: live(site) == 0)
 
 
-async def test_an_address_that_no_proxy_told_is_not_believed() -> None:
-    """Without a proxy the header is anybody's word, and the limit is for the real address."""
+async def test_an_address_that_no_proxy_added_is_not_trusted() -> None:
+    """Without a proxy any client may send the header, and the limit is for the real address."""
     async with serving(replace(QUICK, max_connections_per_client=1)) as site:
         client = await open_stream(site, "", "X-Forwarded-For: 10.0.0.1")
         head = await head_of(site, "/events", "X-Forwarded-For: 10.0.0.2")
@@ -337,7 +339,7 @@ async def test_an_address_that_no_proxy_told_is_not_believed() -> None:
 
 
 async def _ending(site: Site, backend: Backend, client: RawClient) -> tuple[bytes, str, list[Any]]:
-    """The last of a stream, and the reason and drops that are told of it."""
+    """The last of a stream, and its close reason and drops as recorded."""
     rest = await asyncio.wait_for(client.until(END), 10)
     await client.close()
     (closed,) = await until(lambda: backend.events("sse.connection.closed"))
@@ -363,7 +365,7 @@ async def test_an_idle_or_old_stream_is_ended(
     limit: str,
     settings: Settings,
 ) -> None:
-    """It ends in order, with the wish to come back; heartbeats are no life; told as a time-out."""
+    """It ends in order, with a new `retry`; heartbeats do not count; it is a time-out."""
     monkeypatch.setattr(limits_module, "SWEEP_SECONDS", 0.05)
     instrument()
     async with serving(settings, backend) as site:
@@ -385,7 +387,7 @@ async def test_a_client_that_leaves_is_forgotten_at_once(backend: Backend) -> No
 
 
 async def test_a_drain_flushes_and_ends_in_order(backend: Backend, instrument: Any) -> None:
-    """/readyz says so first and new clients are refused, then queues are sent and streams end
+    """/readyz answers 503 first and new clients are refused, then queues are sent and streams end
     with the wish to come back; a client that does not read is cut after a while.
     """
     instrument()

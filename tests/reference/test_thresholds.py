@@ -1,4 +1,4 @@
-"""The process's own alerts: each as collector/thresholds.yaml has it, and how they are told."""
+"""The process's own alerts: each as collector/thresholds.yaml has it, and how they are reported."""
 
 import logging
 import os
@@ -53,13 +53,13 @@ def minute(**gained: float) -> Window:
 
 def active(found: Window, leak: dict[str, Any] = CALM) -> dict[str, float]:
     """The alerts of the list that these figures give, with their values."""
-    told: list[dict[str, Any]] = []
-    watch = Watch(load() or [], told.append)
+    reported: list[dict[str, Any]] = []
+    watch = Watch(load() or [], reported.append)
     watch.judge(found, leak, 0.0, 1000.0)
     return {each["alert"]: each["value"] for each in watch.active(0.0)}
 
 
-# An alert, the figures that are just at its threshold, those just beyond, and the value told. The
+# An alert, the figures that are just at its threshold, those just beyond, and the value. The
 # numbers are worked out by hand: 6,000 messages in a minute are 100 a second; 600 messages that
 # waited 300 s waited 0.5 s each.
 BUSY = {"sse__server__messages": 600.0, "sse__server__io": 600.0, "sse__server__send__time": 0.0}
@@ -132,7 +132,7 @@ EDGES = [
 def test_each_alert_at_its_edge(
     alert: str, at: dict[str, float], beyond: dict[str, float], value: float
 ) -> None:
-    """At the threshold it is silent, just beyond it is told with the value in the list's unit."""
+    """At the threshold it is silent, just beyond it fires with the value in the list's unit."""
     assert alert not in active(minute(**{**BUSY, **at}))
     assert active(minute(**{**BUSY, **beyond}))[alert] == pytest.approx(value, rel=1e-5)
 
@@ -267,11 +267,11 @@ def test_a_rate_needs_some_seconds() -> None:
 
 def test_low_is_judged_where_a_connection_was_open_all_the_time() -> None:
     """Neither the first client of a quiet service nor a service without clients is slow."""
-    nobody = {"sse__server__connections": 0.0, "sse__server__active_connections": 0.0}
+    no_client = {"sse__server__connections": 0.0, "sse__server__active_connections": 0.0}
     first = {"sse__server__connections": 1.0, "sse__server__active_connections": 1.0}
     silent = {"sse__server__messages": 0.0}
-    assert active(window(60, {**nobody, **silent}, {**first, **silent})) == {}
-    assert active(window(60, {**nobody, **silent}, {**nobody, **silent})) == {}
+    assert active(window(60, {**no_client, **silent}, {**first, **silent})) == {}
+    assert active(window(60, {**no_client, **silent}, {**no_client, **silent})) == {}
     assert active(window(60, {**first, **silent}, {**first, **silent})) == {
         "SSEMessageRateLow": 0.0
     }
@@ -284,7 +284,7 @@ def test_a_mean_over_nothing_is_zero() -> None:
     assert measure(terms, window(60, nothing, nothing)) == 0.0
 
 
-def test_what_is_not_told_is_not_judged() -> None:
+def test_what_is_not_recorded_is_not_judged() -> None:
     """Without system metrics there is no alert of memory, and no error."""
     assert measure(("process.memory.usage", "/", "1048576"), minute(**BUSY)) is None
 
@@ -299,38 +299,38 @@ def test_the_window_is_a_minute() -> None:
 
 
 def test_a_counter_that_begins_begins_at_zero() -> None:
-    """The first messages of a process count, though no metric was told before them."""
+    """The first messages of a process count, though no metric was recorded before them."""
     found = Window()
     found.add(sample(0))
     found.add(sample(10, sse__server__messages=50))
     assert found.rate("sse.server.messages") == 5
 
 
-# --- how they are told ------------------------------------------------------------------------
+# --- how they are reported --------------------------------------------------------------------
 
 HIGH = minute(**BUSY, sse__server__backlog__max=2e6)
 CALM_WINDOW = minute(**BUSY, sse__server__backlog__max=0.0)
 
 
 @pytest.fixture
-def told() -> list[dict[str, Any]]:
+def reported() -> list[dict[str, Any]]:
     return []
 
 
 @pytest.fixture
-def watch(told: list[dict[str, Any]]) -> Watch:
-    return Watch(load() or [], told.append)
+def watch(reported: list[dict[str, Any]]) -> Watch:
+    return Watch(load() or [], reported.append)
 
 
-def test_an_episode_is_told_at_its_ends(
-    watch: Watch, told: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+def test_an_episode_is_reported_at_its_ends(
+    watch: Watch, reported: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
     """To the log and to the history: once when it begins, once when it ends."""
     caplog.set_level(logging.INFO, "server.alerts")
     for now in range(1000, 1010):
         watch.judge(HIGH, CALM, now, now)
     watch.judge(CALM_WINDOW, CALM, 1010, 1010)
-    first, second = told
+    first, second = reported
     assert first == {
         "time": "1970-01-01T00:16:40Z",
         "status": "firing",
@@ -350,44 +350,47 @@ def test_an_episode_is_told_at_its_ends(
     assert "SSEBacklogHigh firing (warning): 2e+06" in caplog.text
 
 
-def test_the_cooldown(watch: Watch, told: list[dict[str, Any]]) -> None:
-    """What flaps is told once in five minutes, and is active whenever it is breached."""
+def test_the_cooldown(watch: Watch, reported: list[dict[str, Any]]) -> None:
+    """What flaps is reported once in five minutes, and is active whenever it is breached."""
     for now in range(1000, 1000 + int(COOLDOWN)):
         watch.judge(HIGH if now % 2 else CALM_WINDOW, CALM, now, now)
         assert len(watch.active(now)) == now % 2
-    assert [each["status"] for each in told] == ["firing", "resolved"]
+    assert [each["status"] for each in reported] == ["firing", "resolved"]
     (alert,) = watch.active(1299)
     assert (alert["since"], alert["cooldown_left_seconds"]) == ("1970-01-01T00:21:39Z", 2.0)
     watch.judge(HIGH, CALM, 1302, 1302)
-    assert [each["status"] for each in told] == ["firing", "resolved", "firing"]
+    assert [each["status"] for each in reported] == ["firing", "resolved", "firing"]
 
 
-def test_what_lasts_is_told_after_each_cooldown(
-    watch: Watch, told: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+def test_what_lasts_is_reported_after_each_cooldown(
+    watch: Watch, reported: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An alert that lasts for an hour is one alert, told every five minutes, and its end once."""
+    """An alert that lasts for an hour is one alert, repeated each five minutes; its end is once."""
     for now in range(1000, 4600, 50):
         watch.judge(HIGH, CALM, now, now)
         (alert,) = watch.active(now)
         assert alert["since"] == "1970-01-01T00:16:40Z"
         assert alert["cooldown_left_seconds"] == COOLDOWN - (now - 1000) % COOLDOWN
     watch.judge(CALM_WINDOW, CALM, 4600, 4600)
-    assert [each["status"] for each in told] == [*["firing"] * 12, "resolved"]
-    assert [each["time"] for each in told[:2]] == ["1970-01-01T00:16:40Z", "1970-01-01T00:21:40Z"]
+    assert [each["status"] for each in reported] == [*["firing"] * 12, "resolved"]
+    assert [each["time"] for each in reported[:2]] == [
+        "1970-01-01T00:16:40Z",
+        "1970-01-01T00:21:40Z",
+    ]
     assert caplog.text.count("SSEBacklogHigh firing") == 12
 
 
 @pytest.mark.parametrize("step", [-7200, 7200])
-def test_a_clock_that_is_set(step: int, watch: Watch, told: list[dict[str, Any]]) -> None:
-    """The cooldown is five minutes, whatever the clock says meanwhile; times are the clock's."""
+def test_a_clock_that_is_set(step: int, watch: Watch, reported: list[dict[str, Any]]) -> None:
+    """The cooldown is five minutes, however the clock is set meanwhile; times are the clock's."""
     watch.judge(HIGH, CALM, 50, 10_000)
     watch.judge(CALM_WINDOW, CALM, 51, 10_001)
     watch.judge(HIGH, CALM, 60, 10_010 + step)
-    assert len(told) == 2
+    assert len(reported) == 2
     assert watch.active(60)[0]["cooldown_left_seconds"] == 290
     watch.judge(HIGH, CALM, 350, 10_300 + step)
-    assert [each["status"] for each in told] == ["firing", "resolved", "firing"]
-    assert told[2]["time"] == utc(10_300 + step)
+    assert [each["status"] for each in reported] == ["firing", "resolved", "firing"]
+    assert reported[2]["time"] == utc(10_300 + step)
 
 
 def test_the_worst_is_first(watch: Watch) -> None:
@@ -405,7 +408,7 @@ def test_the_worst_is_first(watch: Watch) -> None:
 
 
 def test_every_alert_has_advice() -> None:
-    """Each says what to do, and not only what is."""
+    """Each has what to do, and not only what is."""
     assert [each.alert for each in load() or [] if each.advice == each.summary] == []
 
 
@@ -433,7 +436,7 @@ def entry(**changed: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "wanted"),
     [
         (entry(collector="'sse.a +  sse.b'"), "A: not understood: sse.a"),
         (entry(collector="'sse.a *'"), "A: not understood: sse.a *"),
@@ -444,19 +447,19 @@ def entry(**changed: str) -> str:
         ("- alert: A\n  collector: sse.a", "is no list of thresholds: KeyError('variable')"),
     ],
 )
-def test_a_bad_list(text: str, said: str, tmp_path: Path) -> None:
-    """The server does not start with it, and says what is wrong."""
+def test_a_bad_list(text: str, wanted: str, tmp_path: Path) -> None:
+    """The server does not start with it, and the error has the reason."""
     file = tmp_path / "thresholds.yaml"
     file.write_text(text)
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(ValueError, match=re.escape(wanted)):
         load(str(file))
 
 
-@pytest.mark.parametrize("said", ["many", "nan", "inf"])
-def test_a_bad_variable(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is named, with what it says; so is one that nothing would ever breach."""
-    monkeypatch.setenv("SSE_MAX_CONNECTIONS", said)
-    with pytest.raises(ValueError, match=f"SSE_MAX_CONNECTIONS is '{said}', and takes a number"):
+@pytest.mark.parametrize("wanted", ["many", "nan", "inf"])
+def test_a_bad_variable(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named, with its value; so is one that nothing would ever breach."""
+    monkeypatch.setenv("SSE_MAX_CONNECTIONS", wanted)
+    with pytest.raises(ValueError, match=f"SSE_MAX_CONNECTIONS is '{wanted}', and takes a number"):
         load()
 
 

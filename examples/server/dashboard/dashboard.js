@@ -66,7 +66,7 @@ $("table").addEventListener("toggle", () => $("table").open && drawTable());
 function showHealth({ state, reason, since }, quiet = false) {
   const text = HEALTH[state] ?? state;
   const box = $("health");
-  if (!quiet && box.dataset.health !== state) setText($("announcement"), `${text}. ${reason}`);
+  if (!quiet && box.dataset.health !== state) setText($("announcement"), visible(`${text}. ${reason}`));
   box.dataset.health = state;
   setText($("health-state"), text);
   setText($("health-reason"), visible(reason));

@@ -48,7 +48,7 @@ export function inUnit(value, unit) {
   if (value == null || value === "") return "–";
   if (isNaN(value)) return visible(String(value));
   const show = UNITS[unit];
-  // What is in braces says what is counted, which the name does, too.
+  // A unit in braces names what is counted, as the metric's name does.
   return show ? show(Number(value)) : [number(Number(value)), (unit ?? "").replace(/\{.*\}/, "")].join(" ").trim();
 }
 
