@@ -79,8 +79,8 @@ class Message:
 
 def is_event_type(text: str) -> bool:
     """Whether messages may have that type: a line of printable characters. Others, as U+2028 and
-    those that change the direction of writing, look like another type, or become one where a program
-    removes them.
+    those that change the direction of writing, look like another type, or become one where they
+    are removed.
     """
     return 0 < len(text) <= MAX_TYPE and text.isprintable() and text not in RESERVED
 

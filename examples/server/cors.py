@@ -1,4 +1,4 @@
-"""Pages of another origin: which may read and publish, and the headers by which a browser lets them.
+"""Pages of another origin: which may read and publish, and the headers that a browser wants.
 
 Every answer to such a page bears the header, refusals and errors too: without it a browser shows
 the page a network error, even where the message was stored.

@@ -222,6 +222,26 @@ def _clients(live: list[otel_sse.ConnectionInfo]) -> Clients:
 
 
 @dataclass(frozen=True)
+class Part:
+    """The points of a metric without those that have one of these attributes."""
+
+    metric: str
+    without: tuple[tuple[str, str], ...]
+
+    def of(self, reading: Reading) -> float:
+        """Their sum; of a `.max` the largest."""
+        values = [
+            point.value
+            for point in reading.points(self.metric)
+            if not any((point.attributes or {}).get(key) == value for key, value in self.without)
+        ]
+        return float(max(values, default=0) if self.metric.endswith(".max") else sum(values))
+
+
+_NO_PARTS: Final[Mapping[str, Part]] = {}
+
+
+@dataclass(frozen=True)
 class Sample:
     """The figures of a reading, one for each metric that is not a histogram."""
 
@@ -230,7 +250,8 @@ class Sample:
     counters: frozenset[str]
 
     @classmethod
-    def of(cls, reading: Reading) -> Sample:
+    def of(cls, reading: Reading, parts: Mapping[str, Part] = _NO_PARTS) -> Sample:
+        """``parts`` are figures beside the metrics, by the name that they get."""
         plain = {name: each for name, each in reading.metrics.items() if not each.is_histogram}
         figures = {name: reading.figure(name) or 0.0 for name in plain}
         counters = frozenset(name for name, each in plain.items() if each.counter)
@@ -245,6 +266,10 @@ class Sample:
             counters |= {FAILED}
         if WRITES in figures:
             counters |= _zero(figures, (REJECTED, ERRORS))
+        for name, part in parts.items():
+            if part.metric in figures:
+                figures[name] = part.of(reading)
+                counters |= {name} if part.metric in counters else frozenset()
         return cls(reading.at, figures, counters)
 
 

@@ -12,8 +12,16 @@ from typing import Final
 
 # Seconds after which it is logged again.
 AGAIN: Final = 600.0
-_EXPORTERS: Final = "opentelemetry.exporter.otlp"
-_SIGNS: Final = ("refused", "unavailable", "max retries exceeded", "failed to establish", "resolve")
+# The SDK's own reader logs an export that takes longer than its interval.
+_EXPORTERS: Final = ("opentelemetry.exporter.otlp", "opentelemetry.sdk.metrics._internal.export")
+_SIGNS: Final = (
+    "refused",
+    "unavailable",
+    "max retries",
+    "failed to establish",
+    "resolve",
+    "timed out",
+)
 SENTENCE: Final = (
     "No OpenTelemetry collector answers, so nothing is exported; the figures are on the dashboard. "
     "OTEL_EXPORTER_OTLP_ENDPOINT is where one is; OTEL_TRACES_EXPORTER=none, and the same of "

@@ -112,7 +112,7 @@ class Sampler:
         self.failed = False
 
     def _take(self, reading: Reading) -> None:
-        sample, now = Sample.of(reading), time.time()
+        sample, now = Sample.of(reading, self._watch.parts), time.time()
         self._reading = reading
         self._window.add(sample)
         rss, used = (sample.figures.get(name) for name in ("process.memory.usage", heap.NAME))

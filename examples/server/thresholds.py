@@ -26,7 +26,7 @@ from typing import Any, Final
 import yaml
 
 from server import meters
-from server.figures import Window
+from server.figures import Part, Window
 from server.settings import CLIENT_BUFFER_BYTES, Settings
 
 DEFAULT: Final = Path(__file__).resolve().parents[2] / "collector" / "thresholds.yaml"
@@ -79,7 +79,9 @@ _log = logging.getLogger("server.alerts")
 
 @dataclass(frozen=True)
 class Threshold:
-    """One entry of the list that can be judged here; ``terms`` is empty for the memory leak."""
+    """One entry of the list that can be judged here; ``terms`` is empty for the memory leak, and
+    ``parts`` are those of its terms that are parts of a metric.
+    """
 
     alert: str
     severity: str
@@ -88,6 +90,7 @@ class Threshold:
     unit: str
     summary: str
     terms: tuple[str, ...]
+    parts: tuple[tuple[str, Part], ...] = ()
 
     @property
     def advice(self) -> str:
@@ -154,6 +157,11 @@ def _threshold(entry: dict[str, Any], limits: Mapping[str, float]) -> Threshold:
         limit = min(limit, limits[variable])
     if entry["severity"] not in SEVERITIES:
         raise ValueError(f"{entry['alert']}: the severity is {entry['severity']!r}")
+    terms = _terms(entry["alert"], entry.get("collector", ""))
+    # Points with one of these attributes do not count: `without: {class: rate_limit}`.
+    without = tuple((str(key), str(value)) for key, value in entry.get("without", {}).items())
+    parts = {each: Part(each, without) for each in terms if without and _NAME.fullmatch(each)}
+    names = {each: f"{each} without {part.without}" for each, part in parts.items()}
     return Threshold(
         alert=entry["alert"],
         severity=entry["severity"],
@@ -161,7 +169,8 @@ def _threshold(entry: dict[str, Any], limits: Mapping[str, float]) -> Threshold:
         minimum=variable.startswith("SSE_MIN_"),
         unit=entry["unit"],
         summary=entry["summary"] if "summary" in entry else entry["says"],
-        terms=_terms(entry["alert"], entry.get("collector", "")),
+        terms=tuple(names.get(each, each) for each in terms),
+        parts=tuple((names[each], part) for each, part in parts.items()),
     )
 
 
@@ -217,6 +226,11 @@ class Watch:
         self._active: dict[str, Active] = {}
         # When each was reported last (monotonic: a clock may be set); one for each threshold.
         self._reported: dict[str, float] = {}
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The figures beside the metrics that the judged samples have to have."""
+        return dict(each for threshold in self.thresholds for each in threshold.parts)
 
     @property
     def leak_limit(self) -> float:

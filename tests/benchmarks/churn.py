@@ -184,8 +184,7 @@ async def main(minutes: float, rate: float, file: Path) -> int:
                         await asyncio.sleep(0.1)
                 load = Load(port, rate, http)
                 tasks = [
-                    asyncio.create_task(each())
-                    for each in (load.connect, load.publish, load.burst)
+                    asyncio.create_task(each()) for each in (load.connect, load.publish, load.burst)
                 ]
                 rows = await record(http, 60 * minutes, file)
                 for task in tasks:

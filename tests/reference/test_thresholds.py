@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from reference.watching import sample
 from server import thresholds
-from server.figures import Window
+from server.figures import Clients, Metric, Reading, Sample, Window
 from server.memory import Memory
+from server.meters import Meters
 from server.settings import CLIENT_BUFFER_BYTES, Settings
 from server.thresholds import (
     COOLDOWN,
@@ -25,6 +27,7 @@ from server.thresholds import (
     own_limits,
     utc,
 )
+from support import Backend
 
 CALM = Memory().leak()
 LEAKING = {**CALM, "leaking": True, "rate_mb_per_second": 0.25}
@@ -467,6 +470,31 @@ def test_a_list_that_is_not_there(tmp_path: Path) -> None:
     """One that was asked for has to be there."""
     with pytest.raises(ValueError, match=r"SSE_SERVER_THRESHOLDS names .*none\.yaml"):
         load(str(tmp_path / "none.yaml"))
+
+
+def test_a_part_of_a_metric(tmp_path: Path, backend: Backend) -> None:
+    """Errors of a class that has a threshold of its own are not counted twice."""
+    file = tmp_path / "thresholds.yaml"
+    file.write_text(entry(collector="server.errors", without="{class: rate_limit}"))
+    watch = Watch(load(str(file)) or [], lambda _: None)
+    reader = InMemoryMetricReader()
+    backend.meter_provider.add_metric_reader(reader)
+    meters = Meters(backend.meter_provider)
+    found = Window()
+    for at, kind in ((0.0, "unknown"), (10.0, "rate_limit"), (20.0, "timeout")):
+        meters.errors.add(100, {"class": kind, "pattern": "repeated"})
+        data = reader.get_metrics_data()
+        metrics = {
+            metric.name: Metric(scope.scope.name, "", True, list(metric.data.data_points))
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+        found.add(Sample.of(Reading(at, 0.0, metrics, {}, Clients()), watch.parts))
+        watch.judge(found, CALM, at, at)
+        (value,) = [each["value"] for each in watch.active(at)] or [0.0]
+        # 100 more in 20 seconds, of those that count.
+        assert value == (5.0 if at == 20 else 0.0)
 
 
 def test_a_threshold_of_ones_own(tmp_path: Path) -> None:

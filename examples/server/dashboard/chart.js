@@ -26,7 +26,12 @@ function total(moments, name) {
 }
 
 const perMinute = (value) => `${number(value)}/min`;
-const reasons = (counts) => Object.entries(counts).map(([name, count]) => `${words(name)} ${number(count)}`).join(", ");
+
+/** Counts by reason: those are of all the time, and are called so. */
+function reasons(counts) {
+  const texts = Object.entries(counts).map(([name, count]) => `${words(name)} ${number(count)}`);
+  return texts.length ? `since the start: ${texts.join(", ")}` : "";
+}
 
 // `alert` is the threshold that a line is drawn for, `scale` from its unit to the line's.
 export const CHARTS = [
@@ -112,7 +117,7 @@ export const CHARTS = [
     sum: true,
     beside: ({ failures }) => {
       const errors = reasons(failures.errors_by_class);
-      return errors && `errors since the start: ${errors}`;
+      return errors && `errors ${errors}`;
     },
   },
 ];
