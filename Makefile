@@ -11,32 +11,36 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 SOURCES := $(shell find otel_sse -not -path '*/__pycache__*') README.md LICENSE pyproject.toml
 
-.PHONY: help demo test bench fuzz soak lint format clean
+.PHONY: help demo unit test bench fuzz soak lint format clean
 
-help: ## say what there is
+help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 	@echo '  PYTHON=python3.12 chooses the Python of a new .venv, DEMO_SECONDS=20 how long the demo runs.'
 
-demo: .venv/.done-demo .venv/.done-wheel ## serve and read real streams for a minute, and show what is told of them
+demo: .venv/.done-demo .venv/.done-wheel ## serve and read real streams for a minute, and show what is reported of them
 	@cd examples && DEMO_SECONDS=$(DEMO_SECONDS) ../$(BIN)/python -m demo
+
+unit: .venv/.done-test .venv/.done-wheel ## run the fast tests, of single modules: less than a minute
+	@FUZZ_EXAMPLES=100 $(BIN)/pytest tests/unit -m 'not slow' --numprocesses 2
 
 test: lint .venv/.done-wheel ## check and test everything, against the built wheel
 	@$(BIN)/python -I -c 'import otel_sse as o; print("Testing otel_sse", o.__version__, o.__path__[0])'
 	@$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
-bench: .venv/.done-test .venv/.done-wheel ## measure what telling costs
-	@$(BIN)/python tests/benchmarks/bench.py
+bench: .venv/.done-test .venv/.done-wheel ## measure what instrumentation costs
+	@$(BIN)/python benchmarks/bench.py
 
-fuzz: .venv/.done-test .venv/.done-wheel ## feed the scanner what nobody would write
-	@$(BIN)/python tests/fuzz.py
+fuzz: .venv/.done-test .venv/.done-wheel ## feed the parser random streams
+	@$(BIN)/python benchmarks/fuzz.py
 
-soak: .venv/.done-test .venv/.done-wheel ## serve a million streams, and look for what is left of them
-	@$(BIN)/python tests/soak.py
+soak: .venv/.done-test .venv/.done-wheel ## serve a million streams, and look for leaks
+	@$(BIN)/python benchmarks/soak.py
 
 lint: .venv/.done-test .venv/.done-wheel ## check style and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy --strict otel_sse
+	@$(BIN)/lint-imports --no-cache
 	@cd examples && ../$(BIN)/mypy --strict -p demo -p server
 	@$(BIN)/mypy --strict examples/small
 	@$(BIN)/mypy --strict collector

@@ -1,4 +1,4 @@
-"""The options of the contract: one frozen object, made and checked once.
+"""The options: one frozen object, made and checked once.
 
 A keyword argument wins over its environment variable. A bad keyword is a ``ValueError``; a bad
 variable is a logged warning and the default, because telemetry never stops an application.
@@ -13,26 +13,26 @@ from typing import Any, Final
 
 _log = logging.getLogger("otel_sse")
 
-# The bad variables and values that are warned of: each instrumentor reads them.
+# The bad variables and values that were warned of: each instrumentor reads the environment.
 _warned: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True)
 class Config:
-    """What an application may choose. Defaults are the contract's.
+    """The options, with their defaults.
 
     Attributes:
-        excluded_urls: a connection whose URL (scheme, host and path) one of these matches is
-            not told.
-        message_events: where a message is told: ``span``, ``log``, both or neither.
+        excluded_urls: a stream whose URL (scheme, host and path) one of these matches is not
+            recorded.
+        message_events: how messages are recorded: ``span`` events, ``log`` events, both or neither.
         message_event_detail: ``edges`` (first, slow and last messages) or ``all``.
         lifecycle_events: ``all``, ``closed`` or ``none``.
         segment_seconds: length of a span segment, in seconds.
-        stall_seconds: silence after which a connection counts as stalled, in seconds; 0: off.
+        stall_seconds: idle time after which a stream counts as stalled, in seconds; 0: off.
         slow_send_seconds: wait from which a send counts as slow, in seconds.
-        event_types: names told in ``sse.event.type``; empty: the first 16 seen.
-        capture_event_id: whether the ``id`` field of a message is told.
-        propagate: whether a server writes a mark in front of each message; see ``mark``.
+        event_types: values exported in ``sse.event.type``; empty: the first 16 seen.
+        capture_event_id: whether the ``id`` field of a message is recorded.
+        propagate: whether a server writes a trace comment in front of each message.
 
     """
 
@@ -82,19 +82,19 @@ def load(options: dict[str, Any]) -> Config:
     return Config(**chosen)
 
 
-def agree(kept: Config, given: Config) -> Config:
-    """``kept``, with a warning where ``given`` is different."""
-    if given != kept:
+def keep_first_config(first: Config, other: Config) -> Config:
+    """``first``; if ``other`` is different, a warning is logged."""
+    if other != first:
         _log.warning(
-            "otel_sse is configured already and keeps that configuration; one meter provider "
+            "otel_sse is configured already and keeps that configuration; a meter provider "
             "has one. Ignored: %s",
             ", ".join(
                 f"{name}={value!r}"
-                for name, value in vars(given).items()
-                if value != getattr(kept, name)
+                for name, value in vars(other).items()
+                if value != getattr(first, name)
             ),
         )
-    return kept
+    return first
 
 
 def _from_environment(name: str) -> tuple[str, str]:

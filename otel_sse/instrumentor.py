@@ -1,4 +1,4 @@
-"""What the instrumentors share: options, providers, one telemetry, and patches that come off."""
+"""The base of the instrumentors: options, providers, and patches that can be taken off."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-de
     BaseInstrumentor,
 )
 
-from otel_sse import lifecycle
 from otel_sse.semconv import SERVER
-from otel_sse.telemetry import Providers, Telemetry
+from otel_sse.stream.sharing import acquire_telemetry, release_telemetry
+from otel_sse.telemetry.providers import Providers
+from otel_sse.telemetry.telemetry import Telemetry
 
 
 class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     """Base of the instrumentors; each is a singleton, as contrib's are.
 
     ``instrument()`` takes ``tracer_provider``, ``meter_provider``, ``logger_provider`` and the
-    contract's options, and raises ``ValueError`` or ``TypeError`` where one is bad.
+    options of ``config.Config``, and raises ``ValueError`` or ``TypeError`` where one is bad.
     """
 
-    side = SERVER
+    role = SERVER
 
     def __init__(self) -> None:
         if not hasattr(self, "telemetry"):
-            # None while not instrumented: a patch that somebody has wrapped passes through.
+            # None while not instrumented: a patch that another library has wrapped stays, and must
+            # then pass through.
             self.telemetry: Telemetry | None = None
             self._patches: list[tuple[Any, str, Any, Any]] = []
 
     def instrument(self, **kwargs: Any) -> None:
-        # The auto-instrumentation checks the dependencies of the distribution, of which one is
-        # enough, and then none; a framework that is absent or too old has to be skipped singly.
+        # The auto-instrumentation checks the dependencies of the distribution, where any one is
+        # enough, and skips the check here. But each framework that is absent or too old must be
+        # skipped by itself.
         if kwargs.pop("skip_dep_check", False):
             kwargs["raise_exception_on_conflict"] = True
         super().instrument(**kwargs)
@@ -42,7 +45,7 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             kwargs.pop("meter_provider", None),
             kwargs.pop("logger_provider", None),
         )
-        self.telemetry = lifecycle.obtain(self, providers, kwargs, self.side)
+        self.telemetry = acquire_telemetry(self, providers, kwargs, self.role)
         self._install()
 
     def _uninstrument(self, **_: Any) -> None:
@@ -51,7 +54,7 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 setattr(owner, name, original)
         self._patches.clear()
         if self.telemetry is not None:
-            lifecycle.release(self, self.telemetry)
+            release_telemetry(self, self.telemetry)
             self.telemetry = None
 
     def _install(self) -> None:
@@ -59,7 +62,7 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         raise NotImplementedError
 
     def _patch(self, owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
-        # Other instrumentation may have put a subclass in the owner's place.
+        # Another instrumentation may have replaced the owner by a subclass.
         owner = next(each for each in getattr(owner, "__mro__", [owner]) if name in vars(each))
         original = vars(owner)[name]
         ours = wrap(original)

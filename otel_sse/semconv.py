@@ -4,12 +4,27 @@ No upstream convention for Server-Sent Events exists, so the ``sse.*`` namespace
 project's own, built on the stable ``http.*``, ``url.*``, ``server.*``, ``network.*`` and
 ``error.type`` attributes of https://opentelemetry.io/docs/specs/semconv/http/ and shaped like
 ``signalr.server.*``. Durations are in seconds, sizes in bytes. Stability: development.
+
+The names of upstream attributes come from ``opentelemetry.semconv``; all of them have been stable
+since version 1.23, which ``SCHEMA_URL`` names.
 """
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple, overload
+from typing import Final, NamedTuple
+
+from opentelemetry.semconv.attributes import (
+    client_attributes,
+    error_attributes,
+    http_attributes,
+    network_attributes,
+    server_attributes,
+    url_attributes,
+    user_agent_attributes,
+)
+from opentelemetry.semconv.schemas import Schemas
 
 SCOPE: Final = "otel_sse"
+SCHEMA_URL: Final = Schemas.V1_23_1.value
 MEDIA_TYPE: Final = "text/event-stream"
 OTHER: Final = "_OTHER"
 
@@ -47,7 +62,7 @@ FIRST_MESSAGE: Final = Metric("sse.server.connection.time_to_first_message", "s"
     "From the request's start to the first message written.", _FIRST)
 MESSAGES: Final = Metric("sse.server.messages", "{message}", "Messages written.")
 DROPPED: Final = Metric("sse.server.dropped_messages", "{message}",
-    "Messages that the application says it left out.")
+    "Messages that the application reports as dropped.")
 COMMENTS: Final = Metric("sse.server.comments", "{comment}",
     "Comment lines written, such as keep-alives.")
 IO: Final = Metric("sse.server.io", "By",
@@ -83,7 +98,7 @@ DELIVERY_SKEWED: Final = Metric("sse.client.delivery.skewed", "{message}",
     "Messages received before they were sent, by clocks that disagree.")
 # fmt: on
 
-# What the client tells, by the server's metric of the same meaning.
+# The client's metrics, by the server's metric of the same meaning.
 CLIENT_METRICS: Final = {
     ACTIVE: Metric("sse.client.active_connections", "{connection}", "Connections open now."),
     CONNECTIONS: Metric("sse.client.connections", "{connection}", "Connections opened."),
@@ -108,17 +123,17 @@ CLIENT_METRICS: Final = {
 }
 
 # Attributes of the stable conventions.
-HTTP_METHOD: Final = "http.request.method"
-HTTP_ROUTE: Final = "http.route"
-HTTP_STATUS: Final = "http.response.status_code"
-URL_SCHEME: Final = "url.scheme"
-URL_PATH: Final = "url.path"
-SERVER_ADDRESS: Final = "server.address"
-SERVER_PORT: Final = "server.port"
-CLIENT_ADDRESS: Final = "client.address"
-USER_AGENT: Final = "user_agent.original"
-PROTOCOL_VERSION: Final = "network.protocol.version"
-ERROR_TYPE: Final = "error.type"
+HTTP_METHOD: Final = http_attributes.HTTP_REQUEST_METHOD
+HTTP_ROUTE: Final = http_attributes.HTTP_ROUTE
+HTTP_STATUS: Final = http_attributes.HTTP_RESPONSE_STATUS_CODE
+URL_SCHEME: Final = url_attributes.URL_SCHEME
+URL_PATH: Final = url_attributes.URL_PATH
+SERVER_ADDRESS: Final = server_attributes.SERVER_ADDRESS
+SERVER_PORT: Final = server_attributes.SERVER_PORT
+CLIENT_ADDRESS: Final = client_attributes.CLIENT_ADDRESS
+USER_AGENT: Final = user_agent_attributes.USER_AGENT_ORIGINAL
+PROTOCOL_VERSION: Final = network_attributes.NETWORK_PROTOCOL_VERSION
+ERROR_TYPE: Final = error_attributes.ERROR_TYPE
 
 # Attributes of this namespace.
 CONNECTION_ID: Final = "sse.connection.id"
@@ -138,8 +153,8 @@ TOTAL_IO: Final = "sse.io"
 TOTAL_DURATION: Final = "sse.connection.duration"
 TOTAL_FIRST_MESSAGE: Final = "sse.time_to_first_message"
 TOTAL_MAX_SEND: Final = "sse.send.max_duration"
-TOLD_SIZE: Final = "sse.message.size"
-TOLD_WAIT: Final = "sse.send.duration"
+EVENT_MESSAGE_SIZE: Final = "sse.message.size"
+EVENT_SEND_DURATION: Final = "sse.send.duration"
 STALLED_COUNT: Final = "sse.stalled_connections"
 IDLE: Final = "sse.connection.idle"
 
@@ -159,7 +174,7 @@ ERROR: Final = "error"
 UNKNOWN: Final = "unknown"
 CLOSE_REASONS: Final = (COMPLETED, CLIENT_DISCONNECT, SERVER_SHUTDOWN, TIMEOUT, ERROR, UNKNOWN)
 
-# sse.close.reason on the client, beside completed, timeout, error and unknown.
+# sse.close.reason on the client, beside completed, timeout and error.
 CLIENT_CLOSE: Final = "client_close"
 DISCONNECTED: Final = "disconnected"
 
@@ -169,76 +184,48 @@ KERNEL: Final = "kernel"
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
-    """An end of the stream: the base attributes of its metrics, and each by what it means."""
+class Role:
+    """The server's or the client's side of a stream.
 
-    base: tuple[str, str, str]
+    ``metric_attributes`` are the names of the base attributes of its metrics; ``metrics`` maps the
+    server's metric of a meaning to this role's own.
+    """
+
+    metric_attributes: tuple[str, str, str]
     metrics: dict[Metric, Metric]
 
 
 # fmt: off
-SERVER: Final = Side((HTTP_METHOD, HTTP_ROUTE, URL_SCHEME), {each: each for each in (
+SERVER: Final = Role((HTTP_METHOD, HTTP_ROUTE, URL_SCHEME), {each: each for each in (
     ACTIVE, CONNECTIONS, DURATION, FIRST_MESSAGE, MESSAGES, DROPPED, COMMENTS, IO, SEND_TIME,
     SLOW_SENDS, MESSAGE_SIZE, MESSAGE_GAP, SEND_DURATION, STALLED, IDLE_MAX, AGE_MAX,
     PER_CLIENT_MAX, BACKLOG_SIZE, BACKLOG_MAX)})
-CLIENT: Final = Side((HTTP_METHOD, SERVER_ADDRESS, SERVER_PORT), CLIENT_METRICS)
+CLIENT: Final = Role((HTTP_METHOD, SERVER_ADDRESS, SERVER_PORT), CLIENT_METRICS)
 # fmt: on
 
-METHODS: Final = frozenset("CONNECT DELETE GET HEAD OPTIONS PATCH POST PUT TRACE".split())
+METHODS: Final = frozenset(
+    ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
+)
 SCHEMES: Final = frozenset(("http", "https"))
 DEFAULT_EVENT_TYPE: Final = "message"
 
-# How many different values of an attribute a process tells before the rest is _OTHER.
-MAX_PLACES: Final = 200
+# Distinct values of an attribute that a process exports before further ones become _OTHER.
+MAX_ROUTES_OR_HOSTS: Final = 200
 MAX_EVENT_TYPES: Final = 16
 MAX_DROP_REASONS: Final = 16
 MAX_ERROR_TYPES: Final = 100
 MAX_EVENT_TYPE_BYTES: Final = 64
-# Bytes of a text that a stranger or the application chose: a path, a user agent, a drop reason.
+# Bytes of a text that a client or the application chose: a path, a user agent, a drop reason.
 MAX_TEXT_BYTES: Final = 512
 
-# What a span holds of ours: a batch of 512 such spans stays below the 4 MiB a gRPC receiver takes.
+# Our events in one span: a batch of 512 such spans stays below the 4 MiB that a gRPC receiver
+# accepts by default.
 MAX_SPAN_EVENTS: Final = 40
 EDGE_MESSAGES: Final = 16
 EDGE_SLOW_SENDS: Final = 8
-# Links of a client's span to its senders'.
+# Links of a client's span to the spans of the senders.
 MAX_SENDERS: Final = 32
-# Histogram records a second and series; stall events a collection.
+# Histogram records of one series in a second.
 MAX_RECORDS: Final = 100
+# Stall events of one collection.
 MAX_STALL_EVENTS: Final = 100
-
-
-@overload
-def text(value: str) -> str: ...
-@overload
-def text(value: str | bytes | None) -> str | None: ...
-def text(value: str | bytes | None) -> str | None:
-    """``value``, or a header's, as it may be exported: cut, and without what UTF-8 cannot hold."""
-    if isinstance(value, bytes):
-        value = value.decode("latin-1")
-    if value is None or (value.isascii() and len(value) <= MAX_TEXT_BYTES):
-        return value
-    return value.encode("utf-8", "replace")[:MAX_TEXT_BYTES].decode("utf-8", "ignore")
-
-
-class Capped:
-    """Keeps the first ``limit`` values that a process sees; any later one is ``_OTHER``."""
-
-    __slots__ = ("_limit", "_seen")
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._seen: dict[str, str] = {}
-
-    def __call__(self, value: str) -> str:
-        known = self._seen.get(value)
-        if known is not None:
-            return known
-        if len(self._seen) >= self._limit:
-            return OTHER
-        # setdefault: a race of two threads may overshoot the limit by one, never split a value.
-        return self._seen.setdefault(value, value)
-
-
-def known_method(method: str) -> str:
-    return method if method in METHODS else OTHER

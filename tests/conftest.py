@@ -1,46 +1,57 @@
-"""Fixtures: a backend in memory, and each instrumentor on, telling it."""
+"""Fixtures: a backend in memory, and instrumentors that report to it."""
 
+import logging
 import os
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from otlp import Receiver
-from support import Backend
+from helpers.backend import Backend
+from helpers.client_readers import instrumented
+from helpers.client_streams import StreamServer, serving
+from helpers.otlp import Receiver
 
 import otel_sse
-from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
 from otel_sse.instrumentor import SSEInstrumentor
-from otel_sse.starlette import SSEStarletteInstrumentor
-
-# Their assertions tell what they compared; before anything imports them.
-pytest.register_assert_rewrite("e2e.streams", "e2e.clients")
+from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
+from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
 _TESTS = Path(__file__).resolve().parent
 _CHECKOUT = _TESTS.parent
-# What takes longest, the longest first; a file that is not here comes before the small ones that
-# lie beside this one. Whoever begins with the short ones waits for a long one in the end.
+# The files that take longest, the longest first; then all others, then the unit tests. In another
+# order one worker would still run a long file when the others have finished.
 _LONGEST = (
     "alerting/test_delivery.py",
     "e2e/test_workers.py",
-    "test_leaks.py",
+    "e2e/test_leaks.py",
     "e2e/test_endings.py",
     "e2e/test_shutdown.py",
     "e2e/test_client_sdks.py",
     "collector/test_configs.py",
     "browser/test_monitor.py",
     "alerting/test_rules.py",
-    "e2e/test_clients.py",
+    "e2e/test_client_waiting.py",
+    "e2e/test_client_garbage.py",
+    "e2e/test_client_reading.py",
     "collector/test_backends.py",
-    "test_lifecycle.py",
-    "test_scanner.py",
-    "test_hostile.py",
+    "e2e/test_lifecycle.py",
+    "unit/wire/test_parser.py",
+    "e2e/test_hostile.py",
 )
 
 
+def pytest_configure() -> None:
+    """Tests run as in the foreground of a terminal, also where a shell has started them in its
+    background or nohup has: they and the processes that they start do not ignore SIGINT.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_sessionstart() -> None:
-    """What is tested is the built wheel, unless somebody asks for the checkout."""
+    """The built wheel is tested, unless a variable asks for the checkout."""
     package = Path(otel_sse.__file__).resolve().parent
     if package.parent == _CHECKOUT and "OTEL_SSE_TEST_CHECKOUT" not in os.environ:
         pytest.exit("otel_sse is imported from the checkout; run `make test`", returncode=4)
@@ -48,11 +59,13 @@ def pytest_sessionstart() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sorts the files; within them the order stays as it is, by chance."""
+    """Sorts the files; within a file the order stays random."""
 
     def rank(item: pytest.Item) -> int:
         name = item.path.relative_to(_TESTS).as_posix()
-        return _LONGEST.index(name) if name in _LONGEST else len(_LONGEST) + ("/" not in name)
+        if name in _LONGEST:
+            return _LONGEST.index(name)
+        return len(_LONGEST) + name.startswith("unit/")
 
     items.sort(key=rank)
 
@@ -82,3 +95,28 @@ def instrument(backend: Backend) -> Iterator[Callable[..., None]]:
     yield on
     for instrumentor in used:
         instrumentor.uninstrument()
+
+
+@pytest.fixture
+def telemetry(backend: Backend) -> Iterator[Backend]:
+    """The backend, to which every client instrumentor reports."""
+    with instrumented(backend):
+        yield backend
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[StreamServer]:
+    """A server that answers each path in its own way, for clients that read."""
+    async with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def no_warnings(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fails if anything is logged as a warning: a context that cannot be detached, a span that has
+    ended, an instrument made twice.
+    """
+    caplog.set_level(logging.WARNING)
+    yield
+    for when in ("setup", "call"):
+        assert [record.getMessage() for record in caplog.get_records(when)] == []

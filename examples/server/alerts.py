@@ -176,13 +176,15 @@ def _fingerprint(alert: Any) -> str:
 
 class Webhook:
     """The handlers of /alerts. Where there is a token, a notification has to bear it:
-    ``Authorization: Bearer ...``; where there is none, it has to come from this machine. A page of
-    another origin may not post at all: a browser sends a text for it without asking.
+    ``Authorization: Bearer ...``; where there is none, it has to come from this machine, or from
+    the ``trusted`` address. A page of another origin may not post at all: a browser sends a text
+    for it without asking.
     """
 
-    def __init__(self, alerts: Alerts, token: str) -> None:
+    def __init__(self, alerts: Alerts, token: str, trusted: str = "") -> None:
         self._alerts = alerts
         self._token = token
+        self._trusted = trusted
 
     async def get(self, request: web.Request) -> web.Response:
         unknown = [each for each in request.query if each != "limit"]
@@ -199,9 +201,12 @@ class Webhook:
         if not bears(request, self._token):
             challenge = {"WWW-Authenticate": "Bearer"}
             raise Refusal(401, "Authorization has to bear SSE_SERVER_ALERTS_TOKEN", challenge)
-        if not self._token and request.remote and not is_loopback(request.remote):
+        peer = request.remote
+        if not self._token and peer and peer != self._trusted and not is_loopback(peer):
             raise Refusal(
-                403, "Without SSE_SERVER_ALERTS_TOKEN alerts are taken from this machine only"
+                403,
+                "Without SSE_SERVER_ALERTS_TOKEN alerts are taken from this machine only, and from "
+                "SSE_SERVER_ALERTS_FROM",
             )
         try:
             body = await within(BODY_SECONDS, _body(request))

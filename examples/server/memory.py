@@ -2,8 +2,8 @@
 
 A leak is growth that lasts and that nothing explains. Each minute is represented by its least size,
 since what a burst takes is given back before the minute ends. What is known to hold memory is
-subtracted first: the history, what waits for clients, and the connections. The first minute is left
-out, and six more have to pass: a process that has just started fills its caches and queues.
+subtracted first: the history, what waits for clients, and the connections. The first minute does
+not count, and six more have to pass: a process that has just started fills its caches and queues.
 """
 
 from __future__ import annotations

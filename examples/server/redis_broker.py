@@ -2,7 +2,7 @@
 
 A process that was cut off goes on from the last message that it has delivered, so a restart of
 Redis costs its readers time and nothing else. Redis has to keep its data for that: without
-persistence (``appendonly yes``) what it held is gone, and readers do not learn of it.
+persistence (``appendonly yes``) what it held is lost, and readers do not learn of it.
 """
 
 from __future__ import annotations

@@ -62,8 +62,10 @@ class Settings:
     proxy: str = ""
     # The bearer token of publishers; empty: none is needed.
     publish_token: str = ""
-    # Alertmanager's bearer token at /alerts; empty: only this machine may post there.
+    # Alertmanager's bearer token at /alerts; empty: none is needed from this machine, and from the
+    # address of the other.
     alerts_token: str = ""
+    alerts_from: str = ""
     # The names, with commas between, by which clients ask beside addresses and localhost; *: any.
     allowed_hosts: str = ""
     # Where the page links to for the figures of all processes.

@@ -60,7 +60,7 @@ def add_status(
     """
     judged = thresholds.load(settings.thresholds, thresholds.own_limits(settings))
     status = _Status(judged, Health(conditions), settings.fleet_url)
-    webhook = Webhook(status.alerts, settings.alerts_token)
+    webhook = Webhook(status.alerts, settings.alerts_token, settings.alerts_from)
     app.router.add_get("/", status.page)
     app.router.add_get("/dashboard/{name}", status.file)
     app.router.add_get("/status", status.figures)

@@ -28,7 +28,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from otel_sse.aiohttp_server import SSEAiohttpServerInstrumentor
+from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
 
 
 async def ticks(request: web.Request) -> web.StreamResponse:

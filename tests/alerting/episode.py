@@ -13,7 +13,7 @@ from typing import Any, Final
 import yaml
 from alerting.sinks import Mail
 from alerting.stack import COLLECTOR, Client, Stack, get, post, started
-from support import wait_until
+from helpers.waiting import wait_until
 
 # The thresholds of this run, and which service crosses them.
 THRESHOLDS: Final = {

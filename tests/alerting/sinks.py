@@ -13,7 +13,7 @@ from typing import Any
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, LoginPassword
-from support import free_port
+from helpers.servers import free_port
 
 
 @dataclass(frozen=True)

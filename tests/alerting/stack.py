@@ -17,8 +17,9 @@ from typing import Any, Final
 import yaml
 from alerting.sinks import Mailbox, Posts
 from collector.processes import Collector
-from support import free_port, wait_until
-from tools import tool
+from helpers.servers import free_port
+from helpers.tools import tool
+from helpers.waiting import wait_until
 
 HERE: Final = Path(__file__).resolve().parent
 COLLECTOR: Final = HERE.parents[1] / "collector"

@@ -15,8 +15,8 @@ import pytest
 from alerting import dashboard, runbook
 from alerting.episode import BOTH, CROSSED, THRESHOLDS, VARIABLES, Episode, played
 from alerting.stack import COOLDOWN, Stack, get
-from support import wait_until
-from tools import tool
+from helpers.tools import tool
+from helpers.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from alerting.stack import COLLECTOR, answers, get
-from support import free_port, wait_until
+from helpers.servers import free_port
+from helpers.waiting import wait_until
 
 
 @contextmanager

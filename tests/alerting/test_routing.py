@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 import yaml
-from tools import tool
+from helpers.tools import tool
 
 COLLECTOR: Final = Path(__file__).resolve().parents[2] / "collector"
 CONFIG: Final = COLLECTOR / "alertmanager/alertmanager.yaml"

@@ -40,7 +40,7 @@ from alerting.processes import (
     healthy,
     idle,
 )
-from tools import tool
+from helpers.tools import tool
 
 COLLECTOR: Final = Path(__file__).resolve().parents[2] / "collector"
 MINUTE: Final = 60

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import aiohttp
 from browser.receivers import MARK, AddedReceiver
-from support import free_port
-from tools import tool
+from helpers.servers import free_port
+from helpers.tools import tool
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _CONFIGS = (_CHECKOUT / "collector/base.yaml", _CHECKOUT / "examples/browser/collector.yaml")

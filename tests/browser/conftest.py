@@ -19,8 +19,8 @@ from browser.collector import Collector
 from browser.receivers import AddedReceiver
 from browser.site import Site
 from browser.tab import MONITOR, NO_TIMER, Opener, Tab
+from helpers.tools import tool
 from playwright.async_api import Browser, async_playwright
-from tools import tool
 
 _SOURCES = Path(__file__).resolve().parents[2] / "examples" / "browser"
 _TOOLS = Path(os.environ.get("OTEL_SSE_TOOLS") or Path.home() / ".cache" / "otel-sse-tools")

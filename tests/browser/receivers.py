@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from helpers.otlp import Receiver
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_DELTA
-from otlp import Receiver
 
 # A metric that no page tells: it comes behind what the collector had taken before.
 MARK: Final = "sse.client.mark"

@@ -11,8 +11,8 @@ import pytest_asyncio
 from browser.collector import Collector
 from browser.receivers import AddedReceiver
 from browser.tab import SHARED_LOOP, Tab
+from helpers.servers import free_port
 from playwright.async_api import Browser
-from support import free_port
 
 pytestmark = SHARED_LOOP
 

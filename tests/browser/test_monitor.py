@@ -8,14 +8,14 @@ import time
 from collections import Counter
 from typing import Any, Final
 
-import oracle
 import pytest
 from aiohttp import web
 from browser.collector import Collector
 from browser.receivers import AddedReceiver, RawReceiver
 from browser.site import Site, Write, forever
 from browser.tab import SHARED_LOOP, Opener
-from e2e.streams import PIECES, STREAM
+from helpers import oracle
+from helpers.streams import PIECES, STREAM
 
 from otel_sse import semconv
 

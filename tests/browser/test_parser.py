@@ -6,9 +6,9 @@ import json
 import random
 from typing import Any
 
-import oracle
 from browser.tab import SHARED_LOOP, Opener
-from e2e.streams import STREAM
+from helpers import oracle
+from helpers.streams import STREAM
 
 pytestmark = SHARED_LOOP
 

@@ -12,10 +12,11 @@ import urllib.request
 from pathlib import Path
 from typing import TypeVar
 
-from e2e.processes import BIN, INSTRUMENT
-from otlp import telling
-from support import PATIENCE, free_port, wait_until
-from tools import tool
+from helpers.otlp import exporter_environment
+from helpers.processes import BIN, INSTRUMENT
+from helpers.servers import free_port
+from helpers.tools import tool
+from helpers.waiting import PATIENCE, wait_until
 
 Self = TypeVar("Self", bound="Process")
 CONFIGS = Path(__file__).resolve().parents[2] / "collector"
@@ -158,7 +159,7 @@ class App(Process):
             *("streams:app", "--port", str(self.port), "--timeout-graceful-shutdown", "1"),
             **{
                 "OTEL_SERVICE_NAME": "streams",
-                **telling(endpoint),
+                **exporter_environment(endpoint),
                 "OTEL_METRIC_EXPORT_INTERVAL": "500",
                 "OTEL_BSP_SCHEDULE_DELAY": "200",
                 "OTEL_BLRP_SCHEDULE_DELAY": "200",

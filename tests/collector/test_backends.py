@@ -12,8 +12,9 @@ import pytest
 import yaml
 from collector.processes import App, Collector, Process, get
 from collector.told import MEMORY, Told
-from support import free_port, wait_until
-from tools import tool
+from helpers.servers import free_port
+from helpers.tools import tool
+from helpers.waiting import wait_until
 
 from otel_sse import semconv
 

@@ -14,13 +14,14 @@ from typing import Any, Final
 import pytest
 import yaml
 from collector.processes import CONFIGS, App, Collector, Process, configs, to
+from helpers.otlp import Receiver
+from helpers.servers import free_port
+from helpers.tools import tool
+from helpers.waiting import wait_until
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from otlp import Receiver
-from support import free_port, wait_until
-from tools import tool
 
 THRESHOLDS: Final = "thresholds.collector"
 # What is added to base.yaml and the thresholds, each by itself or all together.

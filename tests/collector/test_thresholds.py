@@ -10,8 +10,8 @@ import pytest
 import yaml
 from collector.processes import CONFIGS, App, Collector, to
 from collector.told import MEMORY, Told
-from otlp import Receiver
-from support import wait_until
+from helpers.otlp import Receiver
+from helpers.waiting import wait_until
 
 from otel_sse import semconv as sse
 

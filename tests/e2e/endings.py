@@ -1,4 +1,4 @@
-"""Every ending of a stream, every server, and what has to be told of it.
+"""Every way in which a stream closes, on every server, and what has to be reported.
 
 ``test_endings.py`` runs it. ``python tests/e2e/endings.py`` prints it as the Markdown that
 ``docs/endings.md`` holds.
@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 
 class Ending(NamedTuple):
-    """How a stream ends, and what is told of it where ``EXCEPTIONS`` says nothing else.
+    """How a stream ends, and what is reported unless ``EXCEPTIONS`` has another row.
 
     ``path`` is its place in the applications. ``client`` is what the client does once it has read
-    the first message. ``reason`` is None where there is no stream to tell of.
+    the first message. ``reason`` is None where there is no stream.
     """
 
     path: str
-    says: str
+    description: str
     reason: str | None
     error_type: str | None = None
     client: str = "stays"
@@ -50,10 +50,10 @@ ENDINGS = (
         client="stalls",
     ),
     Ending("cancelled", "the application cancels the request's task", "unknown"),
-    Ending("stopped", "the server is told to stop (SIGTERM)", "server_shutdown"),
+    Ending("stopped", "the server is asked to stop (SIGTERM)", "server_shutdown"),
     Ending(
         "stalled-stopped",
-        "the server is told to stop while the client does not read",
+        "the server is asked to stop while the client does not read",
         "server_shutdown",
     ),
     Ending("500", "a 500 that is an event stream ends", "completed", "500", status=500),
@@ -78,7 +78,7 @@ SOME_ASGI = ("starlette", "sse-starlette", "fastapi", "raw")
 AIOHTTP = ("aiohttp",)
 
 
-class Server(NamedTuple):
+class ServerCommand(NamedTuple):
     """A server's command line, and the kinds of application that it runs."""
 
     name: str
@@ -99,46 +99,46 @@ _AIOHTTP = "python endings_aiohttp.py {port}"
 
 # Those that take longest come first.
 SERVERS = (
-    Server(
+    ServerCommand(
         "uvicorn, 2 workers", f"{_UVICORN} --workers 2 --timeout-worker-healthcheck 60", SOME_ASGI
     ),
-    Server("hypercorn (asyncio)", f"{_HYPERCORN} -k asyncio", SOME_ASGI),
-    Server("hypercorn (uvloop)", f"{_HYPERCORN} -k uvloop", SOME_ASGI),
-    Server("uvicorn (asyncio)", f"{_UVICORN} --loop asyncio --http h11", ALL_ASGI),
-    Server("uvicorn (uvloop)", f"{_UVICORN} --loop uvloop --http httptools", SOME_ASGI),
-    Server("uvicorn (with contrib)", _UVICORN, ALL_ASGI, contrib=True),
-    Server(
+    ServerCommand("hypercorn (asyncio)", f"{_HYPERCORN} -k asyncio", SOME_ASGI),
+    ServerCommand("hypercorn (uvloop)", f"{_HYPERCORN} -k uvloop", SOME_ASGI),
+    ServerCommand("uvicorn (asyncio)", f"{_UVICORN} --loop asyncio --http h11", ALL_ASGI),
+    ServerCommand("uvicorn (uvloop)", f"{_UVICORN} --loop uvloop --http httptools", SOME_ASGI),
+    ServerCommand("uvicorn (with contrib)", _UVICORN, ALL_ASGI, contrib=True),
+    ServerCommand(
         "gunicorn, uvicorn.workers",
         f"{_GUNICORN} -k uvicorn.workers.UvicornWorker endings_asgi:app",
         SOME_ASGI,
     ),
-    Server(
+    ServerCommand(
         "gunicorn, uvicorn-worker",
         f"{_GUNICORN} -k uvicorn_worker.UvicornWorker endings_asgi:app",
         SOME_ASGI,
     ),
-    Server("granian (asyncio)", f"{_GRANIAN} --loop asyncio", SOME_ASGI),
-    Server("granian (uvloop)", f"{_GRANIAN} --loop uvloop", SOME_ASGI),
-    Server(
+    ServerCommand("granian (asyncio)", f"{_GRANIAN} --loop asyncio", SOME_ASGI),
+    ServerCommand("granian (uvloop)", f"{_GRANIAN} --loop uvloop", SOME_ASGI),
+    ServerCommand(
         "gunicorn, aiohttp (asyncio)",
         f"{_GUNICORN} -k aiohttp.GunicornWebWorker endings_aiohttp:app",
         AIOHTTP,
     ),
-    Server(
+    ServerCommand(
         "gunicorn, aiohttp (uvloop)",
         f"{_GUNICORN} -k aiohttp.GunicornUVLoopWebWorker endings_aiohttp:app",
         AIOHTTP,
     ),
-    Server("aiohttp (asyncio)", f"{_AIOHTTP} asyncio", AIOHTTP),
-    Server("aiohttp (uvloop)", f"{_AIOHTTP} uvloop", AIOHTTP),
-    Server("aiohttp (with contrib)", f"{_AIOHTTP} asyncio", AIOHTTP, contrib=True),
-    Server("aiohttp, handler_cancellation", f"{_AIOHTTP} asyncio cancelled", AIOHTTP),
+    ServerCommand("aiohttp (asyncio)", f"{_AIOHTTP} asyncio", AIOHTTP),
+    ServerCommand("aiohttp (uvloop)", f"{_AIOHTTP} uvloop", AIOHTTP),
+    ServerCommand("aiohttp (with contrib)", f"{_AIOHTTP} asyncio", AIOHTTP, contrib=True),
+    ServerCommand("aiohttp, handler_cancellation", f"{_AIOHTTP} asyncio cancelled", AIOHTTP),
 )
 
 
-class Told(NamedTuple):
-    """What is told of an ending, and why where it is an exception. ``late`` is what nothing tells
-    of before the process stops.
+class Expected(NamedTuple):
+    """What is reported, and why where it is an exception. ``late`` is what is not noticed before
+    the process stops.
     """
 
     reason: str | None
@@ -148,39 +148,39 @@ class Told(NamedTuple):
 
 
 _ENDS_THE_BODY = "the framework ends the body where the generator or handler returns"
-_NOT_ASKED = "the application neither asks nor sends, so nothing tells it; told at the stop"
-_NO_WITNESS = "granian takes what is sent to a client that has left, and shows no transport"
-_NOT_CANCELLED = "aiohttp cancels a handler only with `handler_cancellation`; told at the stop"
+_NOT_ASKED = "the application neither receives nor sends, so nothing shows it; reported at the stop"
+_NO_TRANSPORT = "granian accepts what is sent to a disconnected client, and shows no transport"
+_NOT_CANCELLED = "aiohttp cancels a handler only with `handler_cancellation`; reported at the stop"
 
 # By server, its family or any (*), kind of application, and ending.
 EXCEPTIONS = {
-    ("*", "sse-starlette", "returns"): Told("completed", why=_ENDS_THE_BODY),
-    ("*", "fastapi", "returns"): Told("completed", why=_ENDS_THE_BODY),
-    ("*", "aiohttp", "returns"): Told("completed", why=_ENDS_THE_BODY),
-    ("*", "sse-starlette", "stops-reading"): Told(
+    ("*", "sse-starlette", "returns"): Expected("completed", why=_ENDS_THE_BODY),
+    ("*", "fastapi", "returns"): Expected("completed", why=_ENDS_THE_BODY),
+    ("*", "aiohttp", "returns"): Expected("completed", why=_ENDS_THE_BODY),
+    ("*", "sse-starlette", "stops-reading"): Expected(
         "timeout", "sse_starlette.sse.SendTimeoutError", "its own `send_timeout`"
     ),
-    ("*", "fastapi", "stops-reading"): Told(
+    ("*", "fastapi", "stops-reading"): Expected(
         "unknown",
         why="it has no time-out of its own; one around the application cancels it, unexplained",
     ),
-    ("*", "raw", "silent"): Told("server_shutdown", why=_NOT_ASKED, late=True),
-    ("granian", "raw", "closes"): Told("completed", why=_NO_WITNESS),
-    ("granian", "raw", "resets"): Told("completed", why=_NO_WITNESS),
-    ("granian", "raw", "stalled-resets"): Told("completed", why=_NO_WITNESS),
-    ("aiohttp", "aiohttp", "silent"): Told("client_disconnect", why=_NOT_CANCELLED, late=True),
-    ("gunicorn, aiohttp", "aiohttp", "silent"): Told(
+    ("*", "raw", "silent"): Expected("server_shutdown", why=_NOT_ASKED, late=True),
+    ("granian", "raw", "closes"): Expected("completed", why=_NO_TRANSPORT),
+    ("granian", "raw", "resets"): Expected("completed", why=_NO_TRANSPORT),
+    ("granian", "raw", "stalled-resets"): Expected("completed", why=_NO_TRANSPORT),
+    ("aiohttp", "aiohttp", "silent"): Expected("client_disconnect", why=_NOT_CANCELLED, late=True),
+    ("gunicorn, aiohttp", "aiohttp", "silent"): Expected(
         "server_shutdown", why=_NOT_CANCELLED, late=True
     ),
 }
 
 
-def told(server: Server, kind: str, ending: Ending) -> Told:
-    """What has to be told of the ending there."""
+def expected(server: ServerCommand, kind: str, ending: Ending) -> Expected:
+    """What has to be reported there."""
     for name in (server.name, server.family, "*"):
         if exception := EXCEPTIONS.get((name, kind, ending.path)):
             return exception
-    return Told(ending.reason, ending.error_type)
+    return Expected(ending.reason, ending.error_type)
 
 
 def markdown() -> str:
@@ -191,25 +191,25 @@ def markdown() -> str:
             ("how it ends", "`sse.close.reason`", "`error.type`"),
             (
                 (
-                    ending.says,
-                    f"`{ending.reason}`" if ending.reason else "no stream: nothing is told",
+                    ending.description,
+                    f"`{ending.reason}`" if ending.reason else "no stream: nothing is reported",
                     f"`{ending.error_type}`" if ending.error_type else "",
                 )
                 for ending in ENDINGS
             ),
         ),
-        "Where it is told differently:",
+        "Where another reason is reported:",
         _table(
             ("server", "application", "how it ends", "`sse.close.reason`", "because"),
             (
                 (
                     "all" if server == "*" else server,
                     kind,
-                    by_path[path].says,
-                    f"`{told.reason}`" + (f", `{told.error_type}`" if told.error_type else ""),
-                    told.why,
+                    by_path[path].description,
+                    f"`{row.reason}`" + (f", `{row.error_type}`" if row.error_type else ""),
+                    row.why,
                 )
-                for (server, kind, path), told in EXCEPTIONS.items()
+                for (server, kind, path), row in EXCEPTIONS.items()
             ),
         ),
         "Run with:",

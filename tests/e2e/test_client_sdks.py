@@ -1,5 +1,5 @@
-"""SDKs that read by the clients, the instrumentations of others beside ours, and processes that
-end while they read.
+"""SDKs that read through the clients, other instrumentation beside ours, and processes that end
+while they read.
 
 An SDK is imported where it is used: that takes seconds, and every process collects this file.
 """
@@ -13,25 +13,28 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import aiohttp
 import httpx
 import httpx2
-import oracle
 import pytest
 import requests
-from e2e.clients import INSTRUMENTORS, Server, assert_read, serving
-from e2e.processes import ALONE, APPS, INSTRUMENT
-from e2e.streams import STREAM
+from helpers import oracle
+from helpers.backend import Backend
+from helpers.client_readers import instrumented
+from helpers.client_streams import StreamServer, assert_read
+from helpers.otlp import Receiver
+from helpers.processes import ALONE, APPS, INSTRUMENT
+from helpers.servers import serve_asgi
+from helpers.streams import STREAM
+from helpers.waiting import until
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.instrumentation.httpx import HTTPX2ClientInstrumentor, HTTPXClientInstrumentor
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
-from otlp import Receiver
-from support import Backend, serve_asgi, until
 
 WORDS = " ".join(f"word{n}" for n in range(50))
 QUESTION: Any = {"model": "parrot", "messages": [{"role": "user", "content": WORDS}]}
@@ -68,22 +71,10 @@ class Taped:
 
 @pytest.fixture
 def both(backend: Backend, instrument: Callable[..., None]) -> Iterator[Backend]:
-    """Servers and clients are told."""
+    """Servers and clients are instrumented."""
     instrument()
-    with _clients(backend):
+    with instrumented(backend):
         yield backend
-
-
-@contextlib.contextmanager
-def _clients(backend: Backend) -> Iterator[None]:
-    used = [kind() for kind in INSTRUMENTORS]
-    for each in used:
-        each.instrument(**backend.providers)
-    try:
-        yield
-    finally:
-        for each in used:
-            each.uninstrument()
 
 
 def _types(backend: Backend, side: str) -> dict[str, int]:
@@ -94,7 +85,7 @@ def _types(backend: Backend, side: str) -> dict[str, int]:
 
 
 async def _assert_both(backend: Backend, app: Taped, count: int) -> None:
-    """Both ends have told the same, and what the oracle reads."""
+    """Both ends have reported the same, and what the oracle reads."""
     bodies = [bytes(body) for body in app.bodies]
     assert len(bodies) == count
     await until(lambda: len(backend.events("sse.connection.closed")) == 2 * count)
@@ -114,11 +105,11 @@ def _ask_openai(url: str) -> str:
 
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         return "".join(
-            _said(chunk) for chunk in client.chat.completions.create(**QUESTION, stream=True)
+            _text(chunk) for chunk in client.chat.completions.create(**QUESTION, stream=True)
         )
 
 
-def _said(chunk: Any) -> str:
+def _text(chunk: Any) -> str:
     return chunk.choices[0].delta.content or ""
 
 
@@ -128,7 +119,7 @@ async def _ask_openai_async(url: str, **options: Any) -> str:
     options = {"base_url": f"{url}/v1", "api_key": "none", "max_retries": 0, **options}
     async with openai.AsyncOpenAI(**options) as client:
         answer = await client.chat.completions.create(**QUESTION, stream=True)
-        return "".join([_said(chunk) async for chunk in answer])
+        return "".join([_text(chunk) async for chunk in answer])
 
 
 async def _ask_openai_by_aiohttp(url: str) -> str:
@@ -332,28 +323,22 @@ def _beside(backend: Backend, others: list[Any], *, first: bool) -> Iterator[Non
 
     with contextlib.ExitStack() as stack:
         if not first:
-            stack.enter_context(_clients(backend))
+            stack.enter_context(instrumented(backend))
         for other in others:
             other.instrument(**providers)
         try:
             if first:
-                stack.enter_context(_clients(backend))
+                stack.enter_context(instrumented(backend))
             yield
         finally:
             for other in others:
                 other.uninstrument()
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[Server]:
-    async with serving() as server:
-        yield server
-
-
 @pytest.mark.parametrize("first", [False, True], ids=["ours first", "theirs first"])
 @pytest.mark.parametrize("name", BESIDE)
 async def test_beside_contribs_instrumentation(
-    name: str, first: bool, server: Server, backend: Backend, caplog: pytest.LogCaptureFixture
+    name: str, first: bool, server: StreamServer, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One span of ours beside one of theirs, below the caller's; their header goes out."""
     make, get = BESIDE[name]
@@ -411,7 +396,9 @@ async def test_beside_the_genai_instrumentation(
 # --- the end of the process ---------------------------------------------------------------------
 
 
-async def _end(client: str, way: str, server: Server, receiver: Receiver | None) -> tuple[int, str]:
+async def _end(
+    client: str, way: str, server: StreamServer, receiver: Receiver | None
+) -> tuple[int, str]:
     """The exit status and what was written of a process that ends while it reads."""
     around = [str(INSTRUMENT)] if receiver else []
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
@@ -445,8 +432,8 @@ async def _end(client: str, way: str, server: Server, receiver: Receiver | None)
 
 @pytest.mark.parametrize("way", ["status", "error", "SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("client", ["httpx", "httpx-async", "aiohttp", "requests"])
-async def test_a_process_that_ends_tells_what_it_reads(
-    client: str, way: str, server: Server
+async def test_a_process_that_ends_reports_what_it_reads(
+    client: str, way: str, server: StreamServer
 ) -> None:
     """However it ends, with the status that it would have had."""
     plain, _ = await _end(client, way, server, None)
@@ -461,5 +448,5 @@ async def test_a_process_that_ends_tells_what_it_reads(
         assert closed.span_id == span.span_id
         assert receiver.value("sse.client.connection.duration") == 1
         assert receiver.value("sse.client.active_connections") == 0
-    # No word of ours, but for the traceback's lines.
+    # Nothing of ours is logged; the traceback's lines may name us.
     assert "otel_sse:" not in output

@@ -1,4 +1,4 @@
-"""Every ending of a stream on every server: real processes, a real receiver, one table."""
+"""Every way in which a stream closes, on every server: real processes, a real receiver."""
 
 import contextlib
 import ctypes
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.endings import ENDINGS, SERVERS, Ending, Server, markdown, told
-from e2e.processes import ALONE, APPS, BIN, INSTRUMENT
-from otlp import Point, Receiver, Record, Span
+from e2e.endings import ENDINGS, SERVERS, Ending, ServerCommand, expected, markdown
+from helpers.otlp import Point, Receiver, Record, Span
+from helpers.processes import ALONE, APPS, BIN, INSTRUMENT
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -46,8 +46,8 @@ IFF_UP = 1
 EACH_SERVER = pytest.mark.parametrize("server", SERVERS, ids=lambda server: server.name)
 
 
-class Client:
-    """A request on a bare socket with a small buffer, which ends as it is told to."""
+class SocketClient:
+    """A request on a bare socket with a small buffer, which ends as asked."""
 
     def __init__(self, port: int, path: str, method: str) -> None:
         self._socket = socket.socket()
@@ -77,10 +77,10 @@ class Client:
 
 @dataclasses.dataclass
 class Run:
-    """What a server's process has told, what its clients have read, and how it went.
+    """What a server's process has reported, what its clients have read, and how it went.
 
-    ``ended`` is what was told of before the server was told to stop, ``left`` how many connections
-    the server still had when the network had gone.
+    ``ended`` is what was reported before the server was asked to stop, ``remaining`` how many
+    connections the server still had when the network was down.
     """
 
     receiver: Receiver
@@ -88,7 +88,7 @@ class Run:
     status: int | None = None
     output: str = ""
     ended: frozenset[str] = frozenset()
-    left: int = 0
+    remaining: int = 0
 
     def spans(self, route: str) -> list[Span]:
         return [
@@ -104,10 +104,10 @@ class Run:
 
 
 @contextlib.contextmanager
-def process(server: Server, run: Run) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
-    """A server that serves, and its port; afterwards it has stopped and ``run`` says how."""
+def process(server: ServerCommand, run: Run) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
+    """A server that serves, and its port; afterwards it has stopped, and ``run`` has its output."""
     with socket.socket() as reserved, tempfile.TemporaryFile() as output:
-        # Bound, so that nobody else is given the port; not listening, so that the server may.
+        # Bound, so that no other process gets the port; not listening, so that the server may.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
@@ -154,28 +154,28 @@ def listens(port: int) -> bool:
 
 
 def until(condition: Callable[[], Any]) -> None:
-    """Not for ever: what has not come then, its own test misses."""
+    """At most ``PATIENCE`` seconds: a test of its own fails for what has not come by then."""
     deadline = time.monotonic() + PATIENCE
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
-def drive(server: Server) -> Run:
+def drive(server: ServerCommand) -> Run:
     """Has every ending happen on the server, and then stops it."""
     with Receiver() as receiver:
         run = Run(receiver)
         with contextlib.ExitStack() as stack, process(server, run) as (started, port):
-            clients: dict[tuple[str, Ending], Client] = {}
+            clients: dict[tuple[str, Ending], SocketClient] = {}
             awaited = set()
             for kind in server.kinds:
                 for ending in ENDINGS:
                     route = f"/{kind}/{ending.path}"
-                    clients[kind, ending] = client = Client(port, route, ending.method)
+                    clients[kind, ending] = client = SocketClient(port, route, ending.method)
                     stack.callback(client.closes)
                     client.until(b"begun" if ending.reason else b"\r\n\r\n")
                     run.read[route] = client.read
-                    expected = told(server, kind, ending)
-                    if ending.reason not in (None, "server_shutdown") and not expected.late:
+                    wanted = expected(server, kind, ending)
+                    if ending.reason not in (None, "server_shutdown") and not wanted.late:
                         awaited.add(route)
                     if ending.client in ("closes", "resets"):
                         getattr(client, ending.client)()
@@ -190,7 +190,7 @@ def drive(server: Server) -> Run:
     return run
 
 
-def unplug(server: Server) -> Run:
+def unplug(server: ServerCommand) -> Run:
     """Has two clients' network go without a word, while the server sends to one of them.
 
     The server is alone with them in a network of its own, where TCP soon gives up.
@@ -205,12 +205,12 @@ def unplug(server: Server) -> Run:
         run = Run(receiver)
         with contextlib.ExitStack() as stack, process(server, run) as (started, port):
             for route in (sending, silent):
-                client = Client(port, route, "GET")
+                client = SocketClient(port, route, "GET")
                 stack.callback(client.closes)
                 client.until(b"begun")
             network(up=False)
             until(lambda: established(port) == 1)
-            run.left = established(port)
+            run.remaining = established(port)
             network(up=True)
             until(lambda: run.closed(sending))
             started.send_signal(signal.SIGTERM)
@@ -237,7 +237,7 @@ def runs(request: pytest.FixtureRequest) -> Iterator[Callable[..., Run]]:
     parameters = [getattr(item, "callspec", None) for item in request.session.items]
     futures: dict[Any, Future[Run]] = {}
     with contextlib.ExitStack() as stack:
-        # Threads of their own: what has left the machine's network does not come back. Few: a
+        # Threads of their own: a thread that unshared the network cannot return to it. Few: a
         # process that ends gives its exporters ten seconds, of which they must get some.
         for name, work, threads in (("server", drive, 3), ("unplugged", unplug, 1)):
             pool = stack.enter_context(ThreadPoolExecutor(threads))
@@ -251,29 +251,29 @@ def runs(request: pytest.FixtureRequest) -> Iterator[Callable[..., Run]]:
 
 
 @pytest.mark.parametrize(("server", "kind", "ending"), CELLS)
-def test_an_ending_is_told(
-    server: Server, kind: str, ending: Ending, runs: Callable[..., Run]
+def test_each_close_is_reported(
+    server: ServerCommand, kind: str, ending: Ending, runs: Callable[..., Run]
 ) -> None:
-    """One span, one closed event and one duration tell the ending with the table's words; nothing
-    is live any more, and what is no stream is not told.
+    """One span, one closed event and one duration report the table's reason; nothing stays live,
+    and what is no stream is not reported.
     """
     run = runs(server)
     route = f"/{kind}/{ending.path}"
-    expected = told(server, kind, ending)
+    wanted = expected(server, kind, ending)
     spans, closed, durations = run.spans(route), run.closed(route), run.durations(route)
-    if expected.reason is None:
+    if wanted.reason is None:
         assert run.read[route].startswith(b"HTTP/1.1 %d " % ending.status), run.output
         claims = b"text/event-stream" in run.read[route]
         assert claims is (ending.path != "raises-before")
         assert (spans, closed, durations) == ([], [], [])
         assert not run.receiver.points("sse.server.connections", http__route=route)
         return
-    failed = error_type(expected.error_type)
-    words = (expected.reason, failed, ending.status)
+    failed = error_type(wanted.error_type)
+    words = (wanted.reason, failed, ending.status)
     assert [words_of(each) for each in (*spans, *closed, *durations)] == [words] * 3, run.output
     (span,), (event,), (duration,) = spans, closed, durations
     assert duration.value == 1
-    at_the_stop = expected.late or expected.reason == "server_shutdown"
+    at_the_stop = wanted.late or wanted.reason == "server_shutdown"
     assert (route in run.ended) is not at_the_stop
     assert set(duration.attributes) == {
         "http.request.method",
@@ -284,7 +284,7 @@ def test_an_ending_is_told(
         *(["error.type"] if failed else []),
     }
     assert span.status == ("ERROR" if failed else "UNSET")
-    assert event.severity_text == ("ERROR" if expected.reason == "error" else "INFO")
+    assert event.severity_text == ("ERROR" if wanted.reason == "error" else "INFO")
     assert (event.trace_id, event.span_id) == (span.trace_id, span.span_id)
     assert run.receiver.value("sse.server.connections", http__route=route) == 1
     active = run.receiver.points("sse.server.active_connections", http__route=route)
@@ -304,13 +304,13 @@ def error_type(name: str | None) -> str | None:
 
 
 @EACH_SERVER
-def test_the_server_stops_as_it_would(server: Server, runs: Callable[..., Run]) -> None:
-    """By itself, with its own exit status, and without a complaint of the telemetry's, which has
-    told of no other streams.
+def test_the_server_stops_as_it_would(server: ServerCommand, runs: Callable[..., Run]) -> None:
+    """Without a kill, with its own exit status, and without a complaint of the telemetry's, which
+    has reported no other streams.
     """
     run = runs(server)
     pairs = [(kind, ending) for kind in server.kinds for ending in ENDINGS]
-    streams = sum(told(server, kind, ending).reason is not None for kind, ending in pairs)
+    streams = sum(expected(server, kind, ending).reason is not None for kind, ending in pairs)
     assert len(run.receiver.spans("SSE")) == streams
     assert len(run.receiver.records("sse.connection.closed")) == streams
     own = -signal.SIGTERM if server.name.startswith("uvicorn (") else 0
@@ -319,7 +319,9 @@ def test_the_server_stops_as_it_would(server: Server, runs: Callable[..., Run]) 
 
 
 @EACH_SERVER
-def test_contrib_is_there_where_the_table_says_so(server: Server, runs: Callable[..., Run]) -> None:
+def test_contrib_is_there_where_the_table_says_so(
+    server: ServerCommand, runs: Callable[..., Run]
+) -> None:
     """With contrib's instrumentation on, its spans enclose ours; without it there are none."""
     run = runs(server)
     contribs = {span.span_id for span in run.receiver.spans() if span.scope.startswith(CONTRIB)}
@@ -329,11 +331,11 @@ def test_contrib_is_there_where_the_table_says_so(server: Server, runs: Callable
 
 
 @pytest.mark.parametrize("unplugged", UNPLUGGED, ids=lambda server: server.name)
-def test_a_client_whose_network_goes_is_told_once_the_kernel_gives_up(
-    unplugged: Server, runs: Callable[..., Run]
+def test_a_client_whose_network_goes_is_disconnected_once_the_kernel_gives_up(
+    unplugged: ServerCommand, runs: Callable[..., Run]
 ) -> None:
-    """Without a FIN nobody knows, until what is sent is not acknowledged: a disconnect, no error.
-    A silent stream is live until the server stops.
+    """Without a FIN the server knows nothing until what it sends is not acknowledged. That is a
+    disconnect, and no error. A silent stream is live until the server stops.
     """
     try:
         run = runs(unplugged, "unplugged")
@@ -341,17 +343,17 @@ def test_a_client_whose_network_goes_is_told_once_the_kernel_gives_up(
         if error.errno != errno.EPERM or "CI" in os.environ:
             raise
         pytest.skip("a network of one's own takes root")
-    assert run.left == 1, run.output
+    assert run.remaining == 1, run.output
     kind, *_ = unplugged.kinds
     for ending, reason in (("stopped", "client_disconnect"), ("silent", "server_shutdown")):
         route = f"/{kind}/{ending}"
-        told = (*run.spans(route), *run.closed(route), *run.durations(route))
-        assert [words_of(each) for each in told] == [(reason, None, 200)] * 3, run.output
+        reports = (*run.spans(route), *run.closed(route), *run.durations(route))
+        assert [words_of(each) for each in reports] == [(reason, None, 200)] * 3, run.output
     assert {span.status for span in run.receiver.spans("SSE")} == {"UNSET"}
     assert run.receiver.value("sse.server.active_connections") == 0
 
 
 def test_the_documentation_has_the_table() -> None:
-    """What ``python tests/e2e/endings.py`` prints is in the documentation, between its marks."""
+    """What ``python tests/e2e/endings.py`` prints is in the documentation, between comments."""
     begin, end = "<!-- endings: begin -->\n", "<!-- endings: end -->"
     assert begin + markdown() + end in DOCS.read_text()

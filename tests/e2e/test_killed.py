@@ -1,4 +1,4 @@
-"""A killed process tells nothing any more: what it told before has to be right, and not old."""
+"""A killed process exports nothing more: what it exported before has to be right and recent."""
 
 import asyncio
 import itertools
@@ -6,9 +6,9 @@ import re
 import secrets
 import signal
 
-from e2e.processes import Served, serve
-from otlp import Receiver, Span
-from support import RawClient
+from helpers.otlp import Receiver, Span
+from helpers.processes import Served, serve
+from helpers.raw_client import RawClient
 
 TALKING, SILENT, ENDED = 4, 2, 3
 ENDLESS = 10**6
@@ -17,7 +17,7 @@ SEGMENT = 1.0
 BATCH, INTERVAL, SLACK = 0.1, 0.3, 5.0
 
 
-class Client:
+class Reader:
     """Reads a stream until its server is gone; ``made`` is when its messages were made, Unix ns."""
 
     def __init__(self, raw: RawClient, trace_id: str) -> None:
@@ -26,7 +26,7 @@ class Client:
         self._raw = raw
 
     @classmethod
-    async def ask(cls, served: Served, path: str) -> "Client":
+    async def ask(cls, served: Served, path: str) -> "Reader":
         trace_id = secrets.token_hex(16)
         traceparent = f"traceparent: 00-{trace_id}-{secrets.token_hex(8)}-01"
         return cls(await RawClient.get(served.port, path, traceparent), trace_id)
@@ -37,7 +37,7 @@ class Client:
         await self._raw.close()
 
 
-def segments(receiver: Receiver, client: Client) -> list[Span]:
+def segments(receiver: Receiver, client: Reader) -> list[Span]:
     """The segments of a client's stream that have arrived, the oldest first."""
     ids = {
         span.attributes["sse.connection.id"]
@@ -48,9 +48,9 @@ def segments(receiver: Receiver, client: Client) -> list[Span]:
     return sorted(found, key=lambda span: int(span.attributes["sse.segment.index"]))
 
 
-async def test_what_was_told_before_a_kill_is_right(receiver: Receiver) -> None:
-    """SIGKILL with live streams: of each the segments that ended are told without a gap, with every
-    message sent in them, and of time no more is lost than a segment and an export interval.
+async def test_what_was_exported_before_a_kill_is_right(receiver: Receiver) -> None:
+    """SIGKILL with live streams: the segments that ended are exported without a gap, with every
+    message sent in them, and no more is lost than a segment and an export interval.
     """
     command = "uvicorn workers_killed:app --port {port} --log-level warning"
     with serve(
@@ -62,15 +62,15 @@ async def test_what_was_told_before_a_kill_is_right(receiver: Receiver) -> None:
         OTEL_METRIC_EXPORT_INTERVAL=str(int(INTERVAL * 1000)),
     ) as served:
         await served.started()
-        ended = [await Client.ask(served, "/stream/7") for _ in range(ENDED)]
-        silent = [await Client.ask(served, "/stream/3?silent") for _ in range(SILENT)]
-        talking = [await Client.ask(served, f"/stream/{ENDLESS}") for _ in range(TALKING)]
+        ended = [await Reader.ask(served, "/stream/7") for _ in range(ENDED)]
+        silent = [await Reader.ask(served, "/stream/3?silent") for _ in range(SILENT)]
+        talking = [await Reader.ask(served, f"/stream/{ENDLESS}") for _ in range(TALKING)]
         reading = [asyncio.create_task(each.read()) for each in (*ended, *silent, *talking)]
 
-        def told() -> bool:
+        def exported() -> bool:
             return all(len(segments(receiver, each)) >= 3 for each in (*silent, *talking))
 
-        await asyncio.to_thread(receiver.wait_for, told, 60)
+        await asyncio.to_thread(receiver.wait_for, exported, 60)
         served.ended(signal.SIGKILL)
         await asyncio.gather(*reading)
 
@@ -86,7 +86,7 @@ async def test_what_was_told_before_a_kill_is_right(receiver: Receiver) -> None:
     assert_metrics_right_so_far(receiver, [*ended, *silent, *talking])
 
 
-def assert_right_so_far(receiver: Receiver, client: Client) -> None:
+def assert_right_so_far(receiver: Receiver, client: Reader) -> None:
     found = segments(receiver, client)
     assert [span.attributes["sse.segment.index"] for span in found] == list(range(len(found)))
     assert not any("sse.segment.final" in span.attributes for span in found)
@@ -96,13 +96,13 @@ def assert_right_so_far(receiver: Receiver, client: Client) -> None:
     until = found[-1].end
     sent = sum(made < until for made in client.made)
     # The message that ends a segment was made a moment before, and is in the next one.
-    told = sum(span.attributes["sse.segment.messages"] for span in found)
-    assert told in (sent, sent - 1)
+    reported = sum(span.attributes["sse.segment.messages"] for span in found)
+    assert reported in (sent, sent - 1)
     lost = (client.made[-1] - until) / 1e9
     assert lost < SEGMENT * 1.1 + BATCH + SLACK
 
 
-def assert_metrics_right_so_far(receiver: Receiver, clients: list[Client]) -> None:
+def assert_metrics_right_so_far(receiver: Receiver, clients: list[Reader]) -> None:
     assert receiver.value("sse.server.active_connections") == SILENT + TALKING
     assert receiver.value("sse.server.connections") == len(clients)
     assert receiver.value("sse.server.connection.duration") == ENDED

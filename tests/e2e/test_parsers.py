@@ -1,4 +1,4 @@
-"""The parsers that people use read a stream with marks as they read it without.
+"""Common parsers read a stream with trace comments as they read it without.
 
 An SDK is imported where it is used: that takes seconds, and every process collects this file.
 """
@@ -17,10 +17,10 @@ import pytest
 import requests
 import requests_sse
 import sseclient
+from helpers.servers import serve_asgi
 from starlette.applications import Starlette
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
-from support import serve_asgi
 
 # What each of them reads alike: whole messages, in pieces, of several lines and types.
 CHUNKS = (
@@ -130,7 +130,7 @@ PARSERS = (
 async def test_a_parser_reads_the_same(
     parser: Any, propagate: bool, instrument: Callable[..., None]
 ) -> None:
-    """With marks and without."""
+    """With trace comments and without."""
     instrument(propagate=propagate)
     async with serve_asgi(APP) as port:
         url = f"http://127.0.0.1:{port}/"

@@ -1,4 +1,4 @@
-"""Both ends linked: a mark in front of each message, which no reader but ours notices."""
+"""Both ends linked: a trace comment before each message, which only our readers notice."""
 
 import asyncio
 import time
@@ -7,19 +7,21 @@ from typing import Any
 
 import aiohttp
 import httpx
-import oracle
 import pytest
 from aiohttp import web
-from e2e.streams import PIECES, STREAM, fetch
+from helpers import oracle
+from helpers.backend import Backend
+from helpers.servers import serve_aiohttp, serve_asgi
+from helpers.streams import PIECES, STREAM, fetch
+from helpers.waiting import until
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from support import Backend, serve_aiohttp, serve_asgi, until
 
-from otel_sse.aiohttp_client import SSEAiohttpClientInstrumentor
-from otel_sse.httpx import SSEHttpxInstrumentor
+from otel_sse.clients.aiohttp import SSEAiohttpClientInstrumentor
+from otel_sse.clients.httpx import SSEHttpxInstrumentor
 
 Instrument = Callable[..., None]
 SSE = "text/event-stream"
@@ -39,7 +41,7 @@ async def _whole(_: Any) -> Response:
     return Response(STREAM, media_type=SSE)
 
 
-async def _coded(_: Any) -> StreamingResponse:
+async def _encoded(_: Any) -> StreamingResponse:
     headers = {"Content-Encoding": "rot13"}
     return StreamingResponse(_pieces(), media_type=SSE, headers=headers)
 
@@ -57,7 +59,7 @@ async def _written(request: web.Request) -> web.StreamResponse:
 
 
 STARLETTE = Starlette(
-    routes=[Route("/stream", _stream), Route("/whole", _whole), Route("/coded", _coded)],
+    routes=[Route("/stream", _stream), Route("/whole", _whole), Route("/encoded", _encoded)],
 )
 
 
@@ -79,11 +81,11 @@ async def _bytes(kind: str, path: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["starlette", "aiohttp"])
 @pytest.mark.parametrize("propagate", [True, False])
-async def test_the_mark_is_there_where_it_is_asked_for(
+async def test_trace_comments_are_there_where_configured(
     kind: str, propagate: bool, instrument: Instrument, backend: Backend
 ) -> None:
     """Off, not one byte differs; on, a literal reader finds the same messages, and one comment
-    more for each; the server counts neither the marks nor their bytes.
+    more for each; the server counts neither the trace comments nor their bytes.
     """
     instrument(propagate=propagate)
     stream = await _bytes(kind, "/stream")
@@ -102,12 +104,12 @@ async def test_the_mark_is_there_where_it_is_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("kind", "path"), [("starlette", "/whole"), ("starlette", "/coded"), ("aiohttp", "/length")]
+    ("kind", "path"), [("starlette", "/whole"), ("starlette", "/encoded"), ("aiohttp", "/length")]
 )
-async def test_a_body_of_a_settled_length_or_coding_is_left_alone(
+async def test_a_body_of_a_settled_length_or_coding_is_unmodified(
     kind: str, path: str, instrument: Instrument
 ) -> None:
-    """More bytes than the headers say would break the response."""
+    """More bytes than the headers announce would break the response."""
     instrument(propagate=True)
     async with (
         _serve(kind) as port,
@@ -118,20 +120,22 @@ async def test_a_body_of_a_settled_length_or_coding_is_left_alone(
 
 
 @pytest.mark.parametrize(("kind", "path"), [("starlette", "/stream"), ("aiohttp", "/gzip")])
-async def test_marks_are_coded_with_the_body(kind: str, path: str, instrument: Instrument) -> None:
-    """Where the framework codes the body behind us, the marks are in what it codes."""
+async def test_trace_comments_are_encoded_with_the_body(
+    kind: str, path: str, instrument: Instrument
+) -> None:
+    """Where the framework encodes the body after us, it encodes the trace comments, too."""
     instrument(propagate=True)
     assert b": otel traceparent=00-" in await _bytes(kind, path)
 
 
 @pytest.fixture
 def reader() -> Iterator[Backend]:
-    """What the instrumented clients tell."""
-    told = Backend()
+    """The backend of the instrumented clients."""
+    backend = Backend()
     clients = (SSEHttpxInstrumentor(), SSEAiohttpClientInstrumentor())
     for each in clients:
-        each.instrument(**told.providers)
-    yield told
+        each.instrument(**backend.providers)
+    yield backend
     for each in clients:
         each.uninstrument()
 
@@ -151,8 +155,8 @@ async def _read_by_aiohttp(url: str) -> bytes:
 async def test_both_ends_are_linked_and_count_the_same(
     kind: str, read: Any, instrument: Instrument, backend: Backend, reader: Backend
 ) -> None:
-    """The reader's span links to the sender's, each message has its delivery time, and the marks
-    are in no count of either end.
+    """The reader's span links to the sender's, each message has its delivery time, and the
+    trace comments are in no count of either end.
     """
     instrument(propagate=True)
     async with _serve(kind) as port:
@@ -177,7 +181,9 @@ async def test_clocks_that_disagree_give_no_negative_time(
 ) -> None:
     """A server whose clock is ahead: its messages are counted as skewed."""
     instrument(propagate=True)
-    monkeypatch.setattr("otel_sse.mark.time_ns", lambda: time.time_ns() + 3_600_000_000_000)
+    monkeypatch.setattr(
+        "otel_sse.wire.trace_comment.time_ns", lambda: time.time_ns() + 3_600_000_000_000
+    )
     async with _serve("starlette") as port:
         await _read_by_httpx(f"http://127.0.0.1:{port}/stream")
     messages, _ = oracle.read(STREAM)
@@ -185,8 +191,8 @@ async def test_clocks_that_disagree_give_no_negative_time(
     assert reader.points("sse.client.delivery.duration") == []
 
 
-async def test_gzip_around_the_router_codes_the_marks(instrument: Instrument) -> None:
-    """A middleware's coding comes after the marks."""
+async def test_gzip_around_the_router_encodes_the_trace_comments(instrument: Instrument) -> None:
+    """A middleware's encoding comes after the trace comments."""
     instrument(propagate=True)
     routes = [Route("/stream", _stream)]
     app = Starlette(routes=routes, middleware=[Middleware(GZipMiddleware, minimum_size=1)])

@@ -1,5 +1,5 @@
-"""Applications that know nothing of us, started by ``opentelemetry-instrument``, each a process
-and a socket of its own, read by real clients; what they tell is read off the OTLP wire.
+"""Applications that do not import us, started by ``opentelemetry-instrument``, each a process
+and a socket of its own, read by real clients; what they export is read off the OTLP wire.
 
 An SDK is imported where it is used: that takes seconds, and every process collects this file.
 """
@@ -20,17 +20,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
-import oracle
 import pytest
-from e2e.processes import ALONE, APPS, BIN, INSTRUMENT
-from otlp import Receiver, Span
-from support import AIOHTTP_SSE_3
+from helpers import oracle
+from helpers.otlp import Receiver, Span
+from helpers.processes import ALONE, APPS, BIN, INSTRUMENT
+from helpers.servers import AIOHTTP_SSE_3
 
 BASE = ("http.request.method", "http.route", "url.scheme")
-ENDING = ("sse.close.reason", "http.response.status_code")
+CLOSE = ("sse.close.reason", "http.response.status_code")
 
 
-class Server:
+class ServerProcess:
     """An application in a process of its own. It inherits its listening socket, so that a client
     can connect at once and wait.
     """
@@ -129,8 +129,8 @@ def raw(
     return made
 
 
-def leave(port: int, path: str, route: str, after: bytes) -> Exchange:
-    """Reads an endless response until its bytes end with ``after``, and then leaves."""
+def disconnect_after(port: int, path: str, route: str, after: bytes) -> Exchange:
+    """Reads an endless response until its bytes end with ``after``, and then disconnects."""
     made, traceparent = exchange("GET", route, reasons=("client_disconnect",))
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     with contextlib.closing(connection):
@@ -212,9 +212,9 @@ class _AsyncTappedStream(httpx2.AsyncByteStream):
 
 
 @contextlib.contextmanager
-def running(module: str, receiver: Receiver, *, contrib: bool) -> Iterator[Server]:
+def running(module: str, receiver: Receiver, *, contrib: bool) -> Iterator[ServerProcess]:
     """A server for the length of the block. It must not complain, not even while it ends."""
-    server = Server(module, receiver, contrib=contrib)
+    server = ServerProcess(module, receiver, contrib=contrib)
     try:
         server.wait_until_it_answers()
         yield server
@@ -224,7 +224,7 @@ def running(module: str, receiver: Receiver, *, contrib: bool) -> Iterator[Serve
 
 
 def assert_received(receiver: Receiver, exchanges: list[Exchange], *, below_http: bool) -> None:
-    """Everything that the contract says of these streams, and of no other, has been received.
+    """Everything that the conventions list for these streams, and no other, has been received.
 
     ``below_http``: something makes an HTTP server span for each request.
     """
@@ -255,7 +255,7 @@ def assert_received(receiver: Receiver, exchanges: list[Exchange], *, below_http
     assert table("active_connections") == dict.fromkeys(ended, 0)
     assert +Counter(table("connections", "sse.resumed")) == opened
     durations: Counter[tuple[str, ...]] = Counter()
-    for key, count in table("connection.duration", *ENDING).items():
+    for key, count in table("connection.duration", *CLOSE).items():
         durations[key[: len(BASE)]] += int(count)
     assert durations == ended
 
@@ -267,8 +267,8 @@ def assert_received(receiver: Receiver, exchanges: list[Exchange], *, below_http
         found, commented = readings[each.trace_id]
         assert span.name == f"SSE {each.route}"
         assert span.scope == "otel_sse"
-        told = span.attributes
-        assert told["sse.close.reason"] in each.reasons
+        found_attributes = span.attributes
+        assert found_attributes["sse.close.reason"] in each.reasons
         wanted = {
             "http.request.method": each.method,
             "http.route": each.route,
@@ -283,7 +283,7 @@ def assert_received(receiver: Receiver, exchanges: list[Exchange], *, below_http
             "sse.comments": commented,
             "sse.io": len(each.body),
         }
-        assert {key: told.get(key) for key in wanted} == wanted
+        assert {key: found_attributes.get(key) for key in wanted} == wanted
         sequences = [event.attributes["sse.message.sequence"] for event in span.events]
         edges = [n for n in range(1, len(found) + 1) if n <= 16 or n > len(found) - 16]
         assert sequences == edges
@@ -347,8 +347,8 @@ BOTH = pytest.mark.parametrize("contrib", [False, True], ids=["contrib off", "co
     ["native", "sse_responses", pytest.param("aiohttp_responses", marks=AIOHTTP_SSE_3)],
 )
 def test_a_frameworks_own_streams(module: str, contrib: bool, receiver: Receiver) -> None:
-    """FastAPI's native SSE, sse-starlette and aiohttp-sse tell, on the OTLP wire, exactly what raw
-    clients received: finite, resumed, posted, concurrent and abandoned streams alike.
+    """FastAPI's native SSE, sse-starlette and aiohttp-sse export, on the OTLP wire, exactly what
+    raw clients received: finite, resumed, posted, concurrent and abandoned streams alike.
     """
     events = ("/api/rooms/blue/events", "/api/rooms/{room}/events")
     endless = ("/api/rooms/blue/endless", "/api/rooms/{room}/endless")
@@ -364,11 +364,11 @@ def test_a_frameworks_own_streams(module: str, contrib: bool, receiver: Receiver
         with ThreadPoolExecutor(4) as pool:
             exchanges += pool.map(lambda n: ask("GET", n), range(20, 28))
         path, route = endless
-        exchanges.append(leave(server.port, f"{path}?n=5", route, last))
+        exchanges.append(disconnect_after(server.port, f"{path}?n=5", route, last))
         wait(receiver, exchanges)
     assert all(each.is_stream for each in exchanges)
     assert [each.body.count(b"event: tick") for each in exchanges[:3]] == [40, 0, 3]
-    # FastAPI makes an HTTP server span by itself.
+    # FastAPI makes an HTTP server span of its own.
     assert_received(receiver, exchanges, below_http=contrib or module == "native")
 
 

@@ -1,4 +1,4 @@
-"""Servers that are told to stop with live streams: all is told before the process is gone."""
+"""Servers that stop with live streams: all is reported before the process ends."""
 
 import asyncio
 import resource
@@ -10,11 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
-from e2e.processes import opened, serve
-from otlp import Receiver
+from helpers.otlp import Receiver
+from helpers.processes import opened, serve
 
 GRACE = 6
-# gunicorn and granian kill at their limit whatever is under way; it is told in the last 5 s of it.
+# gunicorn and granian kill at this limit, in seconds; streams are reported in its last 5 s.
 KILLED_AFTER = 10
 UVICORN = "uvicorn stop_asgi:app --port {port} --log-level error"
 GUNICORN = f"gunicorn -b 127.0.0.1:{{port}} -w 2 --graceful-timeout {KILLED_AFTER}"
@@ -48,9 +48,9 @@ class Stop(NamedTuple):
     messages: float
 
 
-async def _stop(command: str, number: signal.Signals, streams: int, *, told: bool) -> Stop:
+async def _stop(command: str, number: signal.Signals, streams: int, *, instrumented: bool) -> Stop:
     """Stops a server while that many endless streams are live, and a short one."""
-    with Receiver() as receiver, serve(command, receiver if told else None) as served:
+    with Receiver() as receiver, serve(command, receiver if instrumented else None) as served:
         await served.started()
         async with opened(served, "/endless", streams), opened(served, "/short", 1):
             began = time.monotonic()
@@ -90,17 +90,17 @@ def stops() -> Iterator[Stops]:
     """
     with ThreadPoolExecutor(3) as pool:
         yield {
-            (name, number, told): pool.submit(
-                lambda command, number, told: asyncio.run(
-                    _stop(command, number, 100 if told else 5, told=told)
+            (name, number, instrumented): pool.submit(
+                lambda command, number, instrumented: asyncio.run(
+                    _stop(command, number, 100 if instrumented else 5, instrumented=instrumented)
                 ),
                 command,
                 number,
-                told,
+                instrumented,
             )
             for name, command in SERVERS.items()
             for number in SIGNALS
-            for told in (True, False)
+            for instrumented in (True, False)
         }
         pool.shutdown(cancel_futures=True)
 
@@ -109,7 +109,7 @@ def stops() -> Iterator[Stops]:
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_stop_loses_nothing(name: str, number: signal.Signals, stops: Stops) -> None:
-    """A hundred live streams end as cut by the server, one that ends by itself as completed; and
+    """A hundred live streams end as cut by the server, one that has ended as completed; and
     the server ends as it would without us: with the same status, hardly later.
     """
     stop = stops[name, number, True].result()
@@ -127,14 +127,14 @@ def test_a_stop_loses_nothing(name: str, number: signal.Signals, stops: Stops) -
 
 
 @pytest.mark.timeout(300)
-def test_five_thousand_live_streams_are_told_by_a_server_that_stops() -> None:
+def test_a_server_that_stops_reports_five_thousand_live_streams() -> None:
     """More than the SDK's queues hold end in one moment, on real sockets, and all arrive."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 12_000:
         pytest.skip(f"it needs 12,000 open files, and the limit is {hard}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        stop = asyncio.run(_stop(SERVERS["uvicorn"], signal.SIGTERM, 5000, told=True))
+        stop = asyncio.run(_stop(SERVERS["uvicorn"], signal.SIGTERM, 5000, instrumented=True))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     expected = {("/endless", "server_shutdown"): 5000, ("/short", "completed"): 1}

@@ -1,12 +1,12 @@
-"""Another event loop than asyncio's: everything is told of streams that trio serves."""
+"""Another event loop than asyncio's: streams that trio serves are reported in full."""
 
 import asyncio
 import contextlib
 import http.client
 import signal
 
-from e2e.processes import Served, serve
-from otlp import Receiver
+from helpers.otlp import Receiver
+from helpers.processes import Served, serve
 
 HYPERCORN = "hypercorn trio_app:app -b 127.0.0.1:{port} -k trio --graceful-timeout 1"
 SOON = {
@@ -29,7 +29,7 @@ def _read(served: Served, path: str) -> bytes:
 
 
 def _reasons(receiver: Receiver) -> dict[str, tuple[str, int]]:
-    """How each stream ended, and its messages."""
+    """Each stream's close reason and messages."""
     return {
         record.attributes["url.path"]: (
             record.attributes["sse.close.reason"],
@@ -39,9 +39,9 @@ def _reasons(receiver: Receiver) -> dict[str, tuple[str, int]]:
     }
 
 
-async def test_every_ending_has_its_word(receiver: Receiver) -> None:
-    """Also the one that the server announces as a disconnect while the last body is sent, and a
-    time-out of trio's; and what is live at SIGTERM is told before the process is gone.
+async def test_every_close_has_its_reason(receiver: Receiver) -> None:
+    """Also the close that the server announces as a disconnect while the last body is sent, and a
+    time-out of trio's; and what is live at SIGTERM is reported before the process ends.
     """
     with serve(HYPERCORN, receiver) as served:
         await served.started()
@@ -62,8 +62,8 @@ async def test_every_ending_has_its_word(receiver: Receiver) -> None:
     assert receiver.value("sse.server.active_connections") == 0
 
 
-async def test_a_silent_stream_is_told_while_it_lasts(receiver: Receiver) -> None:
-    """Trio's loop is handed what a collection finds due: old segments and stalls."""
+async def test_an_idle_stream_is_reported_while_it_lasts(receiver: Receiver) -> None:
+    """Trio's loop runs what a collection finds due: old segments and stalls."""
     with serve(HYPERCORN, receiver, **SOON) as served:
         await served.started()
         client = await served.open("/silent")

@@ -1,7 +1,7 @@
-"""Servers with several worker processes: each begins with nothing, tells its own, and all of it.
+"""Servers with several worker processes: each reports its own streams, all of them and no other.
 
-What workers tell is read off the OTLP wire. A stream is known by its caller's trace, a process by
-its ``service.instance.id``.
+What workers export is read off the OTLP wire. A stream is identified by its caller's trace, a
+process by its ``service.instance.id``.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from e2e.processes import APPS, BIN, Served, serve
-from otlp import Receiver
+from helpers.otlp import Receiver
+from helpers.processes import APPS, BIN, Served, serve
 
 INSTANCE = "service.instance.id"
 
 
-class Stream(NamedTuple):
+class ReceivedStream(NamedTuple):
     """What a client has received: from which process, in which trace, how many messages."""
 
     worker: str
@@ -40,10 +40,10 @@ class Fleet:
     def __init__(self, served: Served, receiver: Receiver) -> None:
         self.served = served
         self.receiver = receiver
-        self.streams: list[Stream] = []
+        self.streams: list[ReceivedStream] = []
         self._held: list[socket.socket] = []
 
-    def read(self, count: int, query: str = "") -> Stream:
+    def read(self, count: int, query: str = "") -> ReceivedStream:
         """Reads a stream of ``count`` messages to its end; a ``live`` or ``busy`` one so far."""
         trace_id, last = secrets.token_hex(16), b"data: %d\n\n" % (count - 1)
         traceparent = f"00-{trace_id}-{secrets.token_hex(8)}-01"
@@ -58,7 +58,7 @@ class Fleet:
             self._held.append(connection.sock)
         else:
             connection.close()
-        self.streams.append(Stream(worker, trace_id, body.count(b"data:")))
+        self.streams.append(ReceivedStream(worker, trace_id, body.count(b"data:")))
         return self.streams[-1]
 
     def until(self, workers: int, read: Callable[[], object]) -> None:
@@ -69,14 +69,14 @@ class Fleet:
             with contextlib.suppress(ConnectionError, http.client.HTTPException):
                 read()
 
-    def leave(self) -> None:
-        """The clients of live streams go."""
+    def disconnect(self) -> None:
+        """The clients of live streams disconnect."""
         while self._held:
             self._held.pop().close()
 
     def stop(self) -> None:
         """Ends the server as an orchestrator does."""
-        self.leave()
+        self.disconnect()
         status, output = self.served.ended(signal.SIGTERM)
         assert status in (0, -signal.SIGTERM), output
 
@@ -94,7 +94,7 @@ def running(
             asyncio.run(served.started())
             yield fleet
         finally:
-            fleet.leave()
+            fleet.disconnect()
 
 
 def by_instance(receiver: Receiver, name: str) -> "Counter[str]":
@@ -115,17 +115,17 @@ METRICS = (
 
 
 def assert_exact(fleet: Fleet, *, master: int = 0) -> None:
-    """All streams have ended, and each worker has told all of its own and no other; the process
-    from which they are forked has told so many, of five messages each.
+    """All streams have ended, and each worker has reported all of its own and no other; the
+    process from which they are forked has reported ``master``, of five messages each.
     """
     receiver = fleet.receiver
     streams = {stream.trace_id: stream for stream in fleet.streams}
     instances: dict[str, str] = {}
     for found in (receiver.spans("SSE"), receiver.records("sse.connection.closed")):
-        told = [each for each in found if each.trace_id in streams]
-        assert sorted(each.trace_id for each in told) == sorted(streams)
-        assert len(found) == len(told) + master
-        for each in told:
+        reports = [each for each in found if each.trace_id in streams]
+        assert sorted(each.trace_id for each in reports) == sorted(streams)
+        assert len(found) == len(reports) + master
+        for each in reports:
             stream, instance = streams[each.trace_id], each.resource[INSTANCE]
             assert instances.setdefault(stream.worker, instance) == instance
             assert each.attributes["sse.messages"] == stream.messages
@@ -145,9 +145,9 @@ def assert_exact(fleet: Fleet, *, master: int = 0) -> None:
 
 
 UVICORN = "uvicorn workers_starlette:app --port {port} --log-level critical"
-# Before a worker is killed that its server has told to end, in seconds. Where a live stream holds
-# it up, as aiohttp's do, it waits for 95 % of that; the rest has to do for its exporters. Nobody
-# kills a worker that ends by itself.
+# Before a worker is killed that its server has asked to end, in seconds. Where a live stream holds
+# it up, as aiohttp's do, it waits for 95 % of that; the rest has to do for its exporters. No
+# server kills a worker that ends on its own.
 PATIENCE, HELD_UP, ALONE = 60, 12, 5
 GUNICORN = f"gunicorn -b 127.0.0.1:{{port}} -w 2 --graceful-timeout {PATIENCE} --log-level critical"
 SERVERS = {
@@ -179,9 +179,9 @@ def serve_from_both(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("server", [*SERVERS, *PRELOADED])
-def test_each_worker_tells_its_own(server: str, receiver: Receiver) -> None:
-    """Under every server, and where the application is imported before the fork: no worker tells
-    another's streams, each has an instance id of its own, and the totals are exact.
+def test_each_worker_reports_its_own(server: str, receiver: Receiver) -> None:
+    """Under every server, and where the application is imported before the fork: no worker
+    reports another's streams, each has an instance id of its own, and the totals are exact.
     """
     with running({**SERVERS, **PRELOADED}[server], receiver) as fleet:
         serve_from_both(fleet)
@@ -189,7 +189,7 @@ def test_each_worker_tells_its_own(server: str, receiver: Receiver) -> None:
     assert_exact(fleet)
 
 
-def test_a_master_that_has_served_leaves_its_workers_nothing(receiver: Receiver) -> None:
+def test_a_master_that_has_served_gives_its_workers_nothing(receiver: Receiver) -> None:
     """What was counted and recorded before the fork, and what lives there, is the master's."""
     with running(PRELOADED["gunicorn, preloaded"], receiver, SERVE_FIRST="1") as fleet:
         serve_from_both(fleet)
@@ -221,8 +221,8 @@ RECYCLED = {
 
 
 @pytest.mark.parametrize("server", RECYCLED)
-def test_a_worker_that_is_recycled_tells_everything(server: str, receiver: Receiver) -> None:
-    """A worker that ends after so many requests tells them all, and the stream that it cuts,
+def test_a_worker_that_is_recycled_reports_everything(server: str, receiver: Receiver) -> None:
+    """A worker that ends after N requests reports them all, and the stream that it cuts,
     though its exporters would have waited for a minute.
     """
     with running(RECYCLED[server], receiver) as fleet:
@@ -232,9 +232,9 @@ def test_a_worker_that_is_recycled_tells_everything(server: str, receiver: Recei
     assert_exact(fleet)
 
 
-def test_a_reload_tells_everything(receiver: Receiver, tmp_path: Path) -> None:
-    """A developer saves a file: the live streams are told as cut, the ended ones too, and the next
-    process begins with nothing.
+def test_a_reload_reports_everything(receiver: Receiver, tmp_path: Path) -> None:
+    """A developer saves a file: the live streams are reported as cut, the ended ones too, and the
+    next process begins with nothing.
     """
     app = tmp_path / "workers_starlette.py"
     shutil.copy(APPS / app.name, app)
@@ -263,17 +263,17 @@ CHILDREN = [
 
 @pytest.mark.parametrize(("how", "held"), CHILDREN)
 def test_a_child_of_a_process_that_serves(how: str, held: str, receiver: Receiver) -> None:
-    """However it is made, and whatever a thread of its parent holds meanwhile: it serves, tells its
-    own streams and no other, and ends by itself.
+    """However it is made, and whatever a thread of its parent holds meanwhile: it serves,
+    reports its own streams and no other, and ends on its own.
     """
     with serve(f"python workers_forks.py {how} {held}", receiver) as served:
         status, output = served.ended()
         assert status == 0, output
-    told = {name: by_instance(receiver, name) for name in METRICS}
-    assert not told.pop("active_connections")
-    assert sorted(told.pop("messages").values()) == [15, 20]
-    assert {name: sorted(counts.values()) for name, counts in told.items()} == {
-        name: [3, 4] for name in told
+    totals = {name: by_instance(receiver, name) for name in METRICS}
+    assert not totals.pop("active_connections")
+    assert sorted(totals.pop("messages").values()) == [15, 20]
+    assert {name: sorted(counts.values()) for name, counts in totals.items()} == {
+        name: [3, 4] for name in totals
     }
     for found in (receiver.spans("SSE"), receiver.records("sse.connection.closed")):
-        assert Counter(each.resource[INSTANCE] for each in found) == told["connections"]
+        assert Counter(each.resource[INSTANCE] for each in found) == totals["connections"]

@@ -29,11 +29,12 @@ from examples.composed import (
     binds,
     mounted,
 )
+from helpers.servers import free_port
+from helpers.tools import tool
+from helpers.waiting import wait_until
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-from support import free_port, wait_until
-from tools import tool
 
 # A name, and a version to its last number.
 PINNED: Final = re.compile(r"[a-z0-9./-]+:v?\d+\.\d+\.\d+(-[a-z0-9.-]+)?")

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from otlp import Receiver
+from helpers.otlp import Receiver
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

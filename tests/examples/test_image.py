@@ -17,14 +17,15 @@ from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from typing import Final
 
-from e2e.processes import CONTRIB, INSTRUMENT
 from examples.commands import EXAMPLES
 from examples.composed import COMPOSE, DOCKERFILE, SERVICES, WORKERS
-from otlp import Receiver
+from helpers.otlp import Receiver
+from helpers.processes import CONTRIB, INSTRUMENT
+from helpers.servers import free_port
+from helpers.tools import tool
+from helpers.waiting import wait_until
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from support import free_port, wait_until
-from tools import tool
 
 SERVER: Final = EXAMPLES / "server"
 CHECKOUT: Final = EXAMPLES.parent

@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import httpx
 import pytest
-from e2e.processes import ALONE, BIN, Served, serve
 from examples.commands import EXAMPLES, SMALL, all_commands, commands, start
+from helpers.otlp import Receiver, Span
+from helpers.processes import ALONE, BIN, Served, serve
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
-from otlp import Receiver, Span
 
 INSTRUMENT: Final = "opentelemetry-instrument "
 SMALL_FILES: Final = sorted(SMALL.glob("*.py"))

@@ -15,14 +15,17 @@ from typing import Any
 import httpx
 import redis.asyncio
 from aiohttp import web
-from e2e.processes import INSTRUMENT
+from helpers.backend import Backend
+from helpers.processes import INSTRUMENT
+from helpers.raw_client import RawClient
+from helpers.servers import free_port, serve_aiohttp
+from helpers.tools import tool
+from helpers.waiting import until
 from server.app import LIMITS, build
 from server.broker import Id, Message
 from server.client import Event, events
 from server.meters import Meters
 from server.settings import Settings
-from support import Backend, RawClient, free_port, serve_aiohttp, until
-from tools import tool
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 # Quick to come back, and no batch waits longer than it has to.

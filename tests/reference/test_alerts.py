@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientError
+from helpers.raw_client import RawClient
+from helpers.servers import free_port
+from helpers.tools import tool
 from reference.watching import Watched, notification, watched
 from server.alerts import LIMIT, MAX_ACTIVE, MAX_BODY, Alerts
-from support import RawClient, free_port
-from tools import tool
 
 
 @pytest.fixture
@@ -200,6 +201,10 @@ async def test_without_a_token_only_this_machine_posts(monkeypatch: pytest.Monke
         status, answer = await served.post(body)
         assert (status, "SSE_SERVER_ALERTS_TOKEN" in answer["error"]) == (403, True)
         assert await served.get("/alerts") == []
+    # But for the one whose address is known.
+    monkeypatch.setenv("SSE_SERVER_ALERTS_FROM", "127.0.0.1")
+    async with watched(monkeypatch, None) as served:
+        assert (await served.post(body))[0] == 200
 
 
 async def test_a_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,13 @@ import sys
 from dataclasses import replace
 
 import pytest
+from helpers.backend import Backend
 from reference.served import QUICK, StreamRecorder, count, message
 from server import broker as module
 from server.broker import Broker, Id, MemoryBroker, Message
 from server.meters import Meters
 from server.outlet import Outlet
 from server.settings import Settings
-from support import Backend
 
 _DATA = re.compile(rb"data: (\d+)\n")
 
@@ -121,8 +121,8 @@ async def test_topics_are_a_filter(backend: Backend) -> None:
 
 
 async def test_nothing_is_lost_or_doubled_between_replay_and_live(backend: Backend) -> None:
-    """Whoever comes back anywhere in the history, while more is published at every step, gets each
-    message after its id once and in order.
+    """A reader that comes back anywhere in the history, while more is published at every step, gets
+    each message after its id once and in order.
     """
     settings = replace(QUICK, queue_bytes=4 * QUICK.max_message_bytes, queue_length=5)
     broker = MemoryBroker(settings, Meters(backend.meter_provider))

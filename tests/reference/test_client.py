@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import pytest
 from aiohttp import web
+from helpers.servers import serve_aiohttp
 from reference.served import client
 from server import client as module
 from server.client import Decoder, Event, NotAStream, events
 from server.envelope import wrap
-from support import serve_aiohttp
 
 TEXT = json.dumps(list(range(500)))
 

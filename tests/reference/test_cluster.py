@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from helpers.raw_client import RawClient
+from helpers.servers import serve_aiohttp
+from helpers.waiting import until
 from reference.served import HAProxy, RedisServer, Site, Worker, running, visiting
-from support import RawClient, serve_aiohttp, until
 
 CLIENTS = 400
 MESSAGES = 40
@@ -26,7 +28,7 @@ async def _read(site: Site, after: str, found: list[int]) -> None:
 
 async def test_each_message_exactly_once_whatever_becomes_of_the_workers(tmp_path: Path) -> None:
     """Four workers and 400 clients. One worker is killed and another is stopped while messages
-    are published; every client comes back to those that are left, by its last id, and has every
+    are published; every client comes back to those that remain, by its last id, and has every
     message once and in order.
     """
     store = RedisServer(tmp_path)

@@ -7,10 +7,12 @@ from typing import Any
 
 import aiohttp
 import pytest
+from helpers.backend import Backend
+from helpers.raw_client import RawClient
+from helpers.waiting import until
 from reference.served import QUICK, serving
 from server.app import STREAMS
 from server.coding import takes_gzip
-from support import Backend, RawClient, until
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,12 @@ from urllib.parse import quote
 import pytest
 from aiohttp import ClientSession
 from collector.processes import Process
-from e2e.processes import INSTRUMENT
+from helpers.processes import INSTRUMENT
+from helpers.raw_client import RawClient
+from helpers.servers import free_port
+from helpers.tools import tool
 from playwright.async_api import Browser, Page, async_playwright, expect
 from reference.watching import notification
-from support import RawClient, free_port
-from tools import tool
 
 _APP = Path(__file__).resolve().parent / "apps" / "watched.py"
 # Milliseconds, for a busy machine.

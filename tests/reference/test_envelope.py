@@ -6,10 +6,10 @@ import json
 import tracemalloc
 
 import pytest
+from helpers.backend import Backend
 from reference.served import count
 from server import envelope
 from server.meters import Meters
-from support import Backend
 
 LARGE = json.dumps({"rows": list(range(500)), "text": "ä€\U0001f600"})
 

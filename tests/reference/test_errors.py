@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import redis.exceptions
+from helpers.backend import Backend
 from reference.served import count
 from server.broker import Unavailable
 from server.errors import (
@@ -19,7 +20,6 @@ from server.errors import (
 )
 from server.limits import MemoryExhausted, Refused
 from server.meters import Meters
-from support import Backend
 
 
 class Clock:

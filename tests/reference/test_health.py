@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.backend import Backend
+from helpers.waiting import until
 from opentelemetry import metrics
 from reference.served import (
     QUICK,
@@ -37,7 +39,6 @@ from server.health import (
 )
 from server.recent import SECONDS, Recent
 from server.settings import MIB, Settings
-from support import Backend, until
 
 On = Callable[..., None]
 

@@ -4,6 +4,8 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+from helpers.backend import Backend
+from helpers.waiting import until
 from reference.served import (
     QUICK,
     StreamRecorder,
@@ -22,7 +24,6 @@ from server.limits import Limits, resident
 from server.meters import Meters
 from server.outlet import Outlet
 from server.settings import CLIENT_BUFFER_BYTES, DISCONNECT, MIB
-from support import Backend, until
 
 import otel_sse
 

@@ -3,9 +3,11 @@
 import logging
 
 import pytest
+from helpers.raw_client import RawClient
+from helpers.servers import free_port
+from helpers.waiting import until
 from reference.served import Worker, visiting
 from server.quiet import AGAIN, SENTENCE, NoCollector
-from support import RawClient, free_port, until
 
 EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 

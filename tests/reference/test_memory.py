@@ -156,7 +156,7 @@ def test_resident_memory_that_stays_after_a_crowd_is_no_leak() -> None:
 # --- an hour of the real server ------------------------------------------------------------------
 
 # 30 connections a second, a history that fills, and a burst each five minutes, recorded by
-# tests/benchmarks/churn.py on two shared cores.
+# benchmarks/churn.py on two shared cores.
 CHURN = Path(__file__).parent / "data" / "churn.csv"
 
 

@@ -229,7 +229,7 @@ async def test_the_end_comes_after_what_waits() -> None:
 
 
 async def test_a_cancelled_take_loses_nothing() -> None:
-    """Whoever takes next has all of it."""
+    """The next one to take has all of it."""
     watched = Watched(replace(QUICK, batch_seconds=60))
     taking = asyncio.create_task(watched.outlet.take())
     await asyncio.sleep(0)

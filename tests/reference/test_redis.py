@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import redis.asyncio
+from helpers.backend import Backend
+from helpers.waiting import until
 from reference.served import QUICK, RedisServer, Site, count, eventually, message, serving
 from server.app import STREAMS
 from server.broker import Id
 from server.errors import Breaker
 from server.redis_broker import KEY
-from support import Backend, until
 
 
 @pytest.fixture

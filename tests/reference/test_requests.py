@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from helpers.raw_client import RawClient
+from helpers.waiting import until
 from reference.served import QUICK, Worker, head_of, serving, visiting
 from server import connections
 from server.app import HEADS, build, warn_of_open_doors
 from server.connections import BadRequests, Heads
 from server.hosts import is_loopback
 from server.settings import Settings
-from support import RawClient, until
 
 SHOP = "https://shop.example"
 

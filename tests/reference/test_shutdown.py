@@ -4,9 +4,10 @@ import asyncio
 import signal
 import time
 
-from otlp import Receiver
+from helpers.otlp import Receiver
+from helpers.raw_client import RawClient
+from helpers.waiting import until
 from reference.served import Worker, visiting
-from support import RawClient, until
 
 
 async def test_a_stop_is_in_order_and_exported() -> None:

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers.backend import Backend
+from helpers.raw_client import RawClient
+from helpers.waiting import until
 from opentelemetry.metrics import MeterProvider
 from reference.apps.watched import application
 from reference.watching import Watched, notification, watched
 from server import heap, sampler, status, thresholds
 from server.figures import Reader
-from support import Backend, RawClient, until
 
 On = Callable[..., None]
 
@@ -421,9 +423,9 @@ async def test_a_viewer_that_does_not_read(
 ) -> None:
     """It is disconnected after a while, and holds up no other meanwhile."""
     monkeypatch.setattr(status, "_PATIENCE", 0.3)
-    left: list[str] = []
+    reasons: list[str] = []
     monkeypatch.setattr(
-        status.otel_sse, "current", lambda: SimpleNamespace(set_close_reason=left.append)
+        status.otel_sse, "current", lambda: SimpleNamespace(set_close_reason=reasons.append)
     )
     monkeypatch.setattr(
         sampler.Sampler, "refresh", lambda self: setattr(self, "json", b'"%s"' % (b"x" * 500_000))
@@ -433,7 +435,7 @@ async def test_a_viewer_that_does_not_read(
         async with served.viewer() as events:
             seen = [await anext(events) for _ in range(20)]
         assert len(seen) == 20
-        await until(lambda: left == ["timeout"])
+        await until(lambda: reasons == ["timeout"])
         await stuck.close()
 
 
@@ -471,12 +473,12 @@ async def test_readings_leave_the_processor_to_others(
     """Where a reading is expensive, readings come more seldom, and a note has why."""
     real = Reader.read
 
-    def dear(self: Reader) -> Any:
+    def expensive(self: Reader) -> Any:
         reading = real(self)
         object.__setattr__(reading, "cost", 0.02)
         return reading
 
-    monkeypatch.setattr(Reader, "read", dear)
+    monkeypatch.setattr(Reader, "read", expensive)
     async with watched(monkeypatch, backend) as served:
         figures = await once(served, lambda figures: "CPU time" in figures["notes"][-1])
         assert "20 ms of CPU time, so they come every 0.4 s" in figures["notes"][-1]

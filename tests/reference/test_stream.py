@@ -11,6 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from helpers.backend import Backend
+from helpers.raw_client import RawClient
+from helpers.waiting import until
 from reference.served import (
     QUICK,
     Site,
@@ -29,7 +32,6 @@ from server.broker import Id, Message
 from server.client import Event
 from server.limits import Limits
 from server.settings import Settings
-from support import Backend, RawClient, until
 
 # Of a chunked response.
 END = b"\r\n0\r\n\r\n"

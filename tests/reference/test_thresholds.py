@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.backend import Backend
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from reference.watching import sample
 from server import thresholds
@@ -27,7 +28,6 @@ from server.thresholds import (
     own_limits,
     utc,
 )
-from support import Backend
 
 CALM = Memory().leak()
 LEAKING = {**CALM, "leaking": True, "rate_mb_per_second": 0.25}
@@ -183,7 +183,7 @@ def test_each_alert_can_fire_before_the_servers_own_limit(alert: str, settings: 
 
 
 def test_a_variable_wins_over_the_servers_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody who sets a threshold gets that one; a list that is stricter stays so."""
+    """A threshold that is set by its variable is that one; a list that is stricter stays so."""
     monkeypatch.setenv("SSE_MAX_CONNECTIONS", "60")
     limits = {each.alert: each.limit for each in load("", own_limits(OWN)) or []}
     assert (limits["SSEConnectionsHigh"], limits["SSEConnectionsPerClient"]) == (60, 8)

@@ -8,11 +8,12 @@ from zlib import crc32
 
 import pytest
 from aiohttp import ClientSession, web
+from helpers.backend import Backend
+from helpers.servers import serve_aiohttp
 from opentelemetry import metrics
 from reference.apps.watched import application
 from server import sampler
 from server.figures import Sample
-from support import Backend, serve_aiohttp
 
 COUNTERS = frozenset(
     {

@@ -40,7 +40,7 @@ def application() -> web.Application:
 
 
 if __name__ == "__main__":
-    # A handler is cancelled when its client leaves, as on other servers.
+    # A handler is cancelled when its client disconnects, as on other servers.
     web.run_app(
         application(),
         sock=socket.socket(fileno=int(sys.argv[1])),

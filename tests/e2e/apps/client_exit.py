@@ -1,4 +1,4 @@
-"""Begins to read a stream, and ends as it is told: ``client_exit.py CLIENT WAY URL``."""
+"""Begins to read a stream, and ends as asked: ``client_exit.py CLIENT WAY URL``."""
 
 import asyncio
 import sys

@@ -1,7 +1,7 @@
 """Every ending of a stream in an aiohttp application: ``app`` for a server that imports it.
 
 The path is ``/aiohttp/<ending>``; see ``ENDINGS`` in ``e2e/endings.py``. Run as a
-program, it takes a port, the loop, and "cancelled" where a handler is when its client leaves.
+program, it takes a port, the loop, and "cancelled" where a handler is when its client disconnects.
 """
 
 import asyncio

@@ -41,7 +41,7 @@ def status_of(ending: str) -> int:
 
 
 async def source(ending: str) -> AsyncIterator[str]:
-    """What a stream tells until it ends so."""
+    """The data of a stream that ends so."""
     if ending == "raises-first":
         raise LookupError("on purpose")
     yield "begun"

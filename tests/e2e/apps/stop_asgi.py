@@ -1,4 +1,4 @@
-"""Streams for servers that are told to stop: one that never ends, one that ends after a second."""
+"""Streams for servers that are asked to stop: one that never ends, one that ends after a second."""
 
 import asyncio
 from collections.abc import AsyncIterator

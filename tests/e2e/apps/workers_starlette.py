@@ -1,4 +1,4 @@
-"""Streams that say which process serves them, for servers with several workers.
+"""Streams that name the process that serves them, for servers with several workers.
 
 A stream of ``/stream/{count}`` ends after so many messages; asked for ``?live`` it goes on, and for
 ``?busy`` its process does nothing else for a while. Where ``SERVE_FIRST`` is set, the process that

@@ -1,0 +1,1 @@
+"""Hooks of HTTP client libraries, one file each; none imports another."""

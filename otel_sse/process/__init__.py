@@ -1,0 +1,1 @@
+"""What a process gives: event loops, garbage collection, fork, signals, sockets, servers."""

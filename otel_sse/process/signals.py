@@ -1,0 +1,88 @@
+"""Observes the signals that ask a process to stop, without changing what they do.
+
+A handler runs between two byte codes of the main thread, which may hold any lock, ours and the
+SDK's. So nothing that is called from here takes a lock or waits; it starts a thread.
+
+Two cases:
+
+- A server has installed a handler. It is wrapped: ours runs first and then calls it.
+- SIGTERM has its default action. Ours stands in its place, since the action would end the process
+  at once, and nothing would be exported.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import FrameType
+from typing import Any
+
+from otel_sse.process.server_facts import is_event_loop_handler, uses_sigquit
+
+OnDefault = Callable[[int, "FrameType | None"], None]
+OnServer = Callable[[Any, int, "FrameType | None"], None]
+
+
+class StopSignals:
+    """Calls ``on_default`` in place of SIGTERM's default action, and ``on_server`` before the
+    handler of a server, with that handler: ``on_server`` has to call it.
+    """
+
+    def __init__(self, on_default: OnDefault, on_server: OnServer) -> None:
+        self._on_default = on_default
+        self._on_server = on_server
+        # Our handler and the one that it calls, by signal.
+        self._wrapped: dict[int, tuple[Any, Any]] = {}
+
+    def replace_default(self) -> None:
+        """Stands in for SIGTERM's default action, where it has that."""
+        if _in_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._on_default)
+
+    def wrap_handlers(self, *, interrupts: bool) -> None:
+        """Wraps the handlers that have been installed since the last call.
+
+        Args:
+            interrupts: SIGINT too. A client may use it for anything; where it ends the process,
+                the exit hooks run.
+
+        """
+        if not _in_main_thread():
+            return
+        for number in _stop_signals(interrupts):
+            handler = signal.getsignal(number)
+            ours, _ = self._wrapped.get(number, (None, None))
+            if not callable(handler) or handler is ours or handler == self._on_default:
+                continue
+            # The interpreter and asyncio compare their own handlers by identity: leave those.
+            if handler is signal.default_int_handler or isinstance(handler, partial):
+                continue
+            ours = partial(self._on_server, handler)
+            self._wrapped[number] = (ours, handler)
+            signal.signal(number, ours)
+            if is_event_loop_handler(handler):
+                signal.siginterrupt(number, False)
+
+    def restore(self) -> None:
+        """Puts back what was there, where ours is still the handler."""
+        if _in_main_thread():
+            for number, (ours, previous) in self._wrapped.items():
+                if signal.getsignal(number) is ours:
+                    signal.signal(number, previous)
+            if signal.getsignal(signal.SIGTERM) == self._on_default:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._wrapped.clear()
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _stop_signals(interrupts: bool) -> Iterator[int]:
+    yield signal.SIGTERM
+    if interrupts:
+        yield signal.SIGINT
+        if uses_sigquit():
+            yield signal.SIGQUIT

@@ -1,0 +1,227 @@
+"""aiohttp.web.
+
+Three hooks. ``RequestHandler._handle_request`` is the frame of a request, in which it starts and
+ends. Inside the innermost middleware another instrumentation's span is current. And where
+``StreamResponse._start`` finds an event stream, the response's own writer is observed: every way
+of writing a body passes there, before chunking and content coding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection
+from functools import lru_cache, wraps
+from time import perf_counter
+from typing import Any, Final
+
+from aiohttp import hdrs, web, web_app
+from aiohttp.web_protocol import RequestHandler
+from opentelemetry import context as otel_context
+from opentelemetry.propagators.textmap import Getter
+
+from otel_sse.instrumentor import SSEInstrumentor
+from otel_sse.process.server_facts import is_aiohttp_closing, is_aiohttp_peer_lost
+from otel_sse.stream.info import ServerStreamInfo
+from otel_sse.stream.request import RequestState, current_request
+from otel_sse.stream.server import ServerStream
+from otel_sse.stream.sharing import open_server_stream
+from otel_sse.telemetry.telemetry import Telemetry
+from otel_sse.wire.media_type import is_event_stream
+from otel_sse.wire.opaque import is_encoded
+from otel_sse.wire.parser import byte_view
+from otel_sse.wire.trace_comment import TraceCommentWriter
+
+Handler = Callable[[Any], Awaitable[Any]]
+
+# In a request: its state.
+_KEY: Final = "_otel_sse"
+
+
+class SSEAiohttpServerInstrumentor(SSEInstrumentor):
+    """Records every event stream that aiohttp.web serves."""
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        return ("aiohttp >= 3.11",)
+
+    def _install(self) -> None:
+        self._patch(RequestHandler, "_handle_request", self._frame)
+        self._patch(web_app, "_cached_build_middleware", self._innermost)
+        self._patch(web.StreamResponse, "_start", self._start)
+
+    def _frame(self, original: Any) -> Any:
+        @wraps(original)
+        async def call(protocol: Any, request: Any, start_time: Any, handler: Handler) -> Any:
+            if self.telemetry is None:
+                return await original(protocol, request, start_time, handler)
+            raised: BaseException | None = None
+
+            async def observed(request: Any) -> Any:
+                nonlocal raised
+                try:
+                    return await handler(request)
+                except BaseException as error:
+                    raised = error
+                    raise
+
+            state = vars(request)[_KEY] = RequestState()
+            previous = current_request.get()
+            current_request.set(state)
+            try:
+                return await original(protocol, request, start_time, observed)
+            except GeneratorExit as error:
+                raised = error
+                raise
+            finally:
+                if state.stream is not None:
+                    _stop_observing(request)
+                    lost = is_aiohttp_peer_lost(protocol)
+                    if lost:
+                        state.mark_disconnected()
+                    state.stream.close(raised, cut=not lost and is_aiohttp_closing(protocol))
+                raised = None
+                state.finish(previous)
+
+        return call
+
+    def _innermost(self, original: Any) -> Any:
+        @wraps(original)
+        def build(handler: Handler, apps: Any) -> Any:
+            return original(handler if self.telemetry is None else _innermost(handler), apps)
+
+        return build
+
+    def _start(self, original: Any) -> Any:
+        @wraps(original)
+        async def call(response: Any, request: Any) -> Any:
+            writer = await original(response, request)
+            # Of the request that is answered: another one's task may do that.
+            state, telemetry = vars(request).get(_KEY), self.telemetry
+            if state is None or telemetry is None or state.stream is not None:
+                return writer
+            try:
+                info = _stream_info(response, request, telemetry)
+                stream = info and open_server_stream(telemetry, info, state)
+                if stream:
+                    if telemetry.config.propagate:
+                        _write_trace_comments(response, writer)
+                    _observe(stream, response, writer)
+            except Exception:
+                telemetry.failures.log_failure_once("a stream's start")
+            return writer
+
+        return call
+
+
+@lru_cache(maxsize=1024)
+def _innermost(handler: Handler) -> Handler:
+    """``handler``, which notes the context that the middlewares have left to it.
+
+    The same handler gives the same object, because aiohttp caches the chains that it builds.
+    """
+
+    @wraps(handler)
+    def innermost(request: Any) -> Awaitable[Any]:
+        state = vars(request).get(_KEY)
+        if state is not None and state.stream is None:
+            state.context = otel_context.get_current()
+        return handler(request)
+
+    return innermost
+
+
+def _stream_info(response: Any, request: Any, telemetry: Telemetry) -> ServerStreamInfo | None:
+    content_type = ",".join(response.headers.getall(hdrs.CONTENT_TYPE, ()))
+    if not is_event_stream(request.method, response.status, content_type):
+        return None
+    if telemetry.config.excludes(f"{request.scheme}://{request.host}{request.path}"):
+        return None
+    match = getattr(request, "match_info", None)
+    resource = getattr(getattr(match, "route", None), "resource", None)
+    return ServerStreamInfo(
+        method=request.method,
+        route=getattr(resource, "canonical", None),
+        scheme=request.scheme,
+        known_path=None if resource is None else request.path,
+        client=request.remote,
+        user_agent=request.headers.get(hdrs.USER_AGENT),
+        protocol=f"{request.version.major}.{request.version.minor}",
+        status=response.status,
+        resumed="Last-Event-ID" in request.headers,
+        carrier=request.headers,
+        getter=_getter,
+        transport=request.transport,
+        encoded=_is_encoded_by_app(response),
+    )
+
+
+def _is_encoded_by_app(response: Any) -> bool:
+    """Whether what the application writes is encoded, rather than encoded below the hook."""
+    encoding = response.headers.get(hdrs.CONTENT_ENCODING, "")
+    return is_encoded(encoding) and not response.compression
+
+
+def _write_trace_comments(response: Any, writer: Any) -> None:
+    """Has trace comments written to ``writer``, unless the body's length or coding is settled."""
+    compressed = getattr(response, "_compressed_body", None)
+    if compressed or writer.length is not None or _is_encoded_by_app(response):
+        return
+    comments = TraceCommentWriter()
+    original_write, original_write_eof = writer.write, writer.write_eof
+
+    async def write(chunk: Any, *args: Any, **kwargs: Any) -> Any:
+        return await original_write(comments.insert(chunk), *args, **kwargs)
+
+    async def write_eof(chunk: Any = b"") -> Any:
+        return await original_write_eof(comments.insert(chunk))
+
+    writer.write, writer.write_eof = write, write_eof
+
+
+def _observe(stream: ServerStream, response: Any, writer: Any) -> None:
+    """Has ``stream`` record what is written to ``writer``, until ``_stop_observing``."""
+    original_write, original_write_eof = writer.write, writer.write_eof
+
+    async def write(chunk: Any, *args: Any, **kwargs: Any) -> Any:
+        # aiohttp drops what is written beyond the declared length.
+        body = chunk if writer.length is None else byte_view(chunk)[: writer.length]
+        began = perf_counter()
+        try:
+            result = await original_write(chunk, *args, **kwargs)
+        except BaseException as error:
+            stream.on_send_error(body, began, error)
+            raise
+        stream.on_send(body, began, perf_counter())
+        return result
+
+    async def write_eof(chunk: Any = b"") -> Any:
+        body = chunk
+        if chunk and chunk is getattr(response, "_compressed_body", None):
+            body = response.body
+        disconnected = stream.check_disconnected()
+        began = perf_counter()
+        try:
+            result = await original_write_eof(chunk)
+        except BaseException as error:
+            stream.on_send_error(body, began, error)
+            raise
+        if body:
+            stream.on_send(body, began, perf_counter())
+        stream.on_response_end(delivered=not disconnected)
+        return result
+
+    writer.write, writer.write_eof = write, write_eof
+
+
+def _stop_observing(request: Any) -> None:
+    for name in ("write", "write_eof"):
+        vars(request.writer).pop(name, None)
+
+
+class _HeaderGetter(Getter[Any]):
+    def get(self, carrier: Any, key: str) -> list[str] | None:
+        return carrier.getall(key, None)  # type: ignore[no-any-return]
+
+    def keys(self, carrier: Any) -> list[str]:
+        return list(carrier.keys())
+
+
+_getter: Final = _HeaderGetter()

@@ -1,0 +1,1 @@
+"""One event stream, served or read: its counters, segments, stalls and close."""

@@ -1,0 +1,272 @@
+"""One event stream, served or read: its counters, its end and its one close.
+
+The end fixes the counts and the duration: the end of the body, a disconnect that the application
+does not notice, or the return of the application's call. The close decides on the reason and
+records it. It is the return of the call, or the start of a background task: an exception may follow
+the end of the body, and is the reason then.
+
+Which thread writes what:
+
+======================================  ==========================================================
+field                                   written by
+======================================  ==========================================================
+counters, parser, segment, ``due``      the thread that sends or reads the stream, alone: no lock
+``last_message``                        the same
+``stall_state``                         a collection (to PENDING, SUPPRESSED), then the loop
+``disconnected``                        the server's side: its loop. The closing thread
+``due`` = CLOSED, ``_ended``            the thread that ends it
+membership of the registry, totals      the thread that ends or closes it, under its lock
+======================================  ==========================================================
+
+A collection reads all of them on a reader's thread. It may see a message in one counter and not
+yet in another; the next collection sees both.
+
+What a message takes is in ``record_chunk``. Its first branch, the fast path, holds for one message
+that matches the parser's template, while nothing else is to be done: no segment or stall is due,
+the wait is neither slow nor the longest so far, messages are not log events, the type has been
+counted before, and the sampler skips the message. Whatever is rarer is reached by one comparison
+with ``due`` or ``_wait_threshold``.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from time import perf_counter
+from typing import Any, ClassVar, Final
+
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind
+
+from otel_sse import semconv
+from otel_sse.process import gc_safety
+from otel_sse.process.backlog import Transport
+from otel_sse.process.event_loops import running_loop
+from otel_sse.stream.close_reason import root_cause
+from otel_sse.stream.info import ClientStreamInfo, ServerStreamInfo
+from otel_sse.stream.stalls import CLOSED, Stalls
+from otel_sse.telemetry.segment import RecordedMessage
+from otel_sse.telemetry.stall_state import StallState
+from otel_sse.telemetry.telemetry import Telemetry
+from otel_sse.wire.opaque import OPAQUE_BODY, OpaqueBody
+from otel_sse.wire.parser import EventStreamParser
+
+Chunk = bytes | bytearray | memoryview
+
+_NO_INDEX: Final = sys.maxsize
+# Seconds after the end of a stream whose application goes on, after which a collection closes it:
+# what the application does then is not the stream's.
+CLOSE_TIMEOUT: Final = 10.0
+
+
+class Stream(Stalls):
+    """Counts from its start to its one close. A role adds how it starts, and why it closes.
+
+    Attributes:
+        messages: so far, by the index of their event type.
+        io: body bytes.
+        wait_time: seconds that the application waited for chunks to be taken, added up.
+        time_to_first_message: seconds from the request's start; None before it.
+
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_completed",
+        "_ended",
+        "_parser",
+        "_wait_threshold",
+        "io",
+        "messages",
+        "time_to_first_message",
+        "wait_time",
+    )
+
+    # What only one role counts.
+    slow_waits: int = 0
+    skewed: int = 0
+    dropped: dict[str, int] | None = None
+    transport: Transport | None = None
+    # A wait below it is neither slow nor the longest so far; a reader's chunks do not wait.
+    _first_wait_threshold: ClassVar[float] = float("inf")
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        info: ServerStreamInfo | ClientStreamInfo,
+        started: float,
+        parent: Context,
+        kind: SpanKind,
+    ) -> None:
+        super().__init__(telemetry, info, started)
+        self.last_message = started
+        self.time_to_first_message: float | None = None
+        self.loop = running_loop()
+        self._parser: EventStreamParser | OpaqueBody = (
+            OPAQUE_BODY
+            if info.encoded
+            else EventStreamParser(capture_id=telemetry.config.capture_event_id)
+        )
+        self.messages: list[int] = []
+        self.io = 0
+        self.wait_time = 0.0
+        self._wait_threshold = self._first_wait_threshold
+        # When it ended, and whether the end of the body had passed.
+        self._ended: float | None = None
+        self._completed = False
+        self.stall_state = StallState.ACTIVE
+        self.disconnected = False
+        self.start_first_segment(parent, kind)
+        self.due = self.segment_due
+
+    def _register(self) -> None:
+        """The last step of opening: from now on collections see the stream."""
+        self._telemetry.streams.register(self)
+        self._telemetry.events.opened(self)
+
+    @property
+    def comments(self) -> int:
+        return self._parser.comments
+
+    def record_chunk(self, chunk: Chunk, began: float, ended: float) -> None:
+        """``chunk`` passed between two monotonic times, in seconds. It counts although the peer may
+        have disconnected after the first.
+        """
+        telemetry = self._telemetry
+        try:
+            wait = ended - began
+            series = self.series
+            if (
+                began < self.due
+                and wait < self._wait_threshold
+                and not telemetry.emits_each_message
+                and (kind := self._parser.match_template(chunk)) is not None
+                and (index := telemetry.type_indexes.get(kind, _NO_INDEX)) < len(self.messages)
+                and series.skip(began)
+            ):
+                self.messages[index] += 1
+                size = len(chunk)
+                self.io += size
+                self.wait_time += wait
+                self.last_message = began
+                if self._segment.append(began, wait, size, index):
+                    self.rotate_segment(began)
+                return
+            if self.due == CLOSED:
+                return
+            messages = self._parser.feed(chunk)
+            self.io += len(chunk) if type(chunk) is bytes else memoryview(chunk).nbytes
+            self.wait_time += wait
+            slow = wait >= self._wait_threshold and self._on_long_wait(wait)
+            if began >= self.due:
+                self._check_due(began, bool(messages))
+            for kind, size, event_id in messages:
+                index = telemetry.type_indexes.get(kind, _NO_INDEX)
+                if index == _NO_INDEX:
+                    index = telemetry.event_types.index_of(kind)
+                try:
+                    self.messages[index] += 1
+                except IndexError:
+                    self.messages += [0] * (index - len(self.messages)) + [1]
+                sequence = self.sequence
+                if not series.skip(began):
+                    series.record_sample(began)
+                    gap = began - self.last_message if sequence else None
+                    telemetry.record_message(self, size, gap, wait)
+                if not sequence:
+                    self.time_to_first_message = ended - self.started
+                    telemetry.record(semconv.FIRST_MESSAGE, self, self.time_to_first_message)
+                self.last_message = began
+                segment = self._segment
+                full = segment.append(began, wait, size, index)
+                if slow:
+                    segment.append_slow(began, wait, size, index)
+                if event_id is not None:
+                    segment.set_event_id(event_id)
+                if telemetry.emits_each_message:
+                    number = segment.count - 1
+                    message = RecordedMessage(number, began, wait, size, index, event_id)
+                    telemetry.spans.emit_message(self, segment, message)
+                if full:
+                    self.rotate_segment(began)
+        except Exception:
+            telemetry.failures.log_failure_once("a message")
+
+    def idle(self, now: float) -> float:
+        # The messages of an encoded body are unknown, so it is never idle.
+        return 0.0 if self._parser is OPAQUE_BODY else super().idle(now)
+
+    def _on_long_wait(self, wait: float) -> bool:
+        """Called for a wait of at least ``_wait_threshold``; returns whether it is a slow one."""
+        return False
+
+    def _end(self, completed: bool) -> bool:
+        """Fixes the counts and the duration; any call after the first does nothing."""
+        if not self._telemetry.streams.end(self):
+            return False
+        self._ended = perf_counter()
+        self._completed = completed
+        self.due = CLOSED
+        return True
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether it ended long ago, without a close."""
+        return self._ended is not None and now - self._ended >= CLOSE_TIMEOUT
+
+    def close(
+        self, error: BaseException | None = None, *, completed: bool = False, cut: bool = False
+    ) -> None:
+        """Decides on the close reason and records it; any call after the first does nothing.
+
+        Args:
+            error: what left the application, a cancellation too.
+            completed: the end of the body has passed.
+            cut: the server or the process ends the stream.
+
+        """
+        if gc_safety.in_gc():
+            # Called for a frame that is garbage: locks may be held.
+            gc_safety.defer(partial(self.close, error, completed=completed, cut=cut))
+            return
+        telemetry = self._telemetry
+        try:
+            self._end(completed)
+            if self._ended is None or not telemetry.streams.close(self):
+                return
+            reason, error = self._classify(error, cut)
+            self.disconnected = True
+            totals = self._totals(self._ended)
+            totals[semconv.CLOSE_REASON] = reason
+            if error is not None and reason in (semconv.ERROR, semconv.TIMEOUT):
+                totals[semconv.ERROR_TYPE] = telemetry.error_types.name_of(root_cause(error))
+            elif self.status >= 500:
+                totals[semconv.ERROR_TYPE] = str(self.status)
+            telemetry.record_close(self, totals)
+            final = {semconv.SEGMENT_FINAL: True, **totals}
+            telemetry.spans.end(self, self._segment, self.unix_time(self._ended), final)
+        except Exception:
+            telemetry.failures.log_failure_once("a close")
+        finally:
+            self.due = CLOSED
+            self._release()
+
+    def _classify(self, error: BaseException | None, cut: bool) -> tuple[str, BaseException | None]:
+        """The close reason of this role, and the error that counts."""
+        raise NotImplementedError
+
+    def _totals(self, now: float) -> dict[str, Any]:
+        """The attributes of the close."""
+        totals: dict[str, Any] = {
+            semconv.TOTAL_MESSAGES: self.sequence,
+            semconv.TOTAL_COMMENTS: self.comments,
+            semconv.TOTAL_IO: self.io,
+            semconv.TOTAL_DURATION: now - self.started,
+        }
+        if self.time_to_first_message is not None:
+            totals[semconv.TOTAL_FIRST_MESSAGE] = self.time_to_first_message
+        return totals
+
+    def _release(self) -> None:
+        """Lets go of what belongs to the request: the application may keep the stream's context
+        for as long as it likes.
+        """

@@ -1,0 +1,234 @@
+"""A stream that is read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from functools import partial
+from threading import Lock
+from time import perf_counter, time_ns
+from typing import Any, Final
+
+from opentelemetry.trace import SpanKind
+
+from otel_sse import semconv
+from otel_sse.process import gc_safety
+from otel_sse.process.event_loops import EventLoop
+from otel_sse.semconv import MAX_SENDERS
+from otel_sse.stream.base import Stream
+from otel_sse.stream.close_reason import TIMEOUTS
+from otel_sse.stream.info import ClientStreamInfo
+from otel_sse.telemetry.segment import Segment
+from otel_sse.telemetry.stall_state import StallState
+from otel_sse.telemetry.telemetry import Telemetry
+from otel_sse.wire.trace_comment import TraceComment, TraceCommentReader
+
+Errors = tuple[type[BaseException], ...]
+
+# An instrumented client makes a request: the libraries that it is built on record no stream.
+suppress_nested: Final[ContextVar[bool]] = ContextVar("otel_sse_suppress_nested", default=False)
+
+
+@contextlib.contextmanager
+def nested_suppression(suppress: bool) -> Iterator[None]:
+    """A block in which nested clients are suppressed; or, within such a block, are not."""
+    token = suppress_nested.set(suppress)
+    try:
+        yield
+    finally:
+        # A coroutine that is garbage is closed in another context.
+        with contextlib.suppress(ValueError):
+            suppress_nested.reset(token)
+
+
+class ClientStream(Stream):
+    """Its hooks call it around each read, and at the one end.
+
+    A silent stream's maintenance runs only while the reader waits, and in any thread: a reader may
+    have no event loop, or read in another thread than the one that opened the stream. If its wait
+    ends in the meantime, it waits for the maintenance.
+
+    Args:
+        telemetry: what it is recorded with.
+        info: what is known of it at the response's headers.
+        disconnect_errors: what the library raises where the server or the network cut the stream.
+        timeouts: what it raises where a read took too long, beside Python's own.
+
+    Attributes:
+        skewed: messages that arrived before they were sent, by clocks that disagree.
+
+    """
+
+    __slots__ = (
+        "_accounted_until",
+        "_comment_of_next",
+        "_comments",
+        "_disconnect_errors",
+        "_linked",
+        "_lock",
+        "_maintained",
+        "_senders",
+        "_timeouts",
+        "_waits",
+        "skewed",
+    )
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        info: ClientStreamInfo,
+        disconnect_errors: Errors,
+        timeouts: Errors,
+    ) -> None:
+        self._lock = Lock()
+        self._maintained = self._waits = False
+        # Until when the time is accounted for, as waiting or as the reader's own.
+        self._accounted_until = perf_counter()
+        self._disconnect_errors = disconnect_errors
+        self._timeouts = timeouts + TIMEOUTS
+        self.skewed = 0
+        # None once a first message has come without a trace comment.
+        self._comments: TraceCommentReader | None = TraceCommentReader()
+        self._comment_of_next: TraceComment | None = None
+        # The senders that a segment's span links to, and that segment.
+        self._senders: set[int] = set()
+        self._linked: Segment | None = None
+        super().__init__(telemetry, info, info.started, info.context, SpanKind.INTERNAL)
+        if self.loop is None:
+            self.loop = _any_thread
+        self._register()
+        telemetry.record(semconv.CONNECT_DURATION, self, self._accounted_until - info.started)
+
+    def idle(self, now: float) -> float:
+        return super().idle(now if self._waits else self._accounted_until)
+
+    def wait_started(self) -> None:
+        """The reader starts to wait. What it did before is not the stream's idle time."""
+        self.last_message += perf_counter() - self._accounted_until
+        self._waits = True
+
+    def wait_ended(self) -> None:
+        self._accounted_until = perf_counter()
+        self._waits = False
+        if self._maintained and self._is_live():
+            with self._lock:
+                pass
+
+    def on_chunk(self, chunk: bytes, waited: bool = False) -> None:
+        """The reader receives ``chunk``, at the end of a wait or without one."""
+        before = self._accounted_until
+        self.wait_ended()
+        now = self._accounted_until
+        if not waited:
+            self.last_message += now - before
+        if self._comments is None:
+            self.record_chunk(chunk, now, now)
+        else:
+            self._read_comments(self._comments, chunk, now)
+
+    def _read_comments(self, comments: TraceCommentReader, chunk: bytes, now: float) -> None:
+        """Counts ``chunk`` without its trace comments, and records the delivery of messages."""
+        try:
+            for piece in comments.feed(chunk):
+                if isinstance(piece, TraceComment):
+                    self._comment_of_next = piece
+                    continue
+                before = self.sequence
+                self.record_chunk(piece, now, now)
+                if self.sequence > before and self._comment_of_next is not None:
+                    self._record_delivery(self._comment_of_next)
+                    self._comment_of_next = None
+            if self.sequence and not comments.found:
+                self._stop_reading_comments()
+        except Exception:
+            self._telemetry.failures.log_failure_once("a trace comment")
+
+    def _stop_reading_comments(self) -> None:
+        """There is none from here on: what was held back as the start of one is none."""
+        comments, self._comments = self._comments, None
+        if comments is not None and (rest := comments.rest()):
+            now = perf_counter()
+            self.record_chunk(rest, now, now)
+
+    def _record_delivery(self, comment: TraceComment) -> None:
+        duration = time_ns() - comment.sent
+        if duration < 0:
+            self.skewed += 1
+        else:
+            self._telemetry.record(semconv.DELIVERY_DURATION, self, duration / 1e9)
+        if self._linked is not self._segment:
+            self._linked = self._segment
+            self._senders = set()
+        span_id = comment.sender.span_id
+        if span_id not in self._senders and len(self._senders) < MAX_SENDERS:
+            self._senders.add(span_id)
+            self._segment.span.add_link(comment.sender)
+
+    @contextlib.contextmanager
+    def read_to_eof(self) -> Iterator[None]:
+        """A block that reads until there is no more, or something is raised."""
+        self.wait_started()
+        try:
+            yield
+        except BaseException as error:
+            self.close(error)
+            raise
+        self.close(completed=True)
+
+    def run_maintenance(self) -> None:
+        with self._lock:
+            # First this, then a look at the other: the reader does it the other way round.
+            self._maintained = True
+            try:
+                if self._waits:
+                    super().run_maintenance()
+                elif self.stall_state is not StallState.REPORTED:
+                    # A later collection finds the stall again.
+                    self.stall_state = StallState.ACTIVE
+            finally:
+                self._maintained = False
+
+    def close(
+        self, error: BaseException | None = None, *, completed: bool = False, cut: bool = False
+    ) -> None:
+        if gc_safety.in_gc():
+            gc_safety.defer(partial(self.close, error, completed=completed, cut=cut))
+            return
+        if not self._is_live():
+            return
+        with self._lock:
+            self._stop_reading_comments()
+            super().close(error, completed=completed, cut=cut)
+
+    def _is_live(self) -> bool:
+        """Not in a forked child: it has no thread that would release the lock."""
+        return self in self._telemetry.streams.live
+
+    def _classify(self, error: BaseException | None, cut: bool) -> tuple[str, BaseException | None]:
+        if self._completed:
+            return semconv.COMPLETED, error
+        if isinstance(error, self._timeouts):
+            return semconv.TIMEOUT, error
+        if isinstance(error, self._disconnect_errors):
+            return semconv.DISCONNECTED, error
+        if isinstance(error, Exception):
+            return semconv.ERROR, error
+        # Closed, cancelled or dropped by the reader.
+        return semconv.CLIENT_CLOSE, error
+
+
+class _AnyThread:
+    """In place of the event loop of a reader that has none: a thread for each call."""
+
+    def is_running(self) -> bool:
+        return True
+
+    def call_soon_threadsafe(self, work: Callable[..., Any], *args: Any) -> None:
+        gc_safety.start_raw_thread(work, *args)
+
+    def call_later(self, delay: float, work: Callable[..., Any], *args: Any) -> None:
+        gc_safety.start_raw_thread(work, *args)
+
+
+_any_thread: Final[EventLoop] = _AnyThread()

@@ -1,0 +1,135 @@
+"""Why a stream is over: which error counts, and which cause comes first.
+
+A close has several sources: what the application set, the exception that left it, the end of the
+body, a disconnect, the server's shutdown. ``resolve_error`` finds out which error counts, and
+``classify_close`` takes the first cause in the order that docs/endings.md describes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from typing import Final
+
+from otel_sse import semconv
+from otel_sse.process.server_facts import (
+    TRIO_TIMEOUT,
+    is_from_background_task,
+    unwrap_framework_error,
+)
+
+TIMEOUTS: Final = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
+# By name, since neither Starlette nor anyio need be installed.
+_CLIENT_DISCONNECT: Final = "ClientDisconnect"
+_BROKEN_PIPE: Final = "BrokenResourceError"
+_MAX_WRAPPERS: Final = 100
+
+
+def resolve_error(
+    error: BaseException | None, disconnected: bool, send_error: BaseException | None
+) -> tuple[BaseException | None, bool]:
+    """The error that counts, and whether the peer has disconnected.
+
+    Args:
+        error: what left the application.
+        disconnected: the peer is known to have disconnected.
+        send_error: what the send raised that found the peer disconnected.
+
+    """
+    if error is not None and is_from_background_task(error):
+        # It ran after the stream.
+        return None, disconnected
+    if is_disconnect_error(error, disconnected, send_error):
+        return None, True
+    if error is not None and _class_names(error) == {_BROKEN_PIPE}:
+        context = error.__context__
+        # A cancellation, of any event loop, is the cause of the broken pipe.
+        error = error if context is None or isinstance(context, Exception) else context
+    return error, disconnected
+
+
+def classify_close(
+    error: BaseException | None,
+    *,
+    reason: str | None,
+    completed: bool,
+    disconnected: bool,
+    cut_first: bool,
+    cut: bool,
+) -> str:
+    """The value of ``sse.close.reason``, by the first cause that applies.
+
+    Args:
+        error: the error that counts; see ``resolve_error``.
+        reason: what the application set.
+        completed: the end of the body was written to a peer that was there.
+        disconnected: the peer has disconnected.
+        cut_first: the server had begun to cut the stream before that.
+        cut: the server or the process ended the stream.
+
+    """
+    if reason is not None:
+        return reason
+    if isinstance(error, Exception):
+        cause = root_cause(error)
+        timed_out = isinstance(cause, TIMEOUTS) or type(cause).__name__ == TRIO_TIMEOUT
+        return semconv.TIMEOUT if timed_out else semconv.ERROR
+    if completed:
+        return semconv.COMPLETED
+    if disconnected and not cut_first:
+        return semconv.CLIENT_DISCONNECT
+    if cut or isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return semconv.SERVER_SHUTDOWN
+    if disconnected:
+        return semconv.CLIENT_DISCONNECT
+    # Cancelled, or returned in the middle of the body, and nothing explains it.
+    return semconv.UNKNOWN
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The application's own exception, without what a task group or a framework has added."""
+    # Bounded: causes may form a circle.
+    for _ in range(_MAX_WRAPPERS):
+        members = _group_members(error)
+        if len(members) == 1:
+            inner: BaseException | None = members[0]
+        elif type(error).__name__ == _CLIENT_DISCONNECT:
+            inner = error.__context__
+        else:
+            inner = unwrap_framework_error(error)
+        if inner is None:
+            break
+        error = inner
+    return error
+
+
+def is_disconnect_error(
+    error: BaseException | None, disconnected: bool, send_error: BaseException | None
+) -> bool:
+    """Whether ``error`` means only that the peer has disconnected.
+
+    Starlette raises ClientDisconnect for any OSError in a stream, also the application's. The pipe
+    inside FastAPI's own streams breaks when the response is given up.
+    """
+    if disconnected and _class_names(error) in ({_CLIENT_DISCONNECT}, {_BROKEN_PIPE}):
+        return True
+    # Causes may form a circle.
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if error is send_error:
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _class_names(error: BaseException | None) -> set[str]:
+    """The name of the class of ``error``, or the names of those that a task group has wrapped."""
+    members = _group_members(error)
+    return {name for each in members for name in _class_names(each)} or {type(error).__name__}
+
+
+def _group_members(error: BaseException | None) -> tuple[BaseException, ...]:
+    """The errors of an exception group; none of any other, whatever it has by that name."""
+    members = getattr(error, "exceptions", None)
+    return members if isinstance(members, tuple) else ()

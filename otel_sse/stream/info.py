@@ -1,0 +1,87 @@
+"""What is known of a stream when its response starts, on either side."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from opentelemetry import propagate
+from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import Getter
+from opentelemetry.trace import SpanKind, set_span_in_context
+
+from otel_sse import semconv
+from otel_sse.process.backlog import Transport
+from otel_sse.stream.request import RequestState
+from otel_sse.telemetry.cardinality import known_method
+from otel_sse.telemetry.series import MetricSeries
+from otel_sse.telemetry.telemetry import Telemetry
+
+
+class ServerStreamInfo(NamedTuple):
+    """A stream that is served.
+
+    ``known_path`` is None where no route matches the whole path: it may be anything that a client
+    chose to send, a secret too. ``user_agent`` is as the server holds it. ``carrier`` and
+    ``getter`` are what a remote parent is extracted from. ``encoded``: the body that the hook sees
+    has a content coding, so its messages are not read.
+    """
+
+    method: str
+    route: str | None
+    scheme: str
+    known_path: str | None
+    client: str | None
+    user_agent: str | bytes | None
+    protocol: str
+    status: int
+    resumed: bool
+    carrier: Any
+    getter: Getter[Any]
+    transport: Transport | None
+    encoded: bool = False
+
+    def series(self, telemetry: Telemetry) -> MetricSeries:
+        method = known_method(self.method)
+        route = None if self.route is None else telemetry.routes_or_hosts(self.route)
+        scheme = self.scheme if self.scheme in semconv.SCHEMES else semconv.OTHER
+        name = f"SSE {route}" if route else "SSE"
+        return telemetry.streams.series((method, route, scheme), name)
+
+    def parent(self, request: RequestState) -> tuple[Context, SpanKind]:
+        """Where segment 0 goes: below the span that is current around ``request``, else below the
+        caller's.
+        """
+        context, span = request.parent()
+        parent_id = span.get_span_context()
+        if parent_id.is_valid and not parent_id.is_remote:
+            return set_span_in_context(span, context), SpanKind.INTERNAL
+        return propagate.extract(self.carrier, context, self.getter), SpanKind.SERVER
+
+
+class ClientStreamInfo(NamedTuple):
+    """A stream that is read; ``context`` is that of the call, ``started`` when the request was made
+    (monotonic, s).
+    """
+
+    method: str
+    scheme: str
+    host: str
+    port: int | None
+    known_path: str
+    protocol: str | None
+    status: int
+    resumed: bool
+    context: Context
+    started: float
+
+    encoded: bool = False
+    client: None = None
+    user_agent: None = None
+    transport: None = None
+
+    def series(self, telemetry: Telemetry) -> MetricSeries:
+        method = known_method(self.method)
+        port = self.port or {"http": 80, "https": 443}.get(self.scheme)
+        known = telemetry.routes_or_hosts(f"{self.host}:{port}") != semconv.OTHER
+        host, port = (self.host, port) if known else (semconv.OTHER, None)
+        return telemetry.streams.series((method, host, port), f"SSE {method}")

@@ -1,0 +1,151 @@
+"""A request, before and while it is a stream: how ``current()`` finds it, and its context.
+
+A request that is no stream must not notice: no OpenTelemetry context is attached for it. What
+``current()`` needs is a context variable of our own, ``current_request``, set for each request.
+
+A context is attached where the stream starts, in the call that sends the response's start: most
+generators run on in that task, or in tasks that it starts later. Three kinds of application start
+the work of their stream earlier, or in another task: FastAPI's own event streams, sse-starlette's
+``data_sender_callable``, and a route inside a BaseHTTPMiddleware of its own. For those the hook
+attaches it earlier (``servers/starlette.py``).
+
+The application may have a span of its own current where the response starts. Then nothing is
+attached, or its further spans would lose that parent.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from time import perf_counter
+from typing import TYPE_CHECKING, Protocol
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+from opentelemetry.trace import INVALID_SPAN, Span, get_current_span, set_span_in_context
+
+from otel_sse.semconv import MAX_DROP_REASONS, OTHER
+from otel_sse.stream.request_span import RequestSpan, find_parent
+
+if TYPE_CHECKING:
+    from contextvars import Token
+
+
+class RequestStream(Protocol):
+    """The stream that a request became."""
+
+    def mark_disconnected(self, *, cut: bool) -> None: ...
+
+    def set_close_reason(self, reason: str) -> None: ...
+
+    def record_dropped(self, n: int, reason: str) -> None: ...
+
+    def close_ended(self) -> None: ...
+
+    def on_response_end(self, *, delivered: bool = True) -> None: ...
+
+    def close(
+        self, error: BaseException | None = None, *, completed: bool = False, cut: bool = False
+    ) -> None: ...
+
+
+class RequestState:
+    """What is known of a request.
+
+    Attributes:
+        started: the request's start, monotonic seconds.
+        context: the context around the application.
+        span: the proxy, once it is attached.
+        stream: the stream, from its start on.
+        disconnected: the peer has disconnected.
+        cut: it had to, because the server had begun to cut the stream.
+        reason: the close reason that the application set before the stream started.
+        dropped: what the application reported as dropped before that, by reason.
+        over: the application's call has returned.
+
+    """
+
+    __slots__ = (
+        "_attached",
+        "_token",
+        "context",
+        "cut",
+        "disconnected",
+        "dropped",
+        "over",
+        "reason",
+        "span",
+        "started",
+        "stream",
+    )
+
+    def __init__(self) -> None:
+        self.started = perf_counter()
+        self.context: Context = otel_context.get_current()
+        self.span: RequestSpan | None = None
+        self.stream: RequestStream | None = None
+        self.disconnected = False
+        self.cut = False
+        self.reason: str | None = None
+        self.dropped: dict[str, int] | None = None
+        self.over = False
+        # What is attached, and the token by which it is detached.
+        self._attached: Context | None = None
+        self._token: Token[Context] | None = None
+
+    def parent(self) -> tuple[Context, Span]:
+        """The context around the request and the span in it, without one that has leaked."""
+        span = find_parent(self.context) if self.span is None else self.span.parent_span
+        if span is INVALID_SPAN and get_current_span(self.context) is not INVALID_SPAN:
+            return set_span_in_context(INVALID_SPAN, self.context), span
+        return self.context, span
+
+    def attach(self) -> None:
+        """Makes the proxy the current span; once for a request."""
+        if self.span is not None:
+            return
+        self.span = RequestSpan(self.parent()[1])
+        self._attached = self.span.in_context(otel_context.get_current())
+        self._token = otel_context.attach(self._attached)
+
+    def attach_at_start(self) -> None:
+        """Attaches, unless the application has a span of its own current."""
+        if get_current_span() is get_current_span(self.context):
+            self.attach()
+
+    def detach(self) -> None:
+        """Undoes ``attach``, where what it attached is still current: a task that has ended has
+        taken its context along.
+        """
+        token, self._token = self._token, None
+        if token is not None and otel_context.get_current() is self._attached:
+            otel_context.detach(token)
+
+    def finish(self, previous: RequestState | None) -> None:
+        """The application's call has returned; ``previous`` was the current request before it."""
+        self.over = True
+        self.detach()
+        if self.span is not None:
+            self.span.detached = True
+        if current_request.get() is self:
+            # A leaked one keeps nothing of the one before it, or a connection would grow.
+            current_request.set(None if previous is None or previous.over else previous)
+
+    def mark_disconnected(self, *, cut: bool = False) -> None:
+        """The peer has disconnected; ``cut``: after the server had begun to cut the stream."""
+        if not self.disconnected:
+            self.disconnected, self.cut = True, cut
+            if self.stream is not None:
+                self.stream.mark_disconnected(cut=cut)
+
+    def set_close_reason(self, reason: str) -> None:
+        self.reason = reason
+
+    def record_dropped(self, n: int, reason: str) -> None:
+        dropped = self.dropped = self.dropped or {}
+        if len(dropped) >= MAX_DROP_REASONS and reason not in dropped:
+            reason = OTHER
+        dropped[reason] = dropped.get(reason, 0) + n
+
+
+# The request that the running code serves.
+current_request: ContextVar[RequestState | None] = ContextVar("otel_sse_request", default=None)

@@ -1,0 +1,169 @@
+"""A stream that is served."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any, ClassVar
+
+from opentelemetry.trace import SpanKind
+
+from otel_sse import semconv
+from otel_sse.process.backlog import Transport
+from otel_sse.stream.base import Chunk, Stream
+from otel_sse.stream.close_reason import classify_close, resolve_error
+from otel_sse.stream.info import ServerStreamInfo
+from otel_sse.stream.request import RequestState
+from otel_sse.telemetry.cardinality import clip_text
+from otel_sse.telemetry.telemetry import Telemetry
+
+
+class ServerStream(Stream):
+    """Built when the response has started; its hooks call it after each send.
+
+    Attributes:
+        slow_waits: sends that waited at least the slow-send threshold.
+        dropped: messages that the application reported as dropped, by reason.
+        transport: the asyncio transport, where it is known and the stream is open.
+
+    """
+
+    __slots__ = (
+        "_cut_first",
+        "_max_wait",
+        "_reason",
+        "_request",
+        "_send_error",
+        "dropped",
+        "slow_waits",
+        "transport",
+    )
+
+    _first_wait_threshold: ClassVar[float] = 0.0
+
+    def __init__(self, telemetry: Telemetry, info: ServerStreamInfo, request: RequestState) -> None:
+        self._request: RequestState | None = request
+        self.transport: Transport | None = info.transport
+        self.slow_waits = 0
+        self._max_wait = 0.0
+        # What the send raised that found the peer disconnected.
+        self._send_error: OSError | None = None
+        # The close reason that the application set.
+        self._reason = request.reason
+        self.dropped: dict[str, int] | None = None
+        try:
+            parent, kind = info.parent(request)
+        except Exception as error:
+            # A broken header of a client must not cost the stream, and is not worth a log record.
+            if not isinstance(error, UnicodeError):
+                telemetry.failures.log_failure_once("a remote parent")
+            parent, kind = request.context, SpanKind.SERVER
+        super().__init__(telemetry, info, request.started, parent, kind)
+        self.disconnected = request.disconnected
+        # The server had begun to cut the stream before the peer disconnected.
+        self._cut_first = request.cut
+        _, parent_span = request.parent()
+        if parent_span.is_recording() and getattr(parent_span, "kind", None) is SpanKind.SERVER:
+            parent_span.set_attribute(semconv.CONNECTION_ID, self.id)
+        request.stream = self
+        request.attach_at_start()
+        if request.span is not None:
+            request.span.span = self._segment.span
+        for reason, n in (request.dropped or {}).items():
+            self.record_dropped(n, reason)
+        self._register()
+
+    # The hook's name for it; no call in between, since it runs for every message.
+    on_send = Stream.record_chunk
+
+    def on_send_error(self, chunk: Chunk | None, began: float, error: BaseException) -> None:
+        """A send of ``chunk`` (None: after the peer had disconnected) raised ``error``."""
+        if not isinstance(error, Exception):
+            # Cancelled while it waited: the server has the bytes.
+            if chunk is not None:
+                self.on_send(chunk, began, perf_counter())
+        elif isinstance(error, OSError) and (error.errno or not isinstance(error, TimeoutError)):
+            self._send_error = error
+            self.mark_disconnected()
+
+    def mark_disconnected(self, *, cut: bool = False) -> None:
+        """The peer has disconnected; ``cut``: after the server had begun to cut the stream."""
+        if not self.disconnected:
+            self.disconnected, self._cut_first = True, cut
+
+    def check_disconnected(self) -> bool:
+        """Whether the peer has disconnected, as far as that is known or the transport shows it."""
+        if not self.disconnected and self.transport is not None:
+            try:
+                if self.transport.is_closing():
+                    self.mark_disconnected(cut=self._telemetry.stopping)
+            except Exception:
+                self._telemetry.failures.log_failure_once("a transport")
+        return self.disconnected
+
+    def on_response_end(self, *, delivered: bool = True) -> None:
+        """The response is over, ``delivered`` if its end was written to a peer that was there."""
+        self._end(completed=delivered)
+
+    def close_ended(self) -> None:
+        """Closes the stream if it has ended: what the application does next is not its work."""
+        if self._ended is not None:
+            self.close()
+
+    def run_maintenance(self) -> None:
+        if self._ended is not None:
+            # Overdue.
+            self.close()
+        elif self.check_disconnected():
+            self.on_response_end(delivered=False)
+        else:
+            super().run_maintenance()
+
+    def set_close_reason(self, reason: str) -> None:
+        self._reason = reason
+
+    def record_dropped(self, n: int, reason: str) -> None:
+        if not self.disconnected:
+            dropped = self.dropped = self.dropped if self.dropped is not None else {}
+            reason = self._telemetry.drop_reasons(clip_text(reason))
+            dropped[reason] = dropped.get(reason, 0) + n
+
+    def rotate_segment(self, now: float) -> None:
+        super().rotate_segment(now)
+        if self._request is not None and self._request.span is not None:
+            self._request.span.span = self._segment.span
+
+    def _on_long_wait(self, wait: float) -> bool:
+        threshold = self._telemetry.config.slow_send_seconds
+        if wait > self._max_wait:
+            self._max_wait = wait
+            self._wait_threshold = min(wait, threshold)
+        if wait < threshold:
+            return False
+        self.slow_waits += 1
+        return True
+
+    def _classify(self, error: BaseException | None, cut: bool) -> tuple[str, BaseException | None]:
+        stopping = self._telemetry.stopping
+        if error is None and not (self._completed or cut or stopping):
+            self.check_disconnected()
+        error, self.disconnected = resolve_error(error, self.disconnected, self._send_error)
+        reason = classify_close(
+            error,
+            reason=self._reason,
+            completed=self._completed,
+            disconnected=self.disconnected,
+            cut_first=self._cut_first,
+            cut=cut or stopping,
+        )
+        return reason, error
+
+    def _totals(self, now: float) -> dict[str, Any]:
+        return {**super()._totals(now), semconv.TOTAL_MAX_SEND: self._max_wait}
+
+    def _release(self) -> None:
+        request, self._request, self.transport = self._request, None, None
+        # Its traceback refers back to this stream.
+        self._send_error = None
+        # What runs on after the stream belongs to the parent span again.
+        if request is not None and request.span is not None:
+            request.span.span = request.span.parent_span

@@ -1,0 +1,1 @@
+"""The bytes of an event stream: parsing, detection, trace comments. No I/O, no SDK."""

@@ -1,0 +1,157 @@
+"""ASGI messages of any kind pass through the middleware unchanged."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from helpers.asgi import START, Fed, Stream, http_scope, middleware
+from helpers.asgi_messages import END, SENDINGS, never
+from helpers.backend import Backend
+
+import otel_sse
+from otel_sse import SSEMiddleware
+
+
+async def test_a_server_that_takes_anything_gets_the_very_objects(backend: Backend) -> None:
+    """Every object that an application sends, of whatever kind, comes to the server as it is."""
+    for sending in SENDINGS.values():
+
+        async def app(scope: Any, receive: Any, send: Any, sending: Any = sending) -> None:
+            for message in sending:
+                await send(message)
+
+        got: list[Any] = []
+
+        async def take(message: Any, got: list[Any] = got) -> None:
+            got.append(message)
+
+        await SSEMiddleware(app, **backend.providers)(http_scope(), never, take)
+        assert [id(each) for each in got] == [id(each) for each in sending]
+    assert backend.value("sse.server.active_connections") == 0
+
+
+@pytest.mark.parametrize("media_type", [b"application/json", b"text/event-stream"])
+async def test_headers_that_are_read_once_are_the_servers_to_read(
+    media_type: bytes, backend: Backend
+) -> None:
+    """ASGI allows any iterable: one that is exhausted by reading reaches the server whole."""
+    headers = [(b"x-a", b"1"), (b"content-type", media_type), (b"set-cookie", b"b=2")]
+    got: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert asyncio.iscoroutinefunction(send)
+        await send({**START, "headers": iter(headers)})
+        await send(END)
+
+    async def server(message: Any) -> None:
+        got.extend(message.get("headers", ()))
+
+    await SSEMiddleware(app, **backend.providers)(http_scope(), never, server)
+    assert got == headers
+
+
+async def test_a_send_that_hides_its_attributes_is_reported(
+    backend: Backend,
+) -> None:
+    """A proxy may raise at every attribute access: its stream is still reported, and
+    where hypercorn is asked whether it stops, nothing of that reaches the application.
+    """
+    fed = Fed()
+    fed.end(b"data: x\n\n", None)
+    mw = SSEMiddleware(fed, **backend.providers)
+
+    class Proxy:
+        def __init__(self, send: Any) -> None:
+            self._call = send
+
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("outside of its context")
+
+        async def __call__(self, message: Any) -> None:
+            await self._call(message)
+
+    stream = Stream(lambda scope, receive, send: mw(scope, receive, Proxy(send)))
+    await stream.task
+    assert stream.body == b"data: x\n\n"
+    assert backend.value("sse.server.messages") == 1
+    assert backend.value("sse.server.connection.duration", sse__close__reason="completed") == 1
+
+
+async def test_an_odd_lifespan_message_is_the_servers_to_judge(backend: Backend) -> None:
+    """A lifespan's messages reach the server whatever they are."""
+    sendings = (None, {}, 7, {"type": 7}, {"type": "lifespan.startup.complete"})
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for message in sendings:
+            await send(message)
+
+    got: list[Any] = []
+
+    async def take(message: Any) -> None:
+        got.append(message)
+
+    await SSEMiddleware(app, **backend.providers)({"type": "lifespan"}, never, take)
+    assert got == list(sendings)
+
+
+async def test_out_of_order_messages_reach_the_server_and_break_nothing(backend: Backend) -> None:
+    """What an application sends before the start or after the end is the server's to judge."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.body", "body": b"early"})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"Content-Type", b"Text/Event-Stream; charset=utf-8")],
+            }
+        )
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+        await send({"type": "http.response.body", "body": b"data: late\n\n"})
+        await send({"type": "http.response.trailers", "headers": []})
+
+    stream = Stream(middleware(backend, app))
+    await stream.task
+    assert len(stream.sent) == 7
+    (span,) = backend.spans("SSE")
+    assert span.attributes["sse.close.reason"] == "completed"
+    assert span.attributes["sse.messages"] == 1
+
+
+@pytest.mark.parametrize("body", [bytearray(b"data: x\n\n"), memoryview(b"data: x\n\n")])
+async def test_other_kinds_of_bytes_count_too(body: Any, backend: Backend) -> None:
+    """Bytearray and memoryview bodies are counted like bytes, and passed on as they are."""
+    fed = Fed()
+    stream = Stream(middleware(backend, fed))
+    fed.end(body, None)
+    await stream.task
+    assert stream.sent[1]["body"] is body
+    assert backend.value("sse.server.messages") == 1
+    assert backend.value("sse.server.io") == 9
+
+
+async def test_what_starts_after_the_application_has_returned_is_no_connection(
+    backend: Backend,
+) -> None:
+    """A task that outlives the application's call answers: the server gets it, and nothing stays
+    live.
+    """
+    late = asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def answer() -> None:
+            await late.wait()
+            await send(START)
+
+        tasks.append(asyncio.ensure_future(answer()))
+
+    stream = Stream(SSEMiddleware(app, **backend.providers))
+    await stream.task
+    late.set()
+    await tasks[0]
+    assert stream.sent == [START]
+    assert backend.value("sse.server.active_connections") == 0
+    assert otel_sse.connections() == []

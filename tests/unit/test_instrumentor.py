@@ -1,0 +1,137 @@
+"""Instrumentors: idempotent, shared, and gone without a trace."""
+
+import logging
+from importlib.metadata import entry_points
+from typing import Any
+
+import pytest
+from aiohttp import web, web_app
+from aiohttp.web_protocol import RequestHandler
+from helpers.backend import Backend
+from opentelemetry.instrumentation.dependencies import DependencyConflict, DependencyConflictError
+from starlette.routing import Router
+
+from otel_sse.clients.aiohttp import SSEAiohttpClientInstrumentor
+from otel_sse.clients.httpx import SSEHttpxInstrumentor
+from otel_sse.clients.requests import SSERequestsInstrumentor
+from otel_sse.instrumentor import SSEInstrumentor
+from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
+from otel_sse.servers.starlette import SSEStarletteInstrumentor
+
+KINDS = [SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor]
+PATCHED = [
+    (Router, "__call__"),
+    (RequestHandler, "_handle_request"),
+    (web.StreamResponse, "_start"),
+    (web_app, "_cached_build_middleware"),
+]
+
+
+def current() -> list[Any]:
+    return [vars(owner)[name] for owner, name in PATCHED]
+
+
+def test_uninstrument_leaves_nothing_patched(backend: Backend) -> None:
+    """Every attribute is the object that it was."""
+    before = current()
+    for kind in KINDS:
+        kind().instrument(**backend.providers)
+    patched = current()
+    assert all(now is not then for now, then in zip(patched, before, strict=True))
+    for kind in KINDS:
+        kind().uninstrument()
+    assert all(now is then for now, then in zip(current(), before, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_instrumenting_twice_patches_once(
+    kind: type[SSEInstrumentor], backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second call is logged and changes nothing, and so is the second uninstrument."""
+    before = current()
+    kind().instrument(**backend.providers)
+    once = current()
+    with caplog.at_level(logging.WARNING):
+        kind().instrument(**backend.providers)
+    assert "already instrumented" in caplog.text
+    assert current() == once
+    kind().uninstrument()
+    kind().uninstrument()
+    assert current() == before
+
+
+def test_a_patch_on_top_of_ours_survives_and_ours_passes_through(backend: Backend) -> None:
+    """Where another patch wraps ours, ours stays and does nothing any more."""
+    original = vars(Router)["__call__"]
+    instrumentor = SSEStarletteInstrumentor()
+    instrumentor.instrument(**backend.providers)
+    ours = vars(Router)["__call__"]
+
+    async def theirs(*args: Any) -> None:
+        await ours(*args)
+
+    Router.__call__ = theirs  # type: ignore[method-assign]
+    try:
+        instrumentor.uninstrument()
+        assert vars(Router)["__call__"] is theirs
+        assert instrumentor.telemetry is None
+    finally:
+        Router.__call__ = original  # type: ignore[method-assign]
+
+
+def test_both_share_one_telemetry(backend: Backend) -> None:
+    """Instruments are made once for a meter provider, for all instrumentors."""
+    for kind in KINDS:
+        kind().instrument(**backend.providers)
+    try:
+        assert SSEStarletteInstrumentor().telemetry is SSEAiohttpServerInstrumentor().telemetry
+    finally:
+        for kind in KINDS:
+            kind().uninstrument()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bad_option_raises_and_leaves_nothing_patched(
+    kind: type[SSEInstrumentor], backend: Backend
+) -> None:
+    """A failed ``instrument()`` has not half happened."""
+    before = current()
+    with pytest.raises(ValueError, match="stall_seconds"):
+        kind().instrument(**backend.providers, stall_seconds="soon")
+    assert current() == before
+    assert not kind().is_instrumented_by_opentelemetry
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_old_framework_is_skipped_as_contrib_skips_it(
+    kind: type[SSEInstrumentor],
+    backend: Backend,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By hand it is logged and skipped; under auto-instrumentation the loader gets the error."""
+    conflict = DependencyConflict("framework >= 99", "framework 1")
+    monkeypatch.setattr(kind, "_check_dependency_conflicts", lambda _: conflict)
+    before = current()
+    with caplog.at_level(logging.ERROR):
+        kind().instrument(**backend.providers)
+    assert "framework >= 99" in caplog.text
+    with pytest.raises(DependencyConflictError):
+        kind().instrument(**backend.providers, skip_dep_check=True)
+    assert current() == before
+
+
+def test_the_entry_points_are_the_documented_ones() -> None:
+    """``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS`` takes these names, and each loads."""
+    mine = {
+        each.name: each.load()
+        for each in entry_points(group="opentelemetry_instrumentor")
+        if each.name.startswith("sse_")
+    }
+    assert mine == {
+        "sse_starlette": SSEStarletteInstrumentor,
+        "sse_aiohttp_server": SSEAiohttpServerInstrumentor,
+        "sse_aiohttp_client": SSEAiohttpClientInstrumentor,
+        "sse_httpx": SSEHttpxInstrumentor,
+        "sse_requests": SSERequestsInstrumentor,
+    }

@@ -1,0 +1,61 @@
+"""Messages of a known shape are recognised without parsing."""
+
+from otel_sse.wire import parser as module
+from otel_sse.wire.parser import EventStreamParser
+
+
+def test_a_message_of_the_last_shape_is_recognised_without_parsing() -> None:
+    """Its values may differ, in length too; any other line, type, cut or line end is parsed."""
+    parser = EventStreamParser()
+    message = b"event: tick\nid: 1\ndata: x\n\n"
+    parser.feed(message)
+    assert parser.match_template(message) is None  # its event line was not known yet
+    parser.feed(message)
+    for alike in (message, b"event: tick\nid: 22\ndata: a longer one\n\n"):
+        assert parser.match_template(alike) == "tick"
+    for other in (
+        b"event: tock\nid: 1\ndata: x\n\n",
+        b"event: tick\nid: 1\n\ndata: x\n\n",
+        b"event: tick\nid: 1\ndata: x\n\ndata: y\n\n",
+        b"event: tick\nid: 1\ndata: x\n: y\n\n",
+        b"event: tick\nid: 1\ndata: x\r\n\n",
+        b"event: tick\nid: 1\ndata: x\n",
+        b"event: tick\nid: 1\ndatax: x\n\n",
+        bytearray(message),
+        b"",
+    ):
+        assert parser.match_template(other) is None
+    parser.feed(b"data: open\n")
+    assert parser.match_template(message) is None
+    parser.feed(b"\n")
+    assert parser.match_template(message) == "tick"
+
+
+def test_no_payload_is_kept_in_a_template() -> None:
+    """Of a message's lines only the names of fields and its type stay, shared by all streams."""
+    module._templates.clear()
+    secret = b"secret" * 20
+    for first in (b"id: " + secret, b"retry: " + secret, b"x: " + secret, b"data: " + secret):
+        one, two = EventStreamParser(), EventStreamParser()
+        for parser in (one, two):
+            for _ in range(3):
+                parser.feed(first + b"\ndata: " + secret + b"\n\n")
+        assert one._template is two._template
+    parser = EventStreamParser()
+    for _ in range(3):
+        parser.feed(b"data: " + secret + b"\r\ndata: x\n\n")
+    assert b"secret" not in repr(list(module._templates)).encode()
+
+
+def test_templates_are_few_and_short() -> None:
+    """Values of any length share one template; a long head has none."""
+    module._templates.clear()
+    for length in range(1, 60):
+        parser = EventStreamParser()
+        for _ in range(3):
+            parser.feed(b"event: tick\nid: " + b"1" * length + b"\ndata: x\n\n")
+    assert len(module._templates) == 1
+    parser = EventStreamParser()
+    for _ in range(3):
+        parser.feed(b"event: tick\n" * 50 + b"data: x\n\n")
+    assert len(module._templates) == 1
