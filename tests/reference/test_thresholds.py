@@ -130,6 +130,26 @@ EDGES = [
     ),
 ]
 
+# Errors of other classes than a refused client's.
+BROKER_ERRORS = "server__errors without (('class', 'rate_limit'),)"
+FAILURES = [
+    (
+        "SSEDroppedMessages",
+        {"sse__server__dropped_messages": 60.0},
+        {"sse__server__dropped_messages": 66.0},
+        1.1,
+    ),
+    (
+        "SSERejectedConnections",
+        {"server__rejected_connections": 0.0},
+        {"server__rejected_connections": 6.0},
+        0.1,
+    ),
+    ("SSEBrokerErrors", {BROKER_ERRORS: 6.0}, {BROKER_ERRORS: 12.0}, 0.2),
+]
+_LISTED = {entry["alert"] for entry in yaml.safe_load(thresholds.DEFAULT.read_text())}
+EDGES += [each for each in FAILURES if each[0] in _LISTED]
+
 
 @pytest.mark.parametrize(("alert", "at", "beyond", "value"), EDGES, ids=[each[0] for each in EDGES])
 def test_each_alert_at_its_edge(

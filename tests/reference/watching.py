@@ -17,7 +17,10 @@ from server.figures import Sample
 
 COUNTERS = frozenset(
     {
+        "server.errors without (('class', 'rate_limit'),)",
+        "server.rejected_connections",
         "server.writes",
+        "sse.server.dropped_messages",
         "sse.server.connections",
         "sse.server.io",
         "sse.server.messages",

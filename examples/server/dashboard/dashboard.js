@@ -379,8 +379,10 @@ function connect() {
 /** Why the server does not serve its events: its health, where it answers at all. */
 async function explain() {
   const answer = await fetch("/status").catch(() => null);
-  const body = answer && !answer.ok ? await answer.json().catch(() => null) : null;
-  if (body?.health) showHealth(body.health);
+  const body = await answer?.json().catch(() => null);
+  // Where there are too many dashboards, the figures come with each try.
+  if (answer?.ok && body) showStatus(body);
+  else if (body?.health) showHealth(body.health);
 }
 
 function showState() {
