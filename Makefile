@@ -6,16 +6,18 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3
 DEMO_SECONDS ?= 60
+STORM_EXAMPLES ?= 20000
 
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 SOURCES := $(shell find otel_sse -not -path '*/__pycache__*') README.md LICENSE pyproject.toml
 
-.PHONY: help demo unit test bench fuzz soak lint format clean
+.PHONY: help demo unit test apps bench fuzz storm soak lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
-	@echo '  PYTHON=python3.12 chooses the Python of a new .venv, DEMO_SECONDS=20 how long the demo runs.'
+	@echo '  PYTHON=python3.12 chooses the Python of a new .venv, DEMO_SECONDS=20 how long the demo runs,'
+	@echo '  STORM_EXAMPLES=1000 how many applications the storm runs.'
 
 demo: .venv/.done-demo .venv/.done-wheel ## serve and read real streams for a minute, and show what is reported of them
 	@cd examples && DEMO_SECONDS=$(DEMO_SECONDS) ../$(BIN)/python -m demo
@@ -23,9 +25,12 @@ demo: .venv/.done-demo .venv/.done-wheel ## serve and read real streams for a mi
 unit: .venv/.done-test .venv/.done-wheel ## run the fast tests, of single modules: less than a minute
 	@FUZZ_EXAMPLES=100 $(BIN)/pytest tests/unit -m 'not slow' --numprocesses 2
 
-test: lint .venv/.done-wheel ## check and test everything, against the built wheel
+test: lint .venv/.done-wheel $(if $(CI)$(wildcard .venv/.done-apps),.venv/.done-apps) ## check and test everything, against the built wheel
 	@$(BIN)/python -I -c 'import otel_sse as o; print("Testing otel_sse", o.__version__, o.__path__[0])'
 	@$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+
+apps: .venv/.done-apps ## run published applications, in environments of their own
+	@$(BIN)/pytest tests/applications --numprocesses 2 --dist loadscope --durations 10
 
 bench: .venv/.done-test .venv/.done-wheel ## measure what instrumentation costs
 	@$(BIN)/python benchmarks/bench.py
@@ -35,6 +40,9 @@ fuzz: .venv/.done-test .venv/.done-wheel ## feed the parser random streams
 
 soak: .venv/.done-test .venv/.done-wheel ## serve a million streams, and look for leaks
 	@$(BIN)/python benchmarks/soak.py
+
+storm: .venv/.done-test .venv/.done-wheel ## run random applications with otel_sse and without it, and compare
+	@$(BIN)/python tests/storm/run.py $(STORM_EXAMPLES)
 
 lint: .venv/.done-test .venv/.done-wheel ## check style and types
 	@$(BIN)/ruff check
@@ -64,6 +72,11 @@ clean: ## remove all that make has made
 .venv/.done-build .venv/.done-demo .venv/.done-test: .venv/.done-%: pyproject.toml .venv/.done-uv
 	@echo 'Installing what $* needs ...'
 	@$(UV) --requirements pyproject.toml --extra otlp --group $*
+	@touch $@
+
+.venv/.done-apps: tests/applications/environments.py .venv/.done-test .venv/.done-wheel
+	@echo 'Installing applications, each into an environment of its own ...'
+	@$(BIN)/python tests/applications/environments.py
 	@touch $@
 
 .venv/.done-wheel: $(SOURCES) .venv/.done-build

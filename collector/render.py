@@ -9,6 +9,7 @@ those of the environment now.
 
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,10 +25,19 @@ _MEASURED: Final = re.compile(
     r"(?P<metric>\S+)(?P<per> / sse[.]server[.]messages)?(?: (?P<scale>[*/] \d+))?"
 )
 
-# Of the inputs, those that become a rate; `sse.server.connections` stays a number.
-_RATES: Final = {"sse.server.io", "sse.server.messages", "sse.server.send.time"}
+# Counters that have no series before their first event, to the metric that has one then: they get
+# a zero from it. A process that has streams writes messages; the others may happen before any.
+_FROM_ZERO: Final = {
+    "sse.server.messages": "sse.server.connections",
+    "sse.server.dropped_messages": "sse.server.connections_per_client.max",
+    "server.rejected_connections": "sse.server.connections_per_client.max",
+    "server.errors": "sse.server.connections_per_client.max",
+}
 
-# A process that is told to stop exports several times at once; what has happened between two of
+# Of the inputs, those that become a rate; `sse.server.connections` stays a number.
+_RATES: Final = {"sse.server.io", "sse.server.send.time", *_FROM_ZERO}
+
+# A process that receives SIGTERM exports several times at once; what has happened between two of
 # them is no rate. In nanoseconds: one export a second, none too punctual, has rates.
 _INTERVAL: Final = "datapoint.time_unix_nano - datapoint.start_time_unix_nano >= 900000000"
 
@@ -39,6 +49,25 @@ _RULE: Final = """\
         metric1: {metric}
         operation: multiply
         scale_by: 1
+"""
+
+_COPY: Final = """\
+          - copy_metric(name="{metric}") where metric.name == "{source}"
+"""
+
+_REMEMBER: Final = """\
+          - set(resource.attributes["sse.total.{metric}"], datapoint.value_int)
+            where metric.name == "sse.total.{metric}"
+"""
+
+_RESTORE: Final = """\
+      - context: datapoint
+        conditions:
+          - metric.name == "{metric}"
+        statements:
+          - set(datapoint.value_int, 0)
+          - set(datapoint.value_int, resource.attributes["sse.total.{metric}"])
+            where resource.attributes["sse.total.{metric}"] != nil
 """
 
 _STAMP: Final = """\
@@ -57,7 +86,8 @@ _STAMP: Final = """\
 def collector(thresholds: list[dict[str, Any]]) -> str:
     """The collector's part."""
     generated, stamped = [], []
-    inputs = {"sse.server.connections"}
+    without = []
+    inputs = {"sse.server.messages", *_FROM_ZERO.values()}
     for each in thresholds:
         if "collector" not in each:
             continue
@@ -66,6 +96,10 @@ def collector(thresholds: list[dict[str, Any]]) -> str:
             raise SystemExit(f"{each['alert']}: not understood: {each['collector']}")
         metric, per, scale = measured.group("metric", "per", "scale")
         inputs.add(metric)
+        without += [
+            f'        - metric.name == "{metric}" and datapoint.attributes["{name}"] == "{value}"'
+            for name, value in each.get("without", {}).items()
+        ]
         generated.append(_RULE.format(alert=each["alert"], metric=metric))
         stamped.append(
             _STAMP.format(
@@ -76,15 +110,30 @@ def collector(thresholds: list[dict[str, Any]]) -> str:
                 breached=_breached(each, rate=metric in _RATES),
             )
         )
+    counted = {metric: source for metric, source in _FROM_ZERO.items() if metric in inputs}
     content = (HERE / "thresholds.collector.template").read_text()
     for name, value in {
-        "inputs": "|".join(sorted(inputs)).replace(".", "[.]"),
+        "inputs": _pattern(inputs),
+        "without": "\n".join(without),
+        "from_zero": _pattern(counted),
+        "copies": _joined(_COPY, counted),
+        "totals": _joined(_REMEMBER, counted),
+        "restored": _joined(_RESTORE, counted),
         "rates": ", ".join(sorted(inputs & _RATES)),
         "generated": "".join(generated).rstrip("\n"),
         "stamped": "".join(stamped).rstrip("\n"),
     }.items():
         content = content.replace(f"@{name}@", value)
     return _HEAD + content
+
+
+def _pattern(names: Iterable[str]) -> str:
+    return "|".join(sorted(names)).replace(".", "[.]")
+
+
+def _joined(text: str, counted: dict[str, str]) -> str:
+    made = [text.format(metric=metric, source=source) for metric, source in counted.items()]
+    return "".join(made).rstrip("\n")
 
 
 def _number(threshold: dict[str, Any]) -> str:

@@ -1,10 +1,11 @@
-"""Renders the Prometheus rules, prometheus/recording.yaml and prometheus/alerts.yaml.
+"""Renders the Prometheus rules: recording.yaml, alerts.yaml and slo.yaml in prometheus/.
 
-The numbers come from thresholds.yaml, each overridden by its environment variable. The windows
-follow two intervals: that of the applications' exports, OTEL_METRIC_EXPORT_INTERVAL (milliseconds,
-as the SDK reads it), and that of the scrapes, in the prometheus.yaml beside which the rules go.
-SSE_LEAK_WINDOW (seconds) is how long memory has to grow, SSE_RUNBOOK_URL where the team reads
-runbook.md.
+The numbers come from thresholds.yaml and objectives.yaml, each overridden by its environment
+variable. The windows follow two intervals: that of the applications' exports,
+OTEL_METRIC_EXPORT_INTERVAL (milliseconds, as the SDK reads it), and that of the scrapes, in the
+prometheus.yaml beside which the rules go. SSE_LEAK_WINDOW (seconds) is how long memory has to grow,
+SSE_SLO_WINDOW (seconds) the shortest window of the error budgets, SSE_SLO_FIRST_MESSAGE_SECONDS
+when a first message is late, SSE_RUNBOOK_URL where the team reads runbook.md.
 
     OTEL_METRIC_EXPORT_INTERVAL=15000 python collector/rules.py [FOLDER]
 """
@@ -23,13 +24,23 @@ import yaml
 HERE: Final = Path(__file__).resolve().parent
 PROMETHEUS: Final = HERE / "prometheus"
 SEVERITIES: Final = ("critical", "warning", "info")
-# What an alert is one of, to the labels that its text names.
-_WHO: Final = {
+# What an alert is about, to the labels that its text names.
+_SUBJECTS: Final = {
     "instance": "Instance {{ $labels.instance }} of {{ $labels.job }}",
     "job": "{{ $labels.job }}",
     "route": "{{ $labels.job }}, route {{ $labels.http_route }}",
+    "slo": "{{ $labels.job }}, objective {{ $labels.slo }}",
     "scrape": "Collector {{ $labels.instance }}",
 }
+# The windows of the error budgets, as multiples of the shortest; named as with the default, 5 min.
+_BUDGET_WINDOWS: Final = {"30m": 6, "1h": 12, "6h": 72, "3d": 864}
+# The bounds of the time to the first message that its histogram has, in seconds.
+FIRST_MESSAGE_BOUNDS: Final = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+    *(10.0, 30.0, 60.0, 120.0, 300.0),
+)
+# Fewer events in a window are no share.
+_MIN_EVENTS: Final = 20
 _HEADER: Final = "# Made by rules.py: change {} and render it anew.\n"
 
 
@@ -47,13 +58,85 @@ def recording(folder: Path = PROMETHEUS) -> dict[str, Any]:
     return content
 
 
+def slo(content: dict[str, Any], folder: Path = PROMETHEUS) -> dict[str, Any]:
+    """The objectives' recording rules and alerts, as the content of a rule file for that folder."""
+    known = windows(folder)
+    bound = f"{_first_message_bound():.15g}"
+    # Prometheus 3 writes the bound 5 as 5.0.
+    pattern = bound.replace(".", r"\\.") if "." in bound else rf"{bound}(\\.0)?"
+    template = (PROMETHEUS / "slo.template.yaml").read_text()
+    text = Template(template).substitute(known, in_time=pattern)
+    groups: list[dict[str, Any]] = yaml.safe_load(text)["groups"]
+    budgets = {each["slo"]: _budget(each, content["alerts"]) for each in content["objectives"]}
+    for each in content["objectives"]:
+        for kind in ("events", "bad"):
+            name = "sse_slo_events" if kind == "events" else "sse_slo_bad_events"
+            expression = Template(each[kind]).substitute(known)
+            groups[0]["rules"].append(
+                {
+                    "record": f"job_slo:{name}:increase",
+                    "expr": expression,
+                    "labels": {"slo": each["slo"]},
+                }
+            )
+    burn: list[dict[str, Any]] = [
+        {
+            "record": "slo:sse_error_budget:ratio",
+            "expr": f"vector({budget})",
+            "labels": {"slo": name},
+        }
+        for name, budget in budgets.items()
+    ]
+    burn.append(_burn("5m", "job_slo:sse_slo_{}events:increase"))
+    shortest = _positive("SSE_SLO_WINDOW", 300)
+    for name, multiple in _BUDGET_WINDOWS.items():
+        span = f"[{_span(multiple * shortest)}:{known['slo']}]"
+        burn.append(_burn(name, f"sum_over_time(job_slo:sse_slo_{{}}events:increase{span})"))
+    groups.append({"name": "sse-slo-burn", "rules": burn})
+    alerts = [_alert(each, known) for each in content["alerts"]]
+    return {"groups": [*groups, {"name": "sse-slo-alerts", "rules": alerts}]}
+
+
+def _burn(window: str, counted: str) -> dict[str, str]:
+    least = f" >= {_MIN_EVENTS}" if window != "5m" else " > 0"
+    return {
+        "record": f"job_slo:sse_error_budget_burn:{window}",
+        "expr": f"{counted.format('bad_')} / ({counted.format('')}{least})"
+        " / on (slo) group_left slo:sse_error_budget:ratio",
+    }
+
+
+def _budget(objective: dict[str, Any], alerts: list[dict[str, Any]]) -> str:
+    """The share that may be bad.
+
+    Raises:
+        SystemExit: there is none, or one so large that an alert on it could never fire.
+    """
+    budget = 1 - number(objective)
+    fastest = max(number(each) for each in alerts)
+    if not 0 < budget * fastest < 1:
+        raise SystemExit(
+            f"{objective['variable']} is {number(objective):.15g}, and takes a share"
+            f" above {1 - 1 / fastest:.4f} and below 1"
+        )
+    return f"{budget:.12g}"
+
+
+def _first_message_bound() -> float:
+    bound = _from_environment("SSE_SLO_FIRST_MESSAGE_SECONDS", 5)
+    if bound not in FIRST_MESSAGE_BOUNDS:
+        takes = ", ".join(f"{each:g}" for each in FIRST_MESSAGE_BOUNDS)
+        raise SystemExit(f"SSE_SLO_FIRST_MESSAGE_SECONDS is {bound:g}, and takes one of {takes}")
+    return bound
+
+
 def number(threshold: dict[str, Any]) -> float:
     """The threshold in force: of the environment, else the default."""
     return _from_environment(threshold["variable"], threshold["default"])
 
 
 def windows(folder: Path = PROMETHEUS) -> dict[str, str]:
-    """The spans of time in the rules; recording.template.yaml says what each is for."""
+    """The spans of time in the rules; recording.template.yaml explains each."""
     export = _positive("OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1000
     scrape = _scrape_interval(folder / "prometheus.yaml")
     seconds = {
@@ -62,11 +145,16 @@ def windows(folder: Path = PROMETHEUS) -> dict[str, str]:
         "window": 2 * export + scrape,
         "long": 5 * export + scrape,
         "leak": _positive("SSE_LEAK_WINDOW", 600),
+        "slo": math.ceil(_positive("SSE_SLO_WINDOW", 300) / export) * export + scrape,
     }
-    return {
-        name: f"{span:.0f}s" if span == int(span) else f"{span * 1000:.0f}ms"
-        for name, span in seconds.items()
-    }
+    spans = {name: _span(span) for name, span in seconds.items()}
+    return {**spans, "window_seconds": f"{seconds['window']:.15g}"}
+
+
+def _span(seconds: float) -> str:
+    """As Prometheus takes it, exact to the millisecond."""
+    whole = seconds == int(seconds)
+    return f"{seconds:.0f}s" if whole else f"{seconds * 1000:.0f}ms"
 
 
 def _alert(threshold: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
@@ -76,22 +164,22 @@ def _alert(threshold: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
     rule = {"alert": name, "expr": Template(template["expr"]).substitute(known)}
     if "for" in template:
         rule["for"] = Template(template["for"]).substitute(known)
-    who = _WHO[template.get("per", "instance")]
-    told, annotations = f"{who}.", {}
+    subject = _SUBJECTS[template.get("per", "instance")]
+    description, annotations = f"{subject}.", {}
     if "measure" in template:
         value = f'{{{{ printf "{template["format"]}" $value }}}}'
         annotations["value"] = value
-        told = f"{who}: {value} {template['measure']}."
+        description = f"{subject}: {value} {template['measure']}."
     if "threshold" in known:
         annotations["threshold"] = known["threshold"]
-        told += f" The threshold is {known['threshold']} ({threshold['variable']})."
+        description += f" The threshold is {known['threshold']} ({threshold['variable']})."
     runbook = os.environ.get("SSE_RUNBOOK_URL", "collector/runbook.md")
     return {
         **rule,
         "labels": {"severity": threshold["severity"]},
         "annotations": {
             "summary": threshold["says"],
-            "description": told,
+            "description": description,
             **annotations,
             "runbook_url": f"{runbook}#{name.lower()}",
         },
@@ -101,21 +189,23 @@ def _alert(threshold: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
 def _scrape_interval(file: Path) -> float:
     """In seconds; a minute where none is given, as Prometheus has it."""
     config = yaml.safe_load(file.read_text())
-    said = str(config.get("global", {}).get("scrape_interval", "1m"))
-    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?", said)
+    interval = str(config.get("global", {}).get("scrape_interval", "1m"))
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?", interval)
     given = [int(each or 0) for each in parts.groups()] if parts else [0] * 4
-    interval = sum(unit * each for unit, each in zip((3600, 60, 1, 0.001), given, strict=True))
-    if not interval:
-        raise SystemExit(f"{file}: the scrape_interval is {said!r}, and takes a duration: 15s, 1m")
-    return interval
+    seconds = sum(unit * each for unit, each in zip((3600, 60, 1, 0.001), given, strict=True))
+    if not seconds:
+        raise SystemExit(
+            f"{file}: the scrape_interval is {interval!r}, and takes a duration: 15s, 1m"
+        )
+    return seconds
 
 
 def _from_environment(variable: str, default: float) -> float:
-    said = os.environ.get(variable, "")
+    value = os.environ.get(variable, "")
     with contextlib.suppress(ValueError):
-        if math.isfinite(value := float(said or default)):
-            return value
-    raise SystemExit(f"{variable} is {said!r}, and takes a number")
+        if math.isfinite(number := float(value or default)):
+            return number
+    raise SystemExit(f"{variable} is {value!r}, and takes a number")
 
 
 def _positive(variable: str, default: float) -> float:
@@ -131,11 +221,13 @@ def text(content: dict[str, Any], source: str) -> str:
 
 
 def render(folder: Path = PROMETHEUS) -> None:
-    """Writes both rule files."""
+    """Writes the rule files."""
     thresholds = yaml.safe_load((HERE / "thresholds.yaml").read_text())
+    objectives = yaml.safe_load((HERE / "objectives.yaml").read_text())
     made = {
         "recording.yaml": text(recording(folder), "recording.template.yaml"),
         "alerts.yaml": text(rules(thresholds, folder), "../thresholds.yaml"),
+        "slo.yaml": text(slo(objectives, folder), "../objectives.yaml and slo.template.yaml"),
     }
     for name, content in made.items():
         (folder / name).write_text(content)

@@ -33,6 +33,7 @@ class Config:
         event_types: values exported in ``sse.event.type``; empty: the first 16 seen.
         capture_event_id: whether the ``id`` field of a message is recorded.
         propagate: whether a server writes a trace comment in front of each message.
+        shutdown_seconds: time from the stop signal until the process is killed, in seconds.
 
     """
 
@@ -46,6 +47,8 @@ class Config:
     event_types: frozenset[str] = frozenset()
     capture_event_id: bool = False
     propagate: bool = False
+    # `docker stop` allows 10 s, the shortest of the usual limits.
+    shutdown_seconds: float = 10.0
 
     def excludes(self, url: str) -> bool:
         return self.excluded_urls is not None and self.excluded_urls.search(url) is not None
@@ -152,4 +155,5 @@ _OPTIONS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "event_types": ("names, separated by commas", _names),
     "capture_event_id": _SWITCH,
     "propagate": _SWITCH,
+    "shutdown_seconds": ("a number of seconds, more than 0", _seconds),
 }

@@ -18,11 +18,18 @@ from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
 from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
+# Before a test imports it.
+pytest.register_assert_rewrite("applications.promises")
+
 _TESTS = Path(__file__).resolve().parent
 _CHECKOUT = _TESTS.parent
 # The files that take longest, the longest first; then all others, then the unit tests. In another
 # order one worker would still run a long file when the others have finished.
 _LONGEST = (
+    "applications/test_litellm.py",
+    "applications/test_mcp.py",
+    "applications/test_gradio.py",
+    "applications/test_fastmcp.py",
     "alerting/test_delivery.py",
     "e2e/test_workers.py",
     "e2e/test_leaks.py",

@@ -1,7 +1,7 @@
-"""The log of the alerts: a webhook for Alertmanager that keeps and tells what it was sent.
+"""The log of the alerts: a webhook for Alertmanager that keeps and returns what it was sent.
 
-Each alert of a notification is appended to a file as a line of JSON, and printed. The last 50 are
-told by ``GET /alerts``, fewer by ``GET /alerts?limit=5``, the newest last; they outlive a restart.
+Each alert of a notification is appended to a file as a line of JSON, and printed. ``GET /alerts``
+returns the last 50, ``GET /alerts?limit=5`` fewer, the newest last; they outlive a restart.
 
     python history.py --file alerts.jsonl
     curl localhost:9095/alerts
@@ -22,7 +22,7 @@ _ANNOTATIONS: Final = ("value", "threshold", "summary", "description", "runbook_
 
 
 class History:
-    """The alerts in a file, and the last of them at hand."""
+    """The alerts in a file, and the last of them in memory."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -35,18 +35,18 @@ class History:
             return list(self._last)[-limit:] if limit > 0 else []
 
     def add(self, notification: dict[str, Any]) -> None:
-        told = [_told(alert) for alert in notification["alerts"]]
+        entries = [_entry(alert) for alert in notification["alerts"]]
         with self._lock:
             # Opened anew each time, so that the file may be rotated.
             with self._file.open("a") as file:
-                for alert in told:
-                    line = json.dumps(alert)
+                for entry in entries:
+                    line = json.dumps(entry)
                     print(line, file=file)
                     print(line, flush=True)
-            self._last.extend(told)
+            self._last.extend(entries)
 
 
-def _told(alert: dict[str, Any]) -> dict[str, Any]:
+def _entry(alert: dict[str, Any]) -> dict[str, Any]:
     labels, annotations = alert["labels"], alert["annotations"]
     over = alert["status"] == "resolved"
     return {
@@ -71,9 +71,9 @@ def server(address: tuple[str, int], history: History) -> ThreadingHTTPServer:
             self.end_headers()
 
         def do_GET(self) -> None:
-            asked = urlsplit(self.path)
-            limit = parse_qs(asked.query).get("limit", [str(LIMIT)])[0]
-            if asked.path != "/alerts" or not limit.isdecimal():
+            url = urlsplit(self.path)
+            limit = parse_qs(url.query).get("limit", [str(LIMIT)])[0]
+            if url.path != "/alerts" or not limit.isdecimal():
                 self.send_error(404, "There is GET /alerts?limit=50")
                 return
             body = json.dumps(history.last(int(limit)), indent=1).encode()
@@ -90,12 +90,12 @@ def server(address: tuple[str, int], history: History) -> ThreadingHTTPServer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Keeps and tells what Alertmanager sends.")
+    parser = argparse.ArgumentParser(description="Keeps and returns what Alertmanager sends.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9095)
     parser.add_argument("--file", type=Path, default=Path("alerts.jsonl"))
-    said = parser.parse_args()
-    server((said.host, said.port), History(said.file)).serve_forever()
+    options = parser.parse_args()
+    server((options.host, options.port), History(options.file)).serve_forever()
 
 
 if __name__ == "__main__":

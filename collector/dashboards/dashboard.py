@@ -45,7 +45,7 @@ class Panel(NamedTuple):
     """A chart: its queries, each with how its lines are called."""
 
     title: str
-    says: str
+    summary: str
     unit: str
     queries: tuple[tuple[str, str], ...]
     kind: str = "lines"
@@ -98,6 +98,8 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
               "s",
               ((_max("sse_server_connection_age_max_seconds", "job"), "age {{job}}"),
                (_max("sse_server_connection_idle_max_seconds", "job"), "idle {{job}}"))),
+        Panel("Pools", "Of the streams that a service's threads can hold, the share that is open.",
+              "percentunit", (('job:sse_server_connection_limit:share{job=~"$job"}', "{{job}}"),)),
         Panel("Busiest client", "Live connections of one client address, the most of a process.",
               "short", ((_max("sse_server_connections_per_client_max", "job", "instance"),
                          _INSTANCE),)),
@@ -106,11 +108,20 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
         Panel("Opened", "Connections opened a second, resumed ones apart.", "cps",
               ((_rate("sse_server_connections_total", "sse_resumed"),
                 "resumed: {{sse_resumed}}"),), "area"),
-        Panel("Endings by reason", "Connections that ended a second, and why.", "cps",
+        Panel("Closes by reason", "Connections that closed a second, by close reason.", "cps",
               ((_rate("sse_server_connection_duration_seconds_count", "sse_close_reason"),
                 "{{sse_close_reason}}"),), "area"),
         Panel("Lifetime", "From the request's start to the end.", "s",
               _quantiles("sse_server_connection_duration_seconds")),
+    ),
+    "Refusals and losses": (
+        Panel("Refused", "Clients refused a second, by the reference server's own count.", "cps",
+              ((_rate("server_rejected_connections_total", "reason"), "{{reason}}"),), "area"),
+        Panel("Dropped messages", "Messages that the application dropped, a second.", "cps",
+              ((_rate("sse_server_dropped_messages_total", "sse_drop_reason"),
+                "{{sse_drop_reason}}"),), "area"),
+        Panel("Server errors", "Errors a second, by the reference server's own count.", "cps",
+              ((_rate("server_errors_total", "class"), "{{class}}"),), "area"),
     ),
     "Messages": (
         Panel("Messages", "Written a second, by event type.", "cps",
@@ -142,6 +153,15 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
         Panel("Worst backlog", "Of one connection.", "bytes",
               ((_max("sse_server_backlog_max_bytes", "job", "instance"), _INSTANCE),)),
     ),
+    "Objectives": (
+        Panel("Error budget burn", "Within an hour; at 1 the month's budget just lasts.", "short",
+              (('job_slo:sse_error_budget_burn:1h{job=~"$job"}', "{{slo}} {{job}}"),)),
+        Panel("Error budget burn, slow", "Within three days.", "short",
+              (('job_slo:sse_error_budget_burn:3d{job=~"$job"}', "{{slo}} {{job}}"),)),
+        Panel("Bad events", "Within the shortest window: late first messages, bad closes, and the "
+              "mean number of stalled connections.", "short",
+              (('job_slo:sse_slo_bad_events:increase{job=~"$job"}', "{{slo}} {{job}}"),)),
+    ),
     "Memory": (
         Panel("Memory", "Of the processes that stream.", "bytes",
               ((_max("instance:process_memory_usage_bytes:max", "job", "instance"), _INSTANCE),)),
@@ -150,10 +170,10 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
                 _INSTANCE),)),
     ),
     "Alerts": (
-        Panel("Firing", "What the Prometheus rules say.", "short",
+        Panel("Firing", "Alerts of the Prometheus rules.", "short",
               (('ALERTS{alertname=~"SSE.*", alertstate="firing", job=~"$job|"}',
                 "{{alertname}}"),), "table"),
-        Panel("Breached in the collector", "What the collector says; the measured value.", "short",
+        Panel("Breached in the collector", "Thresholds breached now; the measured value.", "short",
               ((f"sse_alert{{{_OF}}}", "{{alert}} {{job}} {{instance}}"),)),
     ),
 }  # fmt: skip
@@ -180,7 +200,7 @@ def _made(panel: Panel) -> Stat | table.Panel | timeseries.Panel:
             made.fill_opacity(25).stacking(stacked)
         if panel.title == "Memory slope":
             made = timeseries.Panel().height(8).legend(legend).line_width(1)
-    made.title(panel.title).description(panel.says).unit(panel.unit).datasource(SOURCE)
+    made.title(panel.title).description(panel.summary).unit(panel.unit).datasource(SOURCE)
     made.span(_WIDTHS.get(panel.kind, 12 if panel.title.startswith(("Memory", "Breached")) else 8))
     for letter, (expression, legend_format) in zip("ABC", panel.queries, strict=False):
         query = prometheus.Dataquery().expr(expression).legend_format(legend_format).ref_id(letter)
@@ -224,7 +244,7 @@ def build() -> dashboard.Dashboard:
     made = (
         dashboard.Dashboard("Server-Sent Events")
         .uid("otel-sse")
-        .description("What otel-sse tells of event streams.")
+        .description("Event streams, by the metrics of otel-sse.")
         .tags(["sse", "opentelemetry"])
         .time("now-1h", "now")
         .refresh("30s")

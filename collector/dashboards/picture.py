@@ -23,7 +23,7 @@ POINTS: Final = 90
 LINES: Final = 4
 COLOURS: Final = ("#3274d9", "#e0752d", "#56a64b", "#a352cc")
 # An SVG's unit, to what stands behind a figure.
-_UNITS: Final = {"s": "s", "bytes": "B", "Bps": "B/s", "cps": "/s", "short": ""}
+_UNITS: Final = {"s": "s", "bytes": "B", "Bps": "B/s", "cps": "/s", "short": "", "percentunit": ""}
 Line = tuple[str, list[tuple[float, float]]]
 
 
@@ -34,8 +34,8 @@ class Prometheus:
     def lines(self, expression: str, legend: str) -> Iterator[Line]:
         """The series of a query, each with its name."""
         step = max((self.end - self.start) / POINTS, 1)
-        said = {"query": expression, "start": self.start, "end": self.end, "step": step}
-        address = f"{self._address}/api/v1/query_range?{urllib.parse.urlencode(said)}"
+        parameters = {"query": expression, "start": self.start, "end": self.end, "step": step}
+        address = f"{self._address}/api/v1/query_range?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(address) as response:
             result = json.load(response)["data"]["result"]
         for series in result:
@@ -48,7 +48,7 @@ class Prometheus:
 
 def _of(metric: dict[str, str], label: re.Match[str]) -> str:
     value = metric.get(label[1], "")
-    # An instance's id is long, and its beginning tells it from others.
+    # An instance's id is long, and its beginning is enough to distinguish it.
     return value[:4] if label[1] == "instance" else value
 
 
@@ -61,10 +61,10 @@ def _figure(value: float, unit: str) -> str:
     return f"{value:.3g} {_UNITS[unit]}".strip()
 
 
-def _text(x: float, y: float, said: str, *, size: int, anchor: str = "start", **more: str) -> str:
+def _text(x: float, y: float, text: str, *, size: int, anchor: str = "start", **more: str) -> str:
     extra = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in more.items())
     place = f'x="{x:.0f}" y="{y:.0f}" font-size="{size}" text-anchor="{anchor}"'
-    return f"<text {place}{extra}>{escape(said)}</text>"
+    return f"<text {place}{extra}>{escape(text)}</text>"
 
 
 def chart(panel: dict[str, Any], lines: list[Line], start: float, end: float) -> str:
@@ -117,8 +117,8 @@ def picture(prometheus: Prometheus, span: str) -> str:
     for position, panel in enumerate(charts):
         lines: list[Line] = []
         for target in panel["targets"]:
-            asked = re.sub(r"\$(job|instance)", ".*", target["expr"]).replace("$span", span)
-            lines += prometheus.lines(asked, target["legendFormat"])
+            expression = re.sub(r"\$(job|instance)", ".*", target["expr"]).replace("$span", span)
+            lines += prometheus.lines(expression, target["legendFormat"])
         row, column = divmod(position, COLUMNS)
         place = f"translate({GAP + column * (WIDTH + GAP)} {GAP + row * (HEIGHT + GAP)})"
         made = chart(panel, lines, prometheus.start, prometheus.end)
@@ -139,10 +139,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--end", type=float, default=None, help="Unix time, by default now")
     parser.add_argument("--span", default="5m", help="over what rates are taken")
-    said = parser.parse_args()
-    end = said.end or time.time()
-    prometheus = Prometheus(said.prometheus, end - 60 * said.minutes, end)
-    said.file.write_text(picture(prometheus, said.span))
+    options = parser.parse_args()
+    end = options.end or time.time()
+    prometheus = Prometheus(options.prometheus, end - 60 * options.minutes, end)
+    options.file.write_text(picture(prometheus, options.span))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 const KEYS = "data,encoding,size";
 const MAX_SIZE = 16 * 2 ** 20;
 
-/** The text that the data stands for. Whatever is no sound envelope stays what it is. */
+/** The text that the data stands for. Data that is no sound envelope is returned as it is. */
 export async function unwrap(data) {
   if (data[0] !== "{" || !data.includes('"gzip"')) return data;
   try {
@@ -25,14 +25,14 @@ export async function unwrap(data) {
 async function inflate(packed, size) {
   const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
   const parts = [];
-  let left = size;
+  let remaining = size;
   for await (const chunk of chunks(new Blob([packed]).stream())) {
-    // What unpacks to more than it says is not unpacked to its end.
-    left -= chunk.length;
-    if (left < 0) throw new RangeError("larger than its size");
+    // What unpacks to more than its size is not unpacked to its end.
+    remaining -= chunk.length;
+    if (remaining < 0) throw new RangeError("larger than its size");
     parts.push(text.decode(chunk, { stream: true }));
   }
-  if (left !== 0) throw new RangeError("smaller than its size");
+  if (remaining !== 0) throw new RangeError("smaller than its size");
   return parts.join("") + text.decode();
 }
 

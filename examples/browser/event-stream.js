@@ -14,7 +14,7 @@ const utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
 export class EventStreamParser {
   /** Of the last block, even of one without data: what a reconnection resumes at. */
   lastEventId;
-  /** How long to wait before a reconnection, in ms, where the stream has said so. */
+  /** How long to wait before a reconnection, in ms, where the stream has set it. */
   retry;
 
   #atStart = true;
@@ -34,7 +34,7 @@ export class EventStreamParser {
    * bytes on the wire; `{comment, size}` is a comment line.
    */
   feed(chunk) {
-    const told = [];
+    const items = [];
     let at = 0;
     if (this.#afterCR && chunk.length) {
       this.#afterCR = false;
@@ -55,13 +55,13 @@ export class EventStreamParser {
       const line = this.#joined(chunk.subarray(at, end));
       at = next;
       const item = this.#line(line, line.length + next - end);
-      if (item) told.push(item);
+      if (item) items.push(item);
       if (cr !== -1 && cr < at) cr = chunk.indexOf(CR, at);
       if (lf !== -1 && lf < at) lf = chunk.indexOf(LF, at);
     }
     // A copy: the rest of the chunk need not stay.
     if (at < chunk.length) this.#open.push(chunk.slice(at));
-    return told;
+    return items;
   }
 
   #joined(end) {

@@ -18,16 +18,20 @@ const MAX_DELAY = 30_000;
 const MAX_TIMER = 2 ** 31 - 1;
 
 /**
- * Tells the collector of every stream that is opened by what this gives:
+ * Records every stream that is opened by what this gives, see sse-monitor.d.ts for its types:
  *
  * - `EventSource`: a class with the API of the browser's own;
- * - `events(input, init)`: the messages of one request, asked for as by `fetch`;
- * - `totals()`: all that the page has told, by metric;
- * - `flush()`: tells it now.
+ * - `events(input, init)`: the messages of one request, which takes what `fetch` takes;
+ * - `totals()`: all that the page has recorded, by metric;
+ * - `flush()`: exports it now;
+ * - `exportStatus()`: how many data points the collector accepted, and how many it refused;
+ * - `shutdown()`: exports it for the last time; streams go on, and are recorded no longer.
  *
- * `collector` is the base URL of an OTLP/HTTP receiver and `service` the page's service.name.
- * `eventTypes` are told by name, else the first 16 seen; a stream without a message for
- * `stallSeconds` is told as stalled.
+ * Options: `collector`, the base URL of an OTLP/HTTP receiver, or null to export nothing;
+ * `service`, the page's service.name; `headers` for the collector; `resourceAttributes`;
+ * `meterProvider` in place of a collector; `tracerProvider` for the spans; `eventTypes`, which are
+ * recorded by name (else the first 16 seen); `stallSeconds` without a message after which a stream
+ * counts as stalled (60). Raises a TypeError that names the option that is wrong.
  */
 export function monitor(options) {
   const telemetry = new Telemetry(options);
@@ -38,19 +42,21 @@ export function monitor(options) {
       }
     },
     events: (input, init) => events(telemetry, input, init),
-    totals: () => telemetry.totals.read(),
+    totals: () => telemetry.totals(),
     flush: () => telemetry.flush(),
+    exportStatus: () => telemetry.exportStatus(),
+    shutdown: () => telemetry.shutdown(),
   };
 }
 
 async function* events(telemetry, input, init) {
   const request = new Request(input, init);
-  const link = telemetry.link(request.method, request.url, () => link.end());
+  const stream = telemetry.stream(request.method, request.url, () => stream.end());
   try {
-    const connection = await open(telemetry, link, request);
+    const connection = await open(telemetry, stream, request);
     yield* connection.read();
   } finally {
-    link.end();
+    stream.end();
   }
 }
 
@@ -89,13 +95,13 @@ class MonitoredEventSource extends EventTarget {
 
   async #run() {
     const stop = new AbortController();
-    const link = this.#telemetry.link("GET", this.url, () => this.#leave());
+    const stream = this.#telemetry.stream("GET", this.url, () => this.#onPageHide());
     this.#stop = () => {
-      link.end();
+      stream.end();
       stop.abort();
     };
     while (!stop.signal.aborted) {
-      const wait = await this.#follow(link, stop.signal);
+      const wait = await this.#follow(stream, stop.signal);
       if (stop.signal.aborted) break;
       this.readyState =
         wait === undefined ? MonitoredEventSource.CLOSED : MonitoredEventSource.CONNECTING;
@@ -106,10 +112,10 @@ class MonitoredEventSource extends EventTarget {
   }
 
   /** Follows one stream to its end. Gives the least wait before the next, if there is one. */
-  async #follow(link, signal) {
+  async #follow(stream, signal) {
     let connection;
     try {
-      connection = await open(this.#telemetry, link, this.#request(signal), this.#lastEventId);
+      connection = await open(this.#telemetry, stream, this.#request(signal), this.#lastEventId);
     } catch (error) {
       return error instanceof NotAStream ? refused(error.response) : 0;
     }
@@ -130,7 +136,7 @@ class MonitoredEventSource extends EventTarget {
         if (signal.aborted) return 0;
       }
     } catch {
-      // Cut: told so, and opened again.
+      // Cut: the connection has recorded it; it is opened again.
     }
     this.#lastEventId = parser.lastEventId;
     this.#retry = parser.retry ?? this.#retry;
@@ -146,7 +152,7 @@ class MonitoredEventSource extends EventTarget {
     return new Request(this.url, { headers, credentials, cache: "no-store", signal });
   }
 
-  /** Doubles up to 30 s; by chance up to half of it less, so that not all come back at once. */
+  /** Doubles up to 30 s; randomly up to half of it less, so that not all come back at once. */
   #backoff() {
     const delay = Math.min(
       this.#retry * 2 ** this.#failures,
@@ -158,11 +164,11 @@ class MonitoredEventSource extends EventTarget {
   }
 
   /** The page goes. It may come back, from the browser's cache. */
-  #leave() {
+  #onPageHide() {
     this.#stop();
     this.readyState = MonitoredEventSource.CONNECTING;
-    const back = () => this.readyState === MonitoredEventSource.CONNECTING && this.#run();
-    addEventListener("pageshow", back, { once: true });
+    const resume = () => this.readyState === MonitoredEventSource.CONNECTING && this.#run();
+    addEventListener("pageshow", resume, { once: true });
   }
 
   static {
@@ -186,7 +192,7 @@ class MonitoredEventSource extends EventTarget {
   }
 }
 
-/** The wait that the answer asks for, where it may be another one next time. */
+/** The wait that the answer asks for; undefined where another try would not help. */
 function refused(response) {
   response.body?.cancel().catch(() => {});
   if (response.status !== 429 && response.status < 500) return undefined;

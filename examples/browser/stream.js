@@ -1,10 +1,10 @@
-// One response that is an event stream, read to its end, and all that is told of it.
+// One response that is an event stream, read to its end, and what is recorded of it.
 
 import { unwrap } from "./envelope.js";
 import { EventStreamParser } from "./event-stream.js";
 
-// The comment in which the server says when it sent the message that follows.
-const SENT = /^ otel traceparent=[\da-f-]{55};ts=(\d+)$/;
+// The trace comment: when the server sent the message that follows, in Unix ns.
+const TRACE_COMMENT = /^ otel traceparent=[\da-f-]{55};ts=(\d+)$/;
 // How far Date.now() lags behind, in ms: it only ticks so often.
 const TICK = 1;
 
@@ -19,15 +19,36 @@ export class NotAStream extends Error {
   }
 }
 
-/** Asks, and gives the connection; raises what `fetch` raises, or NotAStream. */
-export async function open(telemetry, link, request, lastEventId) {
+/** Requests the stream. Raises what `fetch` raises, or NotAStream. */
+export async function open(telemetry, stream, request, lastEventId) {
+  const span = telemetry.startConnect(request, stream.target);
   const started = performance.now();
-  const response = await fetch(request);
-  const [type] = (response.headers.get("Content-Type") ?? "").split(";");
-  if (type.trim().toLowerCase() !== "text/event-stream" || !response.body) {
-    throw new NotAStream(response);
+  let response;
+  try {
+    response = await span.run(() => fetch(request));
+  } catch (error) {
+    const reason = request.signal.aborted ? request.signal.reason : error;
+    // What the page aborts itself is no failure.
+    const failed = !request.signal.aborted || reason?.name === "TimeoutError";
+    connectEnded(telemetry, stream, request, started, span, { errorType: failed && reason?.name });
+    throw error;
   }
-  return new Connection(telemetry, link, request, response, started, lastEventId);
+  const [type] = (response.headers.get("Content-Type") ?? "").split(";");
+  const isStream = type.trim().toLowerCase() === "text/event-stream" && response.body;
+  const errorType = response.status >= 400 && String(response.status);
+  connectEnded(telemetry, stream, request, started, span, { response, isStream, errorType });
+  if (!isStream) throw new NotAStream(response);
+  return new Connection(telemetry, stream, request, response, started, lastEventId);
+}
+
+/** Without a stream only a request that names the media type is known to have wanted one. */
+function connectEnded(telemetry, stream, request, started, span, outcome) {
+  const { response, isStream, errorType } = outcome;
+  span.end(response?.status, errorType || undefined);
+  const wanted = request.headers.get("Accept")?.includes("text/event-stream");
+  if (!isStream && !(wanted && errorType)) return;
+  const extra = errorType ? { "error.type": errorType } : undefined;
+  telemetry.record("connect", stream.target, (performance.now() - started) / 1000, extra);
 }
 
 class Connection {
@@ -35,55 +56,54 @@ class Connection {
   parser;
 
   #telemetry;
-  #link;
+  #stream;
   #signal;
   #started;
   #ended = false;
-  #seen = false; // a message
+  #hasMessage = false;
   #uncounted = 0; // bytes
-  #silence = 0; // ms of waiting since the last message
-  #asked; // since when it waits, where it does
-  #sent; // Unix ms, of the message that comes next
+  #waited = 0; // ms of waiting since the last message
+  #waitStarted; // where it waits
+  #sentAt; // Unix ms, of the message that comes next
 
-  constructor(telemetry, link, request, response, started, lastEventId) {
+  constructor(telemetry, stream, request, response, started, lastEventId) {
     this.response = response;
     this.parser = new EventStreamParser(lastEventId);
     this.#telemetry = telemetry;
-    this.#link = link;
+    this.#stream = stream;
     this.#signal = request.signal;
     this.#started = started;
-    this.#record("connect", this.#age());
     this.#add("connections", 1, { "sse.resumed": request.headers.has("Last-Event-ID") });
-    this.#add("reconnections", link.opened ? 1 : 0);
-    link.opened = true;
-    link.turn(this);
+    this.#add("reconnections", stream.opened ? 1 : 0);
+    stream.opened = true;
+    stream.setConnection(this);
   }
 
-  /** Seconds without a message; the page's own work is not the stream's silence. */
-  get silence() {
-    const waiting = this.#asked === undefined ? 0 : performance.now() - this.#asked;
-    return (this.#silence + waiting) / 1000;
+  /** Seconds without a message; the page's own work is no time that the stream is idle. */
+  get idle() {
+    const waiting = this.#waitStarted === undefined ? 0 : performance.now() - this.#waitStarted;
+    return (this.#waited + waiting) / 1000;
   }
 
-  /** The messages. The time until the next one is asked for is the page's work for this one. */
+  /** The messages. The time until the next one is requested is the page's work for this one. */
   async *read() {
     const reader = this.response.body.getReader();
     try {
       for (;;) {
-        this.#asked = performance.now();
+        this.#waitStarted = performance.now();
         const { value: chunk, done } = await reader.read();
-        this.#silence = this.silence * 1000;
-        this.#asked = undefined;
+        this.#waited = this.idle * 1000;
+        this.#waitStarted = undefined;
         if (done) return this.end("completed");
-        const came = Date.now();
-        const told = this.parser.feed(chunk);
-        this.#bytes(chunk, told);
-        for (const item of told) {
+        const receivedAt = Date.now();
+        const items = this.parser.feed(chunk);
+        this.#countBytes(chunk, items);
+        for (const item of items) {
           if (item.comment !== undefined) {
-            this.#comment(item);
+            this.#onComment(item);
             continue;
           }
-          this.#message(item, came);
+          this.#onMessage(item, receivedAt);
           const { type, lastEventId } = item;
           const data = await unwrap(item.data);
           const handed = performance.now();
@@ -91,12 +111,12 @@ class Connection {
             yield { type, data, lastEventId };
           } finally {
             const worked = (performance.now() - handed) / 1000;
-            this.#telemetry.record("handler", this.#link.place, worked);
+            this.#telemetry.record("handler", this.#stream.target, worked);
           }
         }
       }
     } catch (error) {
-      this.end(...this.#verdict(error));
+      this.end(...this.#closeReason(error));
       throw error;
     } finally {
       this.end("client_close");
@@ -104,7 +124,7 @@ class Connection {
     }
   }
 
-  /** Told once; of several reasons the first one counts. Afterwards nothing counts any more. */
+  /** Recorded once; of several reasons the first one counts. Afterwards nothing counts any more. */
   end(reason, errorType = undefined) {
     if (this.#ended) return;
     const { status } = this.response;
@@ -115,10 +135,10 @@ class Connection {
       ...(type && { "error.type": type }),
     });
     this.#ended = true;
-    this.#link.turn(undefined);
+    this.#stream.setConnection(undefined);
   }
 
-  #verdict(error) {
+  #closeReason(error) {
     const { aborted, reason } = this.#signal;
     const name = (aborted ? reason : error)?.name;
     if (name === "TimeoutError") return ["timeout", name];
@@ -127,44 +147,44 @@ class Connection {
     return name === "TypeError" ? ["disconnected"] : ["error", name];
   }
 
-  /** All but the lines that say when the server sent: they are no part of the stream. */
-  #bytes(chunk, told) {
+  /** All but the trace comments: they are no part of the stream. */
+  #countBytes(chunk, items) {
     this.#uncounted += chunk.length;
-    for (const { comment, size } of told) {
-      if (comment !== undefined && SENT.test(comment)) this.#uncounted -= size;
+    for (const { comment, size } of items) {
+      if (comment !== undefined && TRACE_COMMENT.test(comment)) this.#uncounted -= size;
     }
-    // Below 0 where most of such a line has come, and been counted, with the chunk before.
+    // Below 0 where most of a trace comment has come, and been counted, with the chunk before.
     if (this.#uncounted <= 0) return;
     this.#add("io", this.#uncounted);
     this.#uncounted = 0;
   }
 
-  #comment({ comment }) {
-    const sent = SENT.exec(comment);
-    if (sent) this.#sent = Number(sent[1]) / 1e6;
+  #onComment({ comment }) {
+    const traced = TRACE_COMMENT.exec(comment);
+    if (traced) this.#sentAt = Number(traced[1]) / 1e6;
     else this.#add("comments");
   }
 
-  #message({ type, size }, came) {
+  #onMessage({ type, size }, receivedAt) {
     this.#add("messages", 1, this.#telemetry.eventType(type));
     this.#record("size", size);
-    if (this.#seen) this.#record("gap", this.#silence / 1000);
+    if (this.#hasMessage) this.#record("gap", this.#waited / 1000);
     else this.#record("first", this.#age());
-    this.#seen = true;
-    this.#silence = 0;
-    if (this.#sent === undefined) return;
-    const late = came - this.#sent;
+    this.#hasMessage = true;
+    this.#waited = 0;
+    if (this.#sentAt === undefined) return;
+    const late = receivedAt - this.#sentAt;
     if (late < -TICK) this.#add("skewed");
     else this.#record("delivery", Math.max(late, 0) / 1000);
-    this.#sent = undefined;
+    this.#sentAt = undefined;
   }
 
   #add(key, value = 1, extra = undefined) {
-    if (!this.#ended) this.#telemetry.add(key, this.#link.place, value, extra);
+    if (!this.#ended) this.#telemetry.add(key, this.#stream.target, value, extra);
   }
 
   #record(key, value, extra = undefined) {
-    if (!this.#ended) this.#telemetry.record(key, this.#link.place, value, extra);
+    if (!this.#ended) this.#telemetry.record(key, this.#stream.target, value, extra);
   }
 
   #age() {

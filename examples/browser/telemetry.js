@@ -1,13 +1,17 @@
-// What the page tells of its streams, and how it leaves the page: the client metrics of otel_sse.
-// Counters and histograms are told as deltas, so the figures of all pages add up.
+// What a page records of its streams: the client metrics of otel_sse, and a span for each connect.
 
+import { context, SpanKind, SpanStatusCode, trace } from "@opentelemetry/api";
+import { W3CTraceContextPropagator } from "@opentelemetry/core";
 import {
-  OTLPMetricExporter,
   AggregationTemporalityPreference,
+  OTLPMetricExporter,
 } from "@opentelemetry/exporter-metrics-otlp-http";
+import { OTLPTraceExporter } from "@opentelemetry/exporter-trace-otlp-http";
 import { resourceFromAttributes } from "@opentelemetry/resources";
 import { MeterProvider, MetricReader } from "@opentelemetry/sdk-metrics";
-import { ExportResultCode } from "@opentelemetry/core";
+import { BatchSpanProcessor, TracerProvider } from "@opentelemetry/sdk-trace";
+import { ExportingReader } from "./export.js";
+import { readOptions } from "./options.js";
 
 const FIRST = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300];
 const LIFETIME = [
@@ -21,7 +25,7 @@ const SIZE = [64, 128, 256, 512, 1024, 2048, 4096, 10000, 16384, 65536, 262144, 
 // 0.05 s is where a handler begins to be slow: longer work delays what the user does.
 const WORK = [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5];
 
-// Kind, name, unit, description, bucket advice. The names and what they mean are the contract.
+// Kind, name, unit, description, bucket advice. Names and buckets are those of otel_sse/semconv.py.
 // prettier-ignore
 const METRICS = {
   active: ["ObservableUpDownCounter", "sse.client.active_connections", "{connection}",
@@ -31,7 +35,7 @@ const METRICS = {
   connected: ["ObservableCounter", "sse.client.connected_time", "s",
     "Time that streams were connected, added up."],
   disconnected: ["ObservableCounter", "sse.client.disconnected_time", "s",
-    "Time that streams were asked for and not connected, added up."],
+    "Time that streams were wanted and not connected, added up."],
   connections: ["Counter", "sse.client.connections", "{connection}",
     "Connections opened."],
   reconnections: ["Counter", "sse.client.reconnections", "{connection}",
@@ -60,14 +64,24 @@ const METRICS = {
     "The page's own work for a message.", WORK],
 };
 
+const SCOPE = "otel_sse.browser";
 const OTHER = "_OTHER";
-const METHODS = new Set("CONNECT DELETE GET HEAD OPTIONS PATCH POST PUT TRACE".split(" "));
+const METHODS = new Set([
+  "CONNECT",
+  "DELETE",
+  "GET",
+  "HEAD",
+  "OPTIONS",
+  "PATCH",
+  "POST",
+  "PUT",
+  "TRACE",
+]);
 const MAX_HOSTS = 200;
 const MAX_EVENT_TYPES = 16;
 const MAX_EVENT_TYPE_BYTES = 64;
 
-const INTERVAL = 10_000;
-const MAX_INTERVAL = 300_000;
+const traceContext = new W3CTraceContextPropagator();
 
 /** crypto.randomUUID() is for secure contexts only. */
 function randomId() {
@@ -76,7 +90,7 @@ function randomId() {
 }
 
 /** Keeps the values it is given, or else the first ones that it sees; any other is `_OTHER`. */
-function capped(limit, values) {
+function cardinalityLimit(limit, values) {
   const known = new Set(values);
   return (value) => {
     if (!values && known.size < limit) known.add(value);
@@ -85,223 +99,270 @@ function capped(limit, values) {
 }
 
 export class Telemetry {
-  /** Everything that the page has told so far, to be read here. */
-  totals;
-
-  #reader;
-  #instruments = {};
-  #places = new Map(); // by method and host: what all their streams add up to
-  #links = new Set();
-  #host = capped(MAX_HOSTS);
-  #eventType;
+  #providers; // of its own
+  #exporter; // where it exports itself
+  #totals = new TotalsReader();
+  #meters = []; // { instruments, stop }: of its own provider, and of the page's
+  #tracer;
+  #targets = new Map(); // by method and host: what all their streams add up to
+  #streams = new Set();
+  #limitHosts = cardinalityLimit(MAX_HOSTS);
+  #limitEventTypes;
   #stallSeconds;
+  #stopListening = new AbortController();
+  #shutdown;
+  #isShutDown = false;
 
-  constructor({ collector, service, eventTypes, stallSeconds = 60 }) {
+  constructor(options) {
+    const { eventTypes, meterProvider, stallSeconds = 60, ...rest } = readOptions(options);
     this.#stallSeconds = stallSeconds;
     const named = eventTypes && ["message", ...eventTypes];
     // Beside `message`, which is always known.
-    const other = capped(MAX_EVENT_TYPES, named);
-    this.#eventType = (type) => {
+    const limited = cardinalityLimit(MAX_EVENT_TYPES, named);
+    this.#limitEventTypes = (type) => {
       if (type === "message") return type;
-      return new TextEncoder().encode(type).length > MAX_EVENT_TYPE_BYTES ? OTHER : other(type);
+      return new TextEncoder().encode(type).length > MAX_EVENT_TYPE_BYTES ? OTHER : limited(type);
     };
-    this.#reader = new Outbox(
-      new OTLPMetricExporter({
-        url: new URL(`${collector.replace(/\/*$/, "")}/v1/metrics`, document.baseURI).href,
-        temporalityPreference: AggregationTemporalityPreference.DELTA,
-      }),
+    this.#open(rest);
+    for (const provider of [this.#providers.meters, meterProvider]) {
+      if (provider) this.#meters.push(this.#createInstruments(provider.getMeter(SCOPE)));
+    }
+    const { signal } = this.#stopListening;
+    addEventListener("pagehide", () => this.#onPageHide(), { signal });
+    addEventListener(
+      "visibilitychange",
+      () => {
+        if (document.visibilityState === "hidden") this.flush();
+      },
+      { signal },
     );
-    this.totals = new Totals();
-    const meter = new MeterProvider({
-      resource: resourceFromAttributes({
-        "service.name": service,
-        "service.instance.id": randomId(),
-      }),
-      readers: [this.#reader, this.totals],
-    }).getMeter("otel_sse.browser");
+  }
+
+  #open({ collector, service, headers, resourceAttributes, tracerProvider }) {
+    const readers = [this.#totals];
+    const resource = resourceFromAttributes({
+      ...resourceAttributes,
+      ...(service && { "service.name": service }),
+      "service.instance.id": randomId(),
+    });
+    let traces;
+    if (collector) {
+      const exporter = new OTLPMetricExporter({
+        url: `${collector}/v1/metrics`,
+        headers,
+        temporalityPreference: AggregationTemporalityPreference.DELTA,
+      });
+      this.#exporter = new ExportingReader(exporter, `${collector}/v1/metrics`);
+      readers.push(this.#exporter);
+      if (!tracerProvider) {
+        const spans = new OTLPTraceExporter({ url: `${collector}/v1/traces`, headers });
+        const processor = new BatchSpanProcessor({ exporter: spans });
+        traces = new TracerProvider({ resource, spanProcessors: [processor] });
+      }
+    }
+    this.#providers = { meters: new MeterProvider({ resource, readers }), traces };
+    // Without any of them the page's own, where it has registered one, else none.
+    this.#tracer = (tracerProvider ?? traces ?? trace).getTracer(SCOPE);
+  }
+
+  #createInstruments(meter) {
+    const instruments = {};
     for (const [key, [kind, name, unit, description, buckets]] of Object.entries(METRICS)) {
       const advice = buckets && { explicitBucketBoundaries: buckets };
-      this.#instruments[key] = meter[`create${kind}`](name, { unit, description, advice });
+      instruments[key] = meter[`create${kind}`](name, { unit, description, advice });
     }
-    const { active, stalled, connected, disconnected } = this.#instruments;
+    const { active, stalled, connected, disconnected } = instruments;
     const observed = [active, stalled, connected, disconnected];
-    meter.addBatchObservableCallback((result) => this.#observe(result), observed);
-
-    addEventListener("pagehide", () => {
-      for (const link of [...this.#links]) link.leave();
-      this.#reader.leave();
-    });
-    addEventListener("visibilitychange", () => {
-      if (document.visibilityState === "hidden") this.#reader.tell();
-    });
+    const observe = (result) => this.#observe(result, instruments);
+    meter.addBatchObservableCallback(observe, observed);
+    return { instruments, stop: () => meter.removeBatchObservableCallback(observe, observed) };
   }
 
-  /** Sends what there is to send, and waits until the collector has taken it, or has not. */
-  flush() {
-    return this.#reader.tell();
+  /** Exports what there is, and waits until the collector has accepted it, or has not. */
+  async flush() {
+    if (this.#isShutDown) return;
+    await Promise.all([this.#exporter?.flush(), this.#providers.traces?.forceFlush().catch(ignore)]);
   }
 
-  add(key, place, value = 1, extra = undefined) {
-    this.#instruments[key].add(value, extra ? { ...place.attributes, ...extra } : place.attributes);
+  /** All that has been recorded since the page began, by metric. */
+  totals() {
+    return this.#totals.read();
   }
 
-  record(key, place, value, extra = undefined) {
-    this.#instruments[key].record(
-      value,
-      extra ? { ...place.attributes, ...extra } : place.attributes,
-    );
+  exportStatus() {
+    return { ...(this.#exporter?.status ?? { exportedPoints: 0, droppedPoints: 0 }) };
+  }
+
+  /** Exports what there is, for the last time. Streams go on, and are recorded no longer. */
+  shutdown() {
+    this.#shutdown ??= this.#end();
+    return this.#shutdown;
+  }
+
+  async #end() {
+    this.#stopListening.abort();
+    await this.#totals.keep();
+    const { meters, traces } = this.#providers;
+    await Promise.all([meters.shutdown(), traces?.shutdown().catch(ignore)]);
+    this.#isShutDown = true;
+    for (const { stop } of this.#meters) stop();
+    this.#streams.clear();
+  }
+
+  #onPageHide() {
+    for (const stream of [...this.#streams]) stream.onPageHide();
+    this.#exporter?.flushAtPageHide();
+    this.#providers.traces?.forceFlush().catch(ignore);
+  }
+
+  add(key, target, value = 1, extra = undefined) {
+    if (this.#isShutDown) return;
+    const attributes = extra ? { ...target.attributes, ...extra } : target.attributes;
+    for (const { instruments } of this.#meters) instruments[key].add(value, attributes);
+  }
+
+  record(key, target, value, extra = undefined) {
+    if (this.#isShutDown) return;
+    const attributes = extra ? { ...target.attributes, ...extra } : target.attributes;
+    for (const { instruments } of this.#meters) instruments[key].record(value, attributes);
   }
 
   eventType(type) {
-    return { "sse.event.type": this.#eventType(type) };
+    return { "sse.event.type": this.#limitEventTypes(type) };
   }
 
-  /** A stream that is wanted from now on; `leave` is called when the page goes. */
-  link(method, url, leave) {
-    const link = new Link(this.#place(method, new URL(url)), leave, () => {
-      if (this.#links.delete(link)) link.settle();
+  /** A stream that is wanted from now on; `onPageHide` is called when the page goes. */
+  stream(method, url, onPageHide) {
+    const stream = new StreamState(this.#target(method, new URL(url)), onPageHide, () => {
+      if (this.#streams.delete(stream)) stream.accountTime();
     });
-    this.#links.add(link);
-    return link;
+    if (!this.#isShutDown) this.#streams.add(stream);
+    return stream;
   }
 
-  #place(method, url) {
+  /**
+   * Begins the span of a request, until the response's headers. A request to the page's own origin
+   * carries it, so that the server's spans are its children; to another origin the header would
+   * need the server's permission.
+   */
+  startConnect(request, target) {
+    if (this.#isShutDown) return new ConnectSpan();
+    const url = new URL(request.url);
+    const span = this.#tracer.startSpan(`SSE ${target.attributes["http.request.method"]}`, {
+      kind: SpanKind.CLIENT,
+      attributes: {
+        ...target.attributes,
+        "url.path": url.pathname,
+        "sse.resumed": request.headers.has("Last-Event-ID"),
+      },
+    });
+    const active = trace.setSpan(context.active(), span);
+    if (url.origin === location.origin && !request.headers.has("traceparent")) {
+      const setter = { set: (headers, name, value) => headers.set(name, value) };
+      traceContext.inject(active, request.headers, setter);
+    }
+    return new ConnectSpan(span, active);
+  }
+
+  #target(method, url) {
     const known = METHODS.has(method) ? method : OTHER;
     const host = url.hostname.replace(/^\[|\]$/g, "");
     const port = Number(url.port) || { "http:": 80, "https:": 443 }[url.protocol];
-    const address = this.#host(`${host}:${port}`) === OTHER ? OTHER : host;
+    const address = this.#limitHosts(`${host}:${port}`) === OTHER ? OTHER : host;
     const attributes = { "http.request.method": known, "server.address": address };
     if (address !== OTHER) attributes["server.port"] = port;
     const key = JSON.stringify(attributes);
-    const place = this.#places.get(key) ?? { attributes, connected: 0, disconnected: 0 };
-    this.#places.set(key, place);
-    return place;
+    const target = this.#targets.get(key) ?? { attributes, connected: 0, disconnected: 0 };
+    this.#targets.set(key, target);
+    return target;
   }
 
-  #observe(result) {
+  #observe(result, { active, stalled, connected, disconnected }) {
     const open = new Map();
-    for (const link of this.#links) {
-      link.settle();
-      const { connection, place } = link;
+    for (const stream of this.#streams) {
+      stream.accountTime();
+      const { connection, target } = stream;
       if (!connection) continue;
-      const counts = open.get(place) ?? { active: 0, stalled: 0 };
+      const counts = open.get(target) ?? { active: 0, stalled: 0 };
       counts.active += 1;
-      if (connection.silence >= this.#stallSeconds) counts.stalled += 1;
-      open.set(place, counts);
+      if (connection.idle >= this.#stallSeconds) counts.stalled += 1;
+      open.set(target, counts);
     }
-    const { active, stalled, connected, disconnected } = this.#instruments;
-    for (const place of this.#places.values()) {
-      const counts = open.get(place);
-      result.observe(active, counts?.active ?? 0, place.attributes);
-      result.observe(stalled, counts?.stalled ?? 0, place.attributes);
-      result.observe(connected, place.connected / 1000, place.attributes);
-      result.observe(disconnected, place.disconnected / 1000, place.attributes);
+    for (const target of this.#targets.values()) {
+      const counts = open.get(target);
+      result.observe(active, counts?.active ?? 0, target.attributes);
+      result.observe(stalled, counts?.stalled ?? 0, target.attributes);
+      result.observe(connected, target.connected / 1000, target.attributes);
+      result.observe(disconnected, target.disconnected / 1000, target.attributes);
     }
   }
 }
 
+/** The span of one connect; none where telemetry has been shut down. */
+class ConnectSpan {
+  #span;
+  #context;
+
+  constructor(span = undefined, active = undefined) {
+    this.#span = span;
+    this.#context = active;
+  }
+
+  run(call) {
+    return this.#context ? context.with(this.#context, call) : call();
+  }
+
+  end(status, errorType) {
+    if (status !== undefined) this.#span?.setAttribute("http.response.status_code", status);
+    if (errorType !== undefined) {
+      this.#span?.setAttribute("error.type", errorType);
+      this.#span?.setStatus({ code: SpanStatusCode.ERROR });
+    }
+    this.#span?.end();
+  }
+}
+
 /** A stream that is wanted. Until it ends, all its time is connected or disconnected. */
-class Link {
-  place;
-  leave;
+class StreamState {
+  target;
+  onPageHide;
   connection;
   opened = false; // once at least
 
   #since = performance.now();
-  #forget;
+  #remove;
 
-  constructor(place, leave, forget) {
-    this.place = place;
-    this.leave = leave;
-    this.#forget = forget;
+  constructor(target, onPageHide, remove) {
+    this.target = target;
+    this.onPageHide = onPageHide;
+    this.#remove = remove;
   }
 
-  /** Accounts for the time up to now. */
-  settle() {
+  /** Adds up the time until now. */
+  accountTime() {
     const now = performance.now();
-    this.place[this.connection ? "connected" : "disconnected"] += now - this.#since;
+    this.target[this.connection ? "connected" : "disconnected"] += now - this.#since;
     this.#since = now;
   }
 
   /** From now on there is this connection, or none. */
-  turn(connection) {
-    this.settle();
+  setConnection(connection) {
+    this.accountTime();
     this.connection = connection;
   }
 
   end() {
     this.connection?.end("client_close");
-    this.#forget(this);
-  }
-}
-
-/**
- * Sends every few seconds. What the collector has not taken is sent again, and until then the SDK
- * goes on adding up: nothing is lost, one batch is waiting at most, and nothing grows.
- */
-class Outbox extends MetricReader {
-  #exporter;
-  #unsent;
-  #sending;
-  #failures = 0;
-
-  constructor(exporter) {
-    super({
-      aggregationTemporalitySelector: (type) => exporter.selectAggregationTemporality(type),
-    });
-    this.#exporter = exporter;
-    this.#wait();
-  }
-
-  tell() {
-    this.#sending ??= this.#send().finally(() => (this.#sending = undefined));
-    return this.#sending;
-  }
-
-  /** The page goes: what is on its way stays so (keepalive), all else goes now, at once. */
-  leave() {
-    if (this.#unsent && !this.#sending) this.#export(this.#unsent);
-    this.#unsent = undefined;
-    this.#collect().then((batch) => this.#export(batch));
-  }
-
-  #wait() {
-    const delay = Math.min(INTERVAL * 2 ** this.#failures, MAX_INTERVAL);
-    setTimeout(() => this.tell().finally(() => this.#wait()), delay);
-  }
-
-  async #send() {
-    if (this.#unsent) await this.#deliver();
-    if (this.#unsent) return;
-    this.#unsent = await this.#collect();
-    await this.#deliver();
-  }
-
-  async #deliver() {
-    const batch = this.#unsent;
-    if (await this.#export(batch)) {
-      this.#failures = 0;
-      if (this.#unsent === batch) this.#unsent = undefined;
-    } else {
-      this.#failures += 1;
-    }
-  }
-
-  async #collect() {
-    return (await this.collect()).resourceMetrics;
-  }
-
-  #export(batch) {
-    if (!batch.scopeMetrics.length) return Promise.resolve(true);
-    return new Promise((resolve) => {
-      this.#exporter.export(batch, ({ code }) => resolve(code === ExportResultCode.SUCCESS));
-    });
+    this.#remove(this);
   }
 }
 
 /** Reads within the page; what it reads is added up since the page began. */
-class Totals extends MetricReader {
+class TotalsReader extends MetricReader {
+  #kept;
+
   async read() {
+    if (this.#kept) return this.#kept;
     const { resourceMetrics } = await this.collect();
     const metrics = resourceMetrics.scopeMetrics.flatMap((scope) => scope.metrics);
     return Object.fromEntries(
@@ -311,4 +372,16 @@ class Totals extends MetricReader {
       ]),
     );
   }
+
+  /** What it reads from now on is what it reads now. */
+  async keep() {
+    this.#kept = await this.read();
+  }
+
+  async onForceFlush() {}
+
+  async onShutdown() {}
 }
+
+// An export of spans that failed: the browser has logged the request.
+function ignore() {}

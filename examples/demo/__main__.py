@@ -1,7 +1,7 @@
-"""The demo: two servers under ``opentelemetry-instrument``, real clients, and what is told of them.
+"""The demo: two servers under ``opentelemetry-instrument``, real clients, and what is reported.
 
 The servers export OTLP to a receiver in this process. Where ``OTEL_EXPORTER_OTLP_ENDPOINT`` is
-set, the receiver sends everything there too. ``DEMO_SECONDS`` says how long it goes on.
+set, the receiver sends everything there too. ``DEMO_SECONDS`` is how long it runs.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from otel_sse import semconv
 
 REFRESH_SECONDS = 0.25
 SNAPSHOT_SECONDS = 5.0
-# How long before the end the servers are told to stop: they drain first.
+# How long before the end the servers are stopped: they drain first.
 LAST_SECONDS = 3.0
 
 REFERENCE = {
@@ -34,9 +34,9 @@ REFERENCE = {
     # A minute shows what takes a slow client longer otherwise.
     "SSE_SERVER_QUEUE_LENGTH": "50",
     "SSE_MAX_CONNECTIONS": str(THRESHOLD),
-    # Whoever looks at the dashboard is none of the crowd.
+    # The dashboard's own streams are not the crowd's.
     "OTEL_PYTHON_SSE_EXCLUDED_URLS": "/status/events",
-    # Nobody looks at the machine's own, and reading them makes the server's readings seldom.
+    # The machine's own metrics are not shown, and reading them delays the server's.
     "OTEL_PYTHON_SYSTEM_METRICS_EXCLUDED_METRICS": "system.*",
 }
 
@@ -53,7 +53,7 @@ class Demo:
         self.servers = (self.reference, self.starlette)
         self.alerts: list[str] = []
 
-    def say_addresses(self) -> None:
+    def print_addresses(self) -> None:
         reference = self.reference.url
         for what, how in (
             ("The dashboard", f"{reference}/"),
@@ -61,29 +61,29 @@ class Demo:
             ("A stream", f"curl -N '{reference}/events?topic=prices'"),
             ("Another", f"curl -N {self.starlette.url}/ticker"),
         ):
-            self.say(f"  {what:<14} {how}")
+            self.print(f"  {what:<14} {how}")
 
-    def say(self, line: str | Text) -> None:
+    def print(self, line: str | Text) -> None:
         self.console.print(line, soft_wrap=True)
 
     async def play(self, seconds: float, stopped: asyncio.Event) -> None:
         """Serves and reads streams, then stops the servers while their clients are still there.
 
         Raises:
-            ServerError: a server did not start, or has ended by itself.
+            ServerError: a server did not start, or has ended on its own.
 
         """
         clients: list[asyncio.Task[None]] = []
 
         async def act() -> None:
             await asyncio.gather(*(server.start() for server in self.servers))
-            self.say_addresses()
+            self.print_addresses()
             end = monotonic() + seconds - LAST_SECONDS
             url = self.reference.url
             for work in (
                 attach_to_reference(url, seconds),
                 attach_to_starlette(self.starlette.url),
-                alerts.watch(url, self.say, self.alerts),
+                alerts.watch(url, self.print, self.alerts),
             ):
                 clients.append(asyncio.create_task(work))
             while monotonic() < end:
@@ -163,7 +163,7 @@ def summarise(
     alerted: list[str],
     forward: Forward | None,
 ) -> None:
-    """Says what has come in, and where it goes."""
+    """Prints what has been received, and where it was sent."""
     metrics = {name for service in receiver.services.values() for name in service.metrics}
     console.print(metrics_table(receiver.services))
     console.print("\nConnections that ended, by reason:")
@@ -177,7 +177,7 @@ def summarise(
     console.print(f"{len(metrics)} metrics received:", ", ".join(sorted(metrics)) + ".")
     if forward is None:
         console.print(
-            "\nNothing left this machine. To send it to an OTLP/HTTP receiver too:\n"
+            "\nNo collector was used: all of it stayed in this process. To send it to one too:\n"
             "  OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 make demo"
         )
     else:
@@ -186,5 +186,16 @@ def summarise(
         )
 
 
+def duration(text: str) -> float:
+    """The seconds of ``DEMO_SECONDS``; ends the process where it is no number of them."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not LAST_SECONDS < seconds < 86_400:
+        sys.exit(f"DEMO_SECONDS={text!r}: it takes a number of seconds above {LAST_SECONDS:g}")
+    return seconds
+
+
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main(float(os.environ.get("DEMO_SECONDS", "60")))))
+    sys.exit(asyncio.run(main(duration(os.environ.get("DEMO_SECONDS", "60")))))

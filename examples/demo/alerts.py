@@ -1,4 +1,4 @@
-"""What the reference server tells of its alerts, as it comes."""
+"""The alerts of the reference server, printed as they change."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,9 +11,9 @@ PERIOD = 0.5
 _COLOURS = {"critical": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 
 
-async def watch(url: str, say: Callable[[Text], None], seen: list[str]) -> None:
-    """Says each alert of the server at ``url`` once, and notes its name, until cancelled."""
-    told: list[Any] = []
+async def watch(url: str, show: Callable[[Text], None], seen: list[str]) -> None:
+    """Shows each alert of the server at ``url`` once, and notes its name, until cancelled."""
+    known: list[Any] = []
     async with httpx.AsyncClient(trust_env=False) as client:
         while True:
             await asyncio.sleep(PERIOD)
@@ -22,10 +22,10 @@ async def watch(url: str, say: Callable[[Text], None], seen: list[str]) -> None:
             except (httpx.HTTPError, ValueError):
                 continue
             for alert in last:
-                if alert not in told:
+                if alert not in known:
                     seen.append(alert["alert"])
-                    say(_line(alert))
-            told = last
+                    show(_line(alert))
+            known = last
 
 
 def _line(alert: dict[str, Any]) -> Text:

@@ -49,7 +49,7 @@ async def attach_to_reference(url: str, seconds: float) -> None:
 
 
 async def again(client: Client, url: str, pause: float = 0.2) -> None:
-    """Runs ``client`` again and again; what broke its stream is for the server to tell."""
+    """Runs ``client`` again and again; what broke its stream is for the server to report."""
     while True:
         try:
             await client(url)

@@ -16,11 +16,11 @@ STOP_SECONDS = 15
 
 
 class ServerError(Exception):
-    """A server did not start or ended by itself; tells a person so, with its last words."""
+    """A server did not start or ended on its own; the message has its last output."""
 
 
 class Server:
-    """One process, what it said last, and the ``url`` where it listens.
+    """One process, its last output, and the ``url`` where it listens.
 
     Args:
         service: what it is called.
@@ -43,7 +43,7 @@ class Server:
         self._environment = environment(service, endpoint)
         for name, value in variables.items():
             self._environment[name] = value.format(port=self._port)
-        self._said: deque[str] = deque(maxlen=20)
+        self._output: deque[str] = deque(maxlen=20)
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -71,7 +71,7 @@ class Server:
         raise self._error(f"took no connection for {START_SECONDS} s")
 
     async def check(self) -> None:
-        """Raises ServerError where the server has ended by itself."""
+        """Raises ServerError where the server has ended on its own."""
         if self._process is not None and self._process.returncode is not None:
             await self._listener
             raise self._error(f"has ended with exit status {self._process.returncode}")
@@ -89,14 +89,14 @@ class Server:
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
         async for line in process.stdout:
-            self._said.append(line.decode(errors="replace").rstrip())
+            self._output.append(line.decode(errors="replace").rstrip())
 
     def _error(self, what: str) -> ServerError:
-        return ServerError("\n".join([f"The {self.service} server {what}:", *self._said]))
+        return ServerError("\n".join([f"The {self.service} server {what}:", *self._output]))
 
 
 def environment(service: str, endpoint: str) -> dict[str, str]:
-    """What tells ``opentelemetry-instrument`` to export to ``endpoint``, often, and only there."""
+    """The variables by which ``opentelemetry-instrument`` exports often, to ``endpoint`` only."""
     inherited = {
         name: value
         for name, value in os.environ.items()

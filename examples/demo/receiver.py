@@ -22,7 +22,7 @@ Points = list[Any]
 
 
 class Service:
-    """What one server has told last: its metrics, and its rates over the last exports."""
+    """What one server has exported last: its metrics, and its rates over the last exports."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, Points] = {}
@@ -47,7 +47,7 @@ class Service:
 
 
 class Receiver:
-    """Listens on a free port of this machine, and keeps what it is told.
+    """Listens on a free port of this machine, and keeps what it receives.
 
     Args:
         closed: called with the service and the log event of each connection that has ended.
@@ -57,7 +57,7 @@ class Receiver:
 
     def __init__(self, closed: Callable[[str, LogRecord], None], forward: "Forward | None") -> None:
         self.services: dict[str, Service] = {}
-        # How many, by the instrumentation that told them, and by name.
+        # How many, by the instrumentation that exported them, and by name.
         self.spans: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
         self._closed = closed
@@ -81,7 +81,7 @@ class Receiver:
             try:
                 body = await request.read()
             except ConnectionError:
-                # Its sender has been killed meanwhile; there is nobody to answer.
+                # Its sender has been killed meanwhile, and awaits no answer.
                 raise web.HTTPBadRequest from None
             signal(body)
             if self._forward is not None:
@@ -91,40 +91,40 @@ class Receiver:
         return handler
 
     def metrics(self, body: bytes) -> None:
-        for told in ExportMetricsServiceRequest.FromString(body).resource_metrics:
+        for group in ExportMetricsServiceRequest.FromString(body).resource_metrics:
             found: dict[str, Points] = {
                 metric.name: list(getattr(metric, metric.WhichOneof("data") or "").data_points)
-                for scope in told.scope_metrics
+                for scope in group.scope_metrics
                 for metric in scope.metrics
                 if scope.scope.name == semconv.SCOPE
             }
-            service = attributes(told.resource.attributes)["service.name"]
+            service = attributes(group.resource.attributes)["service.name"]
             self.services.setdefault(service, Service()).update(found)
 
     def traces(self, body: bytes) -> None:
-        for told in ExportTraceServiceRequest.FromString(body).resource_spans:
-            for scope in told.scope_spans:
+        for group in ExportTraceServiceRequest.FromString(body).resource_spans:
+            for scope in group.scope_spans:
                 self.spans[scope.scope.name] += len(scope.spans)
 
     def logs(self, body: bytes) -> None:
-        for told in ExportLogsServiceRequest.FromString(body).resource_logs:
-            service = attributes(told.resource.attributes)["service.name"]
-            for record in (record for scope in told.scope_logs for record in scope.log_records):
+        for group in ExportLogsServiceRequest.FromString(body).resource_logs:
+            service = attributes(group.resource.attributes)["service.name"]
+            for record in (record for scope in group.scope_logs for record in scope.log_records):
                 self.events[record.event_name or "other"] += 1
                 if record.event_name == semconv.CLOSED:
                     self._closed(service, record)
 
 
 class Forward:
-    """Sends what came to another OTLP/HTTP receiver too; ``say`` hears of the first failure."""
+    """Sends what came to another OTLP/HTTP receiver too; ``warn`` gets the first failure."""
 
     def __init__(
-        self, endpoint: str, headers: Mapping[str, str], say: Callable[[str], None]
+        self, endpoint: str, headers: Mapping[str, str], warn: Callable[[str], None]
     ) -> None:
         self.endpoint = endpoint.rstrip("/")
         self.sent = self.failed = 0
         self._headers = {"Content-Type": "application/x-protobuf", **headers}
-        self._say = say
+        self._warn = warn
         self._client = httpx.AsyncClient(timeout=3)
         self._sending: set[asyncio.Task[None]] = set()
 
@@ -146,7 +146,7 @@ class Forward:
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             self.failed += 1
             if self.failed == 1:
-                self._say(f"{url} did not take what was sent to it; the demo goes on: {error!r}")
+                self._warn(f"{url} did not accept what was sent to it; the demo goes on: {error!r}")
 
 
 def attributes(pairs: Iterable[KeyValue]) -> dict[str, Any]:

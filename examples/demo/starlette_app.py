@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-ANSWER = "A stream is one response that goes on for as long as there is something to say ."
+ANSWER = "A stream is one response that goes on for as long as there is something to send ."
 
 
 async def ticker(_: Request) -> AsyncIterator[str]:
@@ -31,9 +31,9 @@ async def chat(_: Request) -> AsyncIterator[str]:
 
 
 async def room(request: Request) -> AsyncIterator[str]:
-    """A quiet room: seldom a word, and a comment every second to keep the connection open."""
+    """A quiet room: seldom a message, and a comment every second to keep the connection open."""
     while True:
-        yield f"id: 1\ndata: somebody speaks in {request.path_params['room']}\n\n"
+        yield f"id: 1\ndata: a message in {request.path_params['room']}\n\n"
         for _ in range(8):
             await asyncio.sleep(1)
             yield ": keep-alive\n\n"

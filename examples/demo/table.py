@@ -22,7 +22,7 @@ COLOURS = {
 
 def metrics_table(services: dict[str, Service]) -> Table:
     """The metrics of every service, as exported last."""
-    table = Table(title="What the servers tell of their streams")
+    table = Table(title="What the servers report of their streams")
     table.add_column("metric", no_wrap=True)
     for name in sorted(services):
         table.add_column(name, justify="right", no_wrap=True, min_width=10)
@@ -57,16 +57,16 @@ def _figures(service: Service) -> dict[tuple[int, str], str]:
 
 def closed_line(service: str, record: LogRecord) -> Text:
     """A connection that has ended, from its ``sse.connection.closed`` event."""
-    told = attributes(record.attributes)
-    reason = told[semconv.CLOSE_REASON]
+    found = attributes(record.attributes)
+    reason = found[semconv.CLOSE_REASON]
     words = [
         f"{datetime.fromtimestamp(record.time_unix_nano / 1e9):%H:%M:%S}",
-        f"{service:<9} {told.get(semconv.HTTP_ROUTE, '-'):<13} {reason:<17}",
-        f"{told[semconv.TOTAL_MESSAGES]:>5} msg {_bytes(told[semconv.TOTAL_IO]):>8}",
-        f"{_seconds(told[semconv.TOTAL_DURATION]):>7}",
-        f"first {_seconds(told.get(semconv.TOTAL_FIRST_MESSAGE)):>6}",
-        told.get(semconv.CLIENT_ADDRESS, "-"),
-        told.get(semconv.ERROR_TYPE, ""),
+        f"{service:<9} {found.get(semconv.HTTP_ROUTE, '-'):<13} {reason:<17}",
+        f"{found[semconv.TOTAL_MESSAGES]:>5} msg {_bytes(found[semconv.TOTAL_IO]):>8}",
+        f"{_seconds(found[semconv.TOTAL_DURATION]):>7}",
+        f"first {_seconds(found.get(semconv.TOTAL_FIRST_MESSAGE)):>6}",
+        found.get(semconv.CLIENT_ADDRESS, "-"),
+        found.get(semconv.ERROR_TYPE, ""),
     ]
     return Text(" ".join(words).rstrip(), style=COLOURS[reason])
 

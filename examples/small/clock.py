@@ -1,14 +1,14 @@
-"""Why a stream ended, said by the application: Django, through the ASGI middleware.
+"""Why a stream ended, set by the application: Django, through the ASGI middleware.
 
-    pip install 'otel-sse[otlp]' django uvicorn
-    opentelemetry-instrument uvicorn clock:app --port 8000 --lifespan off
+    pip install '../..[otlp]' django uvicorn
+    OTEL_SERVICE_NAME=clock opentelemetry-instrument uvicorn clock:app --port 8000 --lifespan off
 
 Read it by ``curl -N 'http://127.0.0.1:8000/clock?seconds=3'``; without that it ends after a minute.
 
-From outside, a stream that has reached its limit and one that has said all look alike. The view
+From outside, a stream that has reached its limit and one that is complete look alike. The view
 sets the reason: ``otel_sse.current().set_close_reason("timeout")``, and ``sse.close.reason`` is
 that in span, metric and log event. There is no hook for Django, so ``SSEMiddleware`` is put around
-the application, and tells no ``http.route``.
+the application, and records no ``http.route``.
 """
 
 import asyncio
@@ -18,7 +18,8 @@ from collections.abc import AsyncIterator
 import django
 from django.conf import settings
 from django.core.asgi import get_asgi_application
-from django.http import HttpRequest, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponseBadRequest, StreamingHttpResponse
+from django.http.response import HttpResponseBase
 from django.urls import path
 
 import otel_sse
@@ -39,8 +40,11 @@ async def ticks(seconds: float) -> AsyncIterator[str]:
     yield "retry: 1000\n\n"
 
 
-async def clock(request: HttpRequest) -> StreamingHttpResponse:
-    seconds = min(float(request.GET.get("seconds", LIMIT)), LIMIT)
+async def clock(request: HttpRequest) -> HttpResponseBase:
+    try:
+        seconds = min(float(request.GET.get("seconds", LIMIT)), LIMIT)
+    except ValueError:
+        return HttpResponseBadRequest("seconds takes a number", content_type="text/plain")
     return StreamingHttpResponse(
         ticks(seconds),
         content_type="text/event-stream",

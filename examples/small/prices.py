@@ -1,13 +1,13 @@
-"""What a reader misses, told: Starlette with sse-starlette.
+"""What a reader misses, counted: Starlette with sse-starlette.
 
-    pip install 'otel-sse[otlp]' sse-starlette uvicorn
-    opentelemetry-instrument uvicorn prices:app --port 8000
+    pip install '../..[otlp]' sse-starlette uvicorn
+    OTEL_SERVICE_NAME=prices opentelemetry-instrument uvicorn prices:app --port 8000
 
 Read it by ``curl -N 'http://127.0.0.1:8000/prices/ACME?count=5'``; without a count it never ends.
 
-The price changes every 10 ms, and a reader is told ten times a second. Nobody but the application
-knows what it left out, so it says so to ``otel_sse.current()``, and ``sse.server.dropped_messages``
-counts it with ``sse.drop.reason`` = ``conflated``.
+The price changes every 10 ms, and a reader gets it ten times a second. Only the application knows
+what it leaves out, so it calls ``record_dropped`` of ``otel_sse.current()``, and
+``sse.server.dropped_messages`` counts it with ``sse.drop.reason`` = ``conflated``.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 import otel_sse
@@ -40,7 +41,7 @@ class Market:
 market = Market()
 
 
-async def told(count: int | None) -> AsyncIterator[ServerSentEvent]:
+async def sampled(count: int | None) -> AsyncIterator[ServerSentEvent]:
     seen = market.number - 1
     for _ in itertools.count() if count is None else range(count):
         missed = market.number - seen - 1
@@ -51,9 +52,11 @@ async def told(count: int | None) -> AsyncIterator[ServerSentEvent]:
         await asyncio.sleep(0.1)
 
 
-async def prices(request: Request) -> EventSourceResponse:
-    count = request.query_params.get("count")
-    return EventSourceResponse(told(int(count) if count else None))
+async def prices(request: Request) -> Response:
+    count = request.query_params.get("count", "")
+    if count and not count.isdecimal():
+        return PlainTextResponse("count takes a whole number", 400)
+    return EventSourceResponse(sampled(int(count) if count else None))
 
 
 @contextlib.asynccontextmanager

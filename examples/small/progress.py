@@ -1,7 +1,7 @@
 """An MCP server whose tool reports its progress, over streamable HTTP.
 
-    pip install 'otel-sse[otlp]' mcp uvicorn
-    opentelemetry-instrument uvicorn progress:app --port 8000
+    pip install '../..[otlp]' mcp uvicorn
+    OTEL_SERVICE_NAME=progress opentelemetry-instrument uvicorn progress:app --port 8000
 
 Call its tools by any MCP client at ``http://127.0.0.1:8000/mcp``.
 

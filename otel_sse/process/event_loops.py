@@ -9,6 +9,8 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
+from otel_sse.process.gc_safety import start_raw_thread
+
 # Callbacks that run on a loop without a pause: 64 of the most expensive ones, which rotate a span,
 # take some 2 ms.
 BATCH_SIZE: Final = 64
@@ -62,14 +64,25 @@ def running_loop() -> EventLoop | None:
 
 
 async def run_in_thread(work: Callback) -> None:
-    """Runs ``work`` in a thread while the event loop goes on; an unknown loop waits."""
+    """Runs ``work`` in a thread of its own while the event loop goes on; an unknown loop waits.
+
+    The loop's executor and trio's limiter belong to the application, which may have shut them down
+    or filled them with what never ends. Without a thread ``work`` does not run.
+    """
     loop = running_loop()
-    if isinstance(loop, _TrioLoop):
-        await sys.modules["trio"].to_thread.run_sync(work)
-    elif isinstance(loop, asyncio.AbstractEventLoop):
-        await loop.run_in_executor(None, work)
-    else:
+    if loop is None:
         work()
+        return
+    done = sys.modules["trio"].Event() if isinstance(loop, _TrioLoop) else asyncio.Event()
+
+    def run() -> None:
+        try:
+            work()
+        finally:
+            _call_soon(loop, done.set)
+
+    if start_raw_thread(run):
+        await done.wait()
 
 
 def is_running(loop: EventLoop | None) -> bool:
@@ -133,3 +146,19 @@ def _call_soon(loop: EventLoop | None, work: Callable[..., None], *args: Any) ->
     except RuntimeError:  # closed in the meantime
         return False
     return True
+
+
+def run_in_parallel(callbacks: Sequence[Callback]) -> None:
+    """Runs each in a thread, the last one in this, and waits; in turn where no thread starts."""
+    *others, last = callbacks
+    threads = []
+    for callback in others:
+        thread = threading.Thread(target=callback, name="otel-sse-flush", daemon=True)
+        try:
+            thread.start()
+            threads.append(thread)
+        except RuntimeError:  # the interpreter starts no more threads
+            callback()
+    last()
+    for thread in threads:
+        thread.join()

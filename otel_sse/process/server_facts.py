@@ -7,6 +7,7 @@ where it no longer holds. Where a fact does not hold, the function returns what 
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -29,16 +30,19 @@ class Fact(NamedTuple):
 FACTS: Final = (
     Fact(
         "uvicorn",
-        "send is bound to an object with a transport; its signal handler is bound to the server, "
-        "whose config has timeout_graceful_shutdown",
+        "send is bound to an object with a transport, whose protocol has the server_state of its "
+        "server; the coroutine Server.serve has that server as self, which has should_exit, awaits "
+        "its own shutdown once, and then raises its _captured_signals again; its signal handler "
+        "is bound to it, and its config has timeout_graceful_shutdown",
         "0.30 to 0.54",
-        "tests/e2e/test_shutdown.py",
+        "tests/e2e/test_stops.py",
     ),
     Fact(
         "hypercorn",
-        "some objects behind send stands one with context.terminated, set when the server stops",
+        "behind send stands an object with context.terminated, whose set is awaited when the "
+        "server stops, and one with closed, set when the client has closed the stream",
         "0.17 to 0.18",
-        "tests/e2e/test_endings.py",
+        "tests/e2e/test_stops.py",
     ),
     Fact(
         "gunicorn",
@@ -55,10 +59,10 @@ FACTS: Final = (
     ),
     Fact(
         "aiohttp",
-        "a request's protocol has no _manager once the connection is lost, and has _force_close "
-        "where the server closes it",
+        "a request's protocol has no _manager once the connection is lost; a server that stops "
+        "awaits its shutdown, which cuts the request at its end",
         "3.11 to 3.14",
-        "tests/e2e/test_endings.py",
+        "tests/e2e/test_stops.py",
     ),
     Fact("trio", "its time-outs are called TooSlowError", "0.25 to 0.35", "tests/e2e/test_trio.py"),
     Fact(
@@ -71,13 +75,13 @@ FACTS: Final = (
         "Starlette, Litestar",
         "an exception that has a handler is wrapped in one that says that the response has started",
         "Starlette 0.35 to 1.10, Litestar 2.0 to 2.24",
-        "tests/e2e/test_wrapped_errors.py",
+        "tests/e2e/test_close_causes.py",
     ),
     Fact(
         "Starlette",
         "background tasks run in the module starlette.background",
         "0.35 to 1.10",
-        "tests/e2e/test_background_tasks.py",
+        "tests/e2e/test_close_causes.py",
     ),
     Fact(
         "opentelemetry-instrumentation-requests",
@@ -87,10 +91,12 @@ FACTS: Final = (
     ),
 )
 
-# Seconds after which a process that was asked to stop is killed, where nothing is known:
-# `docker stop` allows 10 s, the shortest of the usual limits.
-DEFAULT_KILL_TIMEOUT: Final = 10.0
+# uvicorn's own limit is believed where it is at most this part of the time before the kill: what it
+# cuts has to be exported in the rest.
+_BELIEVED_PART: Final = 0.8
 
+_STARLETTE_WRAPPER: Final = "Caught handled exception, but response already started."
+_LITESTAR_WRAPPER: Final = "Exception caught after response started"
 TRIO_TIMEOUT: Final = "TooSlowError"
 CONTRIB_REQUESTS_SCOPE: Final = "opentelemetry.instrumentation.requests"
 
@@ -108,21 +114,60 @@ def find_transport(channel: Any) -> Transport | None:
     them in objects and closures.
     """
     found: Transport | None = _find_behind(channel, _transport)
-    return found
+    stream = _find_behind(channel, _hypercorn_stream) if "hypercorn" in sys.modules else None
+    return found if found is None or stream is None else _HypercornTransport(found, stream)
 
 
-def is_server_stopping(channel: Any) -> bool:
-    """Whether the server behind ``channel`` is stopping. Only hypercorn shows it there."""
-    return "hypercorn" in sys.modules and _find_behind(channel, _terminated) is not None
+def find_server(channel: Any) -> Any:
+    """What stands for the server behind an ASGI ``send``: uvicorn's ServerState, hypercorn's
+    WorkerContext; None for any other.
+    """
+    if "uvicorn" in sys.modules or "hypercorn" in sys.modules:
+        return _find_behind(channel, _server)
+    return None
 
 
-def kill_timeout(handler: Any, frame: FrameType | None) -> float:
+def find_uvicorn_server(state: Any) -> Any:
+    """The Server with that ServerState, which runs in this loop; None if there is none."""
+    if not hasattr(state, "total_requests"):
+        return None
+    for task in asyncio.all_tasks():
+        coroutine: Any = task.get_coro()
+        while coroutine is not None:
+            # Not the locals of any other frame: to look at them prolongs their lives.
+            if getattr(coroutine, "__qualname__", "") == "Server.serve":
+                server = coroutine.cr_frame.f_locals.get("self")
+                if getattr(server, "server_state", None) is state:
+                    return server
+            coroutine = getattr(coroutine, "cr_await", None)
+    return None
+
+
+def is_stop_requested(uvicorn: Any) -> bool:
+    """Whether uvicorn's Server, or None, is asked to stop."""
+    return bool(getattr(uvicorn, "should_exit", False))
+
+
+def has_stop_signal(uvicorn: Any) -> bool:
+    """Whether a signal has stopped uvicorn's Server, which then raises it again."""
+    return bool(getattr(uvicorn, "_captured_signals", None))
+
+
+def is_stop_event_set(context: Any) -> bool:
+    """Whether hypercorn's WorkerContext, or any other object, has terminated."""
+    terminated = getattr(context, "terminated", None)
+    return terminated is not None and bool(terminated.is_set())
+
+
+def kill_timeout(handler: Any, frame: FrameType | None, shutdown_seconds: float) -> float:
     """Seconds until the live streams are cut by the server or the process is killed.
 
     Args:
         handler: the server's own signal handler: uvicorn's knows when uvicorn cuts them.
         frame: the frame that the signal interrupted: a forked worker of gunicorn or granian has
             its master on the stack, which kills the worker in the end.
+        shutdown_seconds: when the process is killed at the latest; a server's own limit counts
+            only below it.
 
     Returns:
         Infinity where the server cuts the streams itself.
@@ -134,11 +179,13 @@ def kill_timeout(handler: Any, frame: FrameType | None) -> float:
         config = getattr(master, "cfg", None) if home == "gunicorn" else master
         name = {"gunicorn": "graceful_timeout", "granian": "workers_kill_timeout"}.get(home, "")
         if hasattr(config, name):
-            return float(getattr(config, name) or DEFAULT_KILL_TIMEOUT)
+            return min(float(getattr(config, name) or shutdown_seconds), shutdown_seconds)
         frame = frame.f_back
     uvicorn = getattr(getattr(handler, "__self__", None), "config", None)
     own = getattr(uvicorn, "timeout_graceful_shutdown", None)
-    return DEFAULT_KILL_TIMEOUT if own is None else float("inf")
+    if own is not None and own <= _BELIEVED_PART * shutdown_seconds:
+        return float("inf")
+    return shutdown_seconds
 
 
 def uses_sigquit() -> bool:
@@ -156,11 +203,6 @@ def is_aiohttp_peer_lost(protocol: Any) -> bool:
     return getattr(protocol, "_manager", None) is None
 
 
-def is_aiohttp_closing(protocol: Any) -> bool:
-    """Whether ``aiohttp.web`` closes the connection of a request."""
-    return bool(getattr(protocol, "_force_close", False))
-
-
 def route_in_scope(scope: Mapping[str, Any]) -> str | None:
     """The route that a framework has put into the ASGI scope; Litestar does."""
     route: str | None = scope.get("path_template")
@@ -172,11 +214,10 @@ def unwrap_framework_error(error: BaseException) -> BaseException | None:
 
     Starlette and Litestar do that with an exception for which the application has a handler.
     """
-    text = str(error.args[0]) if error.args else ""
-    wrapped = text == "Caught handled exception, but response already started." or (
-        text == "Exception caught after response started" and "litestar" in type(error).__module__
-    )
-    return error.__cause__ if wrapped else None
+    home, text = type(error).__module__.partition(".")[0], str(error)
+    starlette = home == "builtins" and text == _STARLETTE_WRAPPER
+    litestar = home == "litestar" and _LITESTAR_WRAPPER in text
+    return error.__cause__ if starlette or litestar else None
 
 
 def is_from_background_task(error: BaseException) -> bool:
@@ -189,6 +230,35 @@ def is_from_background_task(error: BaseException) -> bool:
     return False
 
 
+class _HypercornTransport:
+    """A transport of hypercorn, which stays open when the client closes: its stream does not.
+
+    Attributes:
+        shared: the transport itself, which HTTP/2 streams share.
+
+    """
+
+    __slots__ = ("_stream", "shared")
+
+    def __init__(self, transport: Transport, stream: Any) -> None:
+        self.shared = transport
+        self._stream = stream
+
+    def is_closing(self) -> bool:
+        return bool(self._stream.closed) or self.shared.is_closing()
+
+    def get_write_buffer_size(self) -> int:
+        return self.shared.get_write_buffer_size()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.shared.get_extra_info(name, default)
+
+
+def _hypercorn_stream(item: Any) -> Any:
+    home = getattr(type(item), "__module__", "")
+    return item if home.startswith("hypercorn.") and hasattr(item, "closed") else None
+
+
 def _transport(item: Any) -> Any:
     for name in ("transport", "_transport"):
         transport = getattr(item, name, None)
@@ -197,9 +267,12 @@ def _transport(item: Any) -> Any:
     return None
 
 
-def _terminated(item: Any) -> Any:
-    terminated = getattr(getattr(item, "context", None), "terminated", None)
-    return terminated if terminated is not None and terminated.is_set() else None
+def _server(item: Any) -> Any:
+    context = getattr(item, "context", None)
+    if hasattr(context, "terminated"):
+        return context
+    transport = _transport(item)
+    return getattr(transport and transport.get_protocol(), "server_state", None)
 
 
 def _find_behind(channel: Any, wanted: Callable[[Any], Any]) -> Any:

@@ -1,15 +1,15 @@
 """The end of the process: live streams close as ``server_shutdown``, and everything is exported.
 
 A process ends in several ways, and a server announces few of them. So this listens in several
-places, and the first one that comes is enough:
+places, from the first stream on, and the first one that comes is enough:
 
 ::
 
     a server's signal handler ──► on_server_signal ──► thread: _drain
-                                    │ then the                │ exports; lets streams end by
-                                    ▼ server's own            │ themselves; half of the kill
-                                  handler                     │ timeout, at most 5 s, before the
-                                                              │ kill it calls
+    hypercorn's own stop ───────► on_server_stop ────►        │ lets streams end by themselves; half
+                                                              │ of the time before the kill, at most
+                                                              │ 5 s, is reserved for what follows
+    uvicorn, before its signal ─► finish() ──► _finish, and then the default action
     SIGTERM's default action ───► on_default_signal ──► thread: _finish, then the default action
     the lifespan's end ─────────► export()                    │
     atexit, multiprocessing ────► _at_exit ─────────────────► _finish
@@ -17,8 +17,12 @@ places, and the first one that comes is enough:
                                   each loop closes its streams, 256 at a time, 1 s for a loop
                                   that does not answer; then metrics, spans and logs are exported
 
-No wait takes longer than ``flush_budget`` in all: an exporter that does not answer delays the end
-of the process once, not at each of these places.
+A process that never had a stream has none of this: its signals, its exit hooks and its exporters
+are what they were.
+
+Exporters that answer get the time that they need. Those that do not, delay the end of the process
+by ``UNANSWERED_SECONDS`` in all, not at each of these places. What the SDK's own exit hooks wait
+for after that is not in this module's hands.
 """
 
 from __future__ import annotations
@@ -36,23 +40,32 @@ from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any, Final, Protocol
 
+from otel_sse.config import Config
 from otel_sse.process.event_loops import (
+    EventLoop,
     LoopTask,
     batched,
     group_by_loop,
     run_and_wait,
     run_in_thread,
+    running_loop,
 )
 from otel_sse.process.gc_safety import start_raw_thread
 from otel_sse.process.server_facts import kill_timeout
-from otel_sse.process.signals import StopSignals
+from otel_sse.process.server_stops import is_end_observed, observe_server
+from otel_sse.process.signals import StopSignals, in_main_thread
 
 _log = logging.getLogger("otel_sse")
 
-# How long one export may take, in milliseconds.
-EXPORT_TIMEOUT_MILLIS: Final = 10_000
-# The part of the kill timeout that is reserved for closing and exporting what is still live, and
-# its maximum in seconds.
+# Seconds that exporters which do not answer may delay the end of the process, in all.
+UNANSWERED_SECONDS: Final = 5.0
+# A flush that takes no longer was answered, also on a busy machine. The SDK does not show which
+# ones have failed; they end in an instant, or are retried for longer than this.
+_ANSWER_SECONDS: Final = 2.0
+# What closing streams may take, in seconds, where no time for exporters remains.
+_CLOSE_SECONDS: Final = 0.5
+# The part of the time before the kill that is reserved for closing and exporting what is still
+# live, and its maximum in seconds.
 _RESERVED_PART: Final = 0.5
 _MAX_RESERVED: Final = 5.0
 # Streams that an event loop closes in one call, and the seconds that it has for that.
@@ -66,17 +79,24 @@ class Participant(Protocol):
 
     # The process is about to end: a stream that does not end by itself is cut.
     stopping: bool
+    # Flushes that have ended: while it grows, the exporters answer.
+    flushes: int
+
+    @property
+    def shutdown_seconds(self) -> float:
+        """From the stop signal until the process is killed."""
 
     @property
     def meter_provider(self) -> object: ...
-
-    def has_live_streams(self) -> bool: ...
 
     def close_tasks(self) -> Sequence[LoopTask]:
         """For each live stream what closes it, and the loop that has to."""
 
     def export(self, *, collect: bool) -> None:
         """Exports everything; ``collect``: the metrics too."""
+
+    def discard_pending(self) -> None:
+        """Drops what waits for room in the SDK's queues."""
 
 
 class ShutdownHandler:
@@ -86,65 +106,108 @@ class ShutdownHandler:
         self._participants = participants
         self._signals = StopSignals(self._on_default_signal, self._on_server_signal)
         self._installed = False
-        # The process whose exit hooks are registered: a fork inherits some of them.
-        self._hooked_pid = 0
-        # Seconds by which the end of the process may yet be delayed.
-        self._flush_budget = EXPORT_TIMEOUT_MILLIS / 1000
-        self._draining = False
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        # The process that is observed: one that has had a stream, or whose server has asked for it.
+        self._observed_pid = 0
+        # Seconds that exporters which do not answer may yet delay the end of the process.
+        self._unanswered_budget = UNANSWERED_SECONDS
+        # What drains: None is the process, anything else the event loop of a server.
+        self._draining: set[EventLoop | None] = set()
         # The interpreter is about to end, and the SDK after us.
-        self._exiting = False
+        self._exiting = threading.Event()
         # Held for an export, so that none is under way when the SDK ends.
         self._export_lock = threading.Lock()
+        # Batches of streams that were closed.
+        self._closed_batches = 0
         # SIGTERM's default action is pending; and may happen, since everything is exported.
         self._pending_death: threading.Event | None = None
         self._may_die = False
 
     def install(self) -> None:
-        if not self._installed:
-            self._installed = True
-            atexit.register(self._at_exit)
-            self._signals.replace_default()
+        """From now on, ``prepare`` prepares."""
+        self._installed = True
 
     def uninstall(self) -> None:
         if self._installed:
             self._installed = False
+            self._observed_pid = 0
             atexit.unregister(self._at_exit)
             self._signals.restore()
 
-    def wrap_signal_handlers(self, *, serves: bool = True) -> None:
-        """Wraps the handlers that a server, or with ``serves`` false a client's application, has
-        installed since the last call; called when a stream opens.
+    def prepare(self, *, serves: bool = True) -> None:
+        """Observes the end of this process from now on; called when a stream opens.
+
+        Signals are observed if this is the main thread: their handlers are wrapped that a server,
+        or with ``serves`` false a client's application, has installed since the last call.
         """
-        if not self._installed or threading.current_thread() is not threading.main_thread():
+        if not self._installed:
             return
-        if self._hooked_pid != os.getpid():
-            self._hooked_pid = os.getpid()
-            # The SDK may have been set up since: the hook that is registered last runs first.
+        if self._observed_pid != os.getpid():
+            self._observed_pid = os.getpid()
+            # The SDK is set up by now: the hook that is registered last runs first.
             atexit.unregister(self._at_exit)
             atexit.register(self._at_exit)
             if multiprocessing.parent_process() is not None:
                 # A child of multiprocessing runs no exit hooks but these.
                 Finalize(None, self._at_exit, exitpriority=100)
-        self._signals.wrap_handlers(interrupts=serves)
+        if in_main_thread():
+            if self._pending_death is None:
+                self._signals.replace_default()
+            self._signals.wrap_handlers(interrupts=serves)
+
+    def install_in_main_thread(self) -> None:
+        """Observes the signals now, for a server whose streams start in threads that may not.
+
+        To be called in the server's main loop, once its own handlers are installed. In another
+        thread than the main one it does nothing.
+        """
+        if in_main_thread():
+            self.prepare()
+
+    def observe_server(self, channel: Any) -> None:
+        """Observes the stop of the server behind ``channel``, an ASGI ``send``; see
+        ``server_stops``.
+        """
+        if self._installed:
+            observe_server(channel, on_stop=self._on_server_stop, before_signal=self.finish)
 
     def reset(self) -> None:
-        """Starts anew in a forked child."""
-        self._draining = self._exiting = self._may_die = False
-        self._export_lock = threading.Lock()
-        self._pending_death = None
-        self._flush_budget = EXPORT_TIMEOUT_MILLIS / 1000
+        """Starts anew in a forked child, which has had no stream yet."""
+        atexit.unregister(self._at_exit)
+        self._signals.restore()
+        self._start_anew()
 
     async def export(self) -> None:
-        """Exports everything while the event loop goes on."""
-        await run_in_thread(partial(self._run_with_timeout, self._export))
+        """Exports everything while the event loop goes on, if there has been a stream.
+
+        Not where uvicorn's end does so: its tasks, which are cancelled by now, would get the time
+        to log their end, which they do not have without us.
+        """
+        if self._observed_pid == os.getpid() and not is_end_observed():
+            await run_in_thread(partial(self._run_bounded, self._export))
+
+    def finish(self) -> None:
+        """Closes what is live and exports everything, before a signal ends the process. The event
+        loop stands still meanwhile, as it would from now on.
+        """
+        if self._observed_pid == os.getpid():
+            loop = running_loop()
+            for participant in self._participants():
+                participant.stopping = True
+                for other, close in participant.close_tasks():
+                    if other == loop:
+                        close()
+            self._run_bounded(self._finish)
 
     # --- the ways to end -------------------------------------------------------------------
 
     def _at_exit(self) -> None:
-        self._exiting = True
-        self._run_with_timeout(self._finish)
+        self._exiting.set()
+        self._run_bounded(self._finish)
         if self._pending_death is not None:
-            self._pending_death.wait(EXPORT_TIMEOUT_MILLIS / 1000)
+            self._pending_death.wait(UNANSWERED_SECONDS)
 
     def _on_default_signal(self, signum: int, _: FrameType | None) -> None:
         """In place of the default action, which follows when everything is exported, or at once
@@ -163,7 +226,7 @@ class ShutdownHandler:
             os.kill(os.getpid(), signum)
 
     def _finish_and_die(self, signum: int) -> None:
-        self._run_with_timeout(self._finish)
+        self._run_bounded(self._finish)
         self._may_die = True
         os.kill(os.getpid(), signum)
 
@@ -171,46 +234,62 @@ class ShutdownHandler:
         """The server is asked to stop: from now on it is the server that cuts a stream."""
         for participant in self._participants():
             participant.stopping = True
-        if not self._draining:
-            self._draining = True
-            start_raw_thread(self._drain, kill_timeout(handler, frame))
+        self._start_to_drain(None, kill_timeout(handler, frame, self._shutdown_seconds()))
         handler(signum, frame)
 
-    def _drain(self, limit: float) -> None:
+    def _on_server_stop(self, loop: EventLoop | None) -> None:
+        """A server of ``loop`` stops, with a signal that this process did not get or without."""
+        self._start_to_drain(loop, self._shutdown_seconds())
+
+    def _shutdown_seconds(self) -> float:
+        return min(
+            (each.shutdown_seconds for each in self._participants()),
+            default=Config.shutdown_seconds,
+        )
+
+    def _start_to_drain(self, loop: EventLoop | None, limit: float) -> None:
+        if loop not in self._draining:
+            self._draining.add(loop)
+            start_raw_thread(self._drain, loop, limit)
+
+    def _drain(self, loop: EventLoop | None, limit: float) -> None:
         """Lets streams end by themselves, but closes them while there is time to export."""
-        deadline = time.monotonic() + limit - min(_RESERVED_PART * limit, _MAX_RESERVED)
-        self._export()
-        live = True
-        while time.monotonic() < deadline and not self._exiting:
-            before, live = live, any(each.has_live_streams() for each in self._participants())
-            if before and not live:
-                self._export()
-            time.sleep(_POLL)
-        if self._exiting:
+        wait = limit - min(_RESERVED_PART * limit, _MAX_RESERVED)
+        if self._exiting.wait(wait if wait < threading.TIMEOUT_MAX else None):
             return
-        self._finish()
+        self._finish(loop)
         # A server that goes on was not stopped by that signal.
-        for participant in self._participants():
-            participant.stopping = False
-        self._draining = False
+        if loop is None:
+            for participant in self._participants():
+                participant.stopping = False
+        self._draining.discard(loop)
 
     # --- what is done then -----------------------------------------------------------------
 
-    def _finish(self) -> None:
-        """Closes what is live and exports everything."""
+    def _finish(self, only: EventLoop | None = None) -> None:
+        """Closes what is live, ``only`` of that event loop if one is given, and exports all."""
         for participant in self._participants():
-            participant.stopping = True
+            if only is None:
+                participant.stopping = True
             for loop, closes in group_by_loop(participant.close_tasks()):
-                answers = True
-                for batch in batched(closes, _BATCH_SIZE):
-                    # A loop that did not answer once is blocked, and time is short.
-                    answers = answers and run_and_wait(loop, batch, _LOOP_TIMEOUT)
-                    if not answers:
-                        for close in batch:
-                            close()
+                if only in (None, loop):
+                    self._close(loop, closes)
         self._export()
 
+    def _close(self, loop: EventLoop | None, closes: Sequence[Callable[[], None]]) -> None:
+        answers = True
+        for batch in batched(closes, _BATCH_SIZE):
+            # A loop that did not answer once is blocked, and time is short.
+            answers = answers and run_and_wait(loop, batch, _LOOP_TIMEOUT)
+            if not answers:
+                for close in batch:
+                    close()
+            self._closed_batches += 1
+
     def _export(self) -> None:
+        if self._unanswered_budget <= 0:
+            # Another export would only keep the SDK waiting for its end.
+            return
         with self._export_lock:
             collected: list[object] = []
             for participant in self._participants():
@@ -219,20 +298,39 @@ class ShutdownHandler:
                 participant.export(collect=provider not in collected)
                 collected.append(provider)
 
-    def _run_with_timeout(self, work: Callable[[], None]) -> None:
-        """Runs ``work``, and goes on without it once the flush budget is used up."""
-        worker = threading.Thread(target=work, name="otel-sse-flush", daemon=True)
-        started = time.monotonic()
+    def _run_bounded(self, work: Callable[[], None]) -> None:
+        """Runs ``work``, and goes on without it once the exporters have used up the budget."""
+        worker = threading.Thread(target=work, name="otel-sse-shutdown", daemon=True)
         try:
             worker.start()
         except RuntimeError:  # the interpreter starts no more threads
             work()
             return
-        worker.join(self._flush_budget)
+        budget = max(self._unanswered_budget, _CLOSE_SECONDS)
+        progress, since = self._progress(), time.monotonic()
+        while worker.is_alive() and budget > 0:
+            worker.join(_POLL)
+            waited = time.monotonic() - since
+            if (now := self._progress()) != progress or not worker.is_alive():
+                if waited > _ANSWER_SECONDS:
+                    budget -= waited
+                progress, since = now, time.monotonic()
+            elif waited >= budget:
+                budget = 0.0
         if worker.is_alive():
-            if self._flush_budget:
-                _log.warning(
-                    "otel_sse: the exporters did not take everything within %d ms",
-                    EXPORT_TIMEOUT_MILLIS,
-                )
-            self._flush_budget = max(0.0, self._flush_budget - (time.monotonic() - started))
+            self._give_up()
+        else:
+            self._unanswered_budget = min(self._unanswered_budget, budget)
+
+    def _progress(self) -> int:
+        return self._closed_batches + sum(each.flushes for each in self._participants())
+
+    def _give_up(self) -> None:
+        if self._unanswered_budget > 0:
+            self._unanswered_budget = 0.0
+            _log.warning(
+                "otel_sse: the exporters did not answer for %g s; what they have not taken is lost",
+                UNANSWERED_SECONDS,
+            )
+        for participant in self._participants():
+            participant.discard_pending()

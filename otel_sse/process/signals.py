@@ -3,11 +3,14 @@
 A handler runs between two byte codes of the main thread, which may hold any lock, ours and the
 SDK's. So nothing that is called from here takes a lock or waits; it starts a thread.
 
-Two cases:
+Two cases, both from the first stream on; before that, nothing is touched:
 
-- A server has installed a handler. It is wrapped: ours runs first and then calls it.
+- A server has installed a handler. It is wrapped: ours runs first and then calls it. The wrapper
+  has the attributes of what it wraps, since frameworks find their server by its handler.
 - SIGTERM has its default action. Ours stands in its place, since the action would end the process
   at once, and nothing would be exported.
+
+A forked child has no stream: it gets back what was there.
 """
 
 from __future__ import annotations
@@ -25,6 +28,20 @@ OnDefault = Callable[[int, "FrameType | None"], None]
 OnServer = Callable[[Any, int, "FrameType | None"], None]
 
 
+class _Wrapper:
+    """A handler that calls ``on_server`` with the one that it wraps."""
+
+    def __init__(self, on_server: OnServer, handler: Any) -> None:
+        self._on_server = on_server
+        self._handler = handler
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        self._on_server(self._handler, signum, frame)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handler, name)
+
+
 class StopSignals:
     """Calls ``on_default`` in place of SIGTERM's default action, and ``on_server`` before the
     handler of a server, with that handler: ``on_server`` has to call it.
@@ -38,7 +55,7 @@ class StopSignals:
 
     def replace_default(self) -> None:
         """Stands in for SIGTERM's default action, where it has that."""
-        if _in_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        if in_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._on_default)
 
     def wrap_handlers(self, *, interrupts: bool) -> None:
@@ -49,7 +66,7 @@ class StopSignals:
                 the exit hooks run.
 
         """
-        if not _in_main_thread():
+        if not in_main_thread():
             return
         for number in _stop_signals(interrupts):
             handler = signal.getsignal(number)
@@ -59,7 +76,7 @@ class StopSignals:
             # The interpreter and asyncio compare their own handlers by identity: leave those.
             if handler is signal.default_int_handler or isinstance(handler, partial):
                 continue
-            ours = partial(self._on_server, handler)
+            ours = _Wrapper(self._on_server, handler)
             self._wrapped[number] = (ours, handler)
             signal.signal(number, ours)
             if is_event_loop_handler(handler):
@@ -67,7 +84,7 @@ class StopSignals:
 
     def restore(self) -> None:
         """Puts back what was there, where ours is still the handler."""
-        if _in_main_thread():
+        if in_main_thread():
             for number, (ours, previous) in self._wrapped.items():
                 if signal.getsignal(number) is ours:
                     signal.signal(number, previous)
@@ -76,7 +93,7 @@ class StopSignals:
         self._wrapped.clear()
 
 
-def _in_main_thread() -> bool:
+def in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 

@@ -19,7 +19,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.propagators.textmap import Getter
 
 from otel_sse.instrumentor import SSEInstrumentor
-from otel_sse.process.server_facts import is_aiohttp_closing, is_aiohttp_peer_lost
+from otel_sse.process.server_facts import is_aiohttp_peer_lost
 from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import RequestState, current_request
 from otel_sse.stream.server import ServerStream
@@ -35,6 +35,9 @@ Handler = Callable[[Any], Awaitable[Any]]
 # In a request: its state.
 _KEY: Final = "_otel_sse"
 
+# The live streams by the protocol that serves them, each of its own loop.
+_live: Final[dict[Any, ServerStream]] = {}
+
 
 class SSEAiohttpServerInstrumentor(SSEInstrumentor):
     """Records every event stream that aiohttp.web serves."""
@@ -44,6 +47,7 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
 
     def _install(self) -> None:
         self._patch(RequestHandler, "_handle_request", self._frame)
+        self._patch(RequestHandler, "shutdown", self._shutdown)
         self._patch(web_app, "_cached_build_middleware", self._innermost)
         self._patch(web.StreamResponse, "_start", self._start)
 
@@ -53,18 +57,20 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
             if self.telemetry is None:
                 return await original(protocol, request, start_time, handler)
             raised: BaseException | None = None
+            state = vars(request)[_KEY] = RequestState()
+            previous = current_request.get()
+            current_request.set(state)
 
             async def observed(request: Any) -> Any:
                 nonlocal raised
                 try:
                     return await handler(request)
                 except BaseException as error:
-                    raised = error
+                    # Before the stream it is another response, as an HTTPException is.
+                    if state.stream is not None:
+                        raised = error
                     raise
 
-            state = vars(request)[_KEY] = RequestState()
-            previous = current_request.get()
-            current_request.set(state)
             try:
                 return await original(protocol, request, start_time, observed)
             except GeneratorExit as error:
@@ -73,12 +79,24 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
             finally:
                 if state.stream is not None:
                     _stop_observing(request)
-                    lost = is_aiohttp_peer_lost(protocol)
-                    if lost:
+                    _live.pop(protocol, None)
+                    if is_aiohttp_peer_lost(protocol):
                         state.mark_disconnected()
-                    state.stream.close(raised, cut=not lost and is_aiohttp_closing(protocol))
-                raised = None
+                    state.stream.close(raised or state.error)
+                raised = state.error = None
                 state.finish(previous)
+
+        return call
+
+    def _shutdown(self, original: Any) -> Any:
+        @wraps(original)
+        async def call(protocol: Any, *args: Any, **kwargs: Any) -> Any:
+            result = await original(protocol, *args, **kwargs)
+            # It has cancelled the handler, whose clean-up will find its peer disconnected.
+            stream = _live.pop(protocol, None)
+            if stream is not None:
+                stream.close(cut=True)
+            return result
 
         return call
 
@@ -95,7 +113,11 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
             writer = await original(response, request)
             # Of the request that is answered: another one's task may do that.
             state, telemetry = vars(request).get(_KEY), self.telemetry
-            if state is None or telemetry is None or state.stream is not None:
+            if state is None or telemetry is None:
+                return writer
+            if state.stream is not None:
+                # Another response on the same writer: it is no part of the stream.
+                _stop_observing(request)
                 return writer
             try:
                 info = _stream_info(response, request, telemetry)
@@ -104,6 +126,7 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
                     if telemetry.config.propagate:
                         _write_trace_comments(response, writer)
                     _observe(stream, response, writer)
+                    _live[request.protocol] = stream
             except Exception:
                 telemetry.failures.log_failure_once("a stream's start")
             return writer
@@ -113,17 +136,24 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
 
 @lru_cache(maxsize=1024)
 def _innermost(handler: Handler) -> Handler:
-    """``handler``, which notes the context that the middlewares have left to it.
+    """``handler``, with a note of the context that the middlewares have made for it, and of the
+    error that leaves it within a stream: a middleware may answer that by another response.
 
     The same handler gives the same object, because aiohttp caches the chains that it builds.
     """
 
     @wraps(handler)
-    def innermost(request: Any) -> Awaitable[Any]:
+    async def innermost(request: Any) -> Any:
         state = vars(request).get(_KEY)
-        if state is not None and state.stream is None:
-            state.context = otel_context.get_current()
-        return handler(request)
+        if state is None or state.stream is not None:
+            return await handler(request)
+        state.context = otel_context.get_current()
+        try:
+            return await handler(request)
+        except BaseException as error:
+            if state.stream is not None:
+                state.error = error
+            raise
 
     return innermost
 

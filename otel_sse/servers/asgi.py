@@ -8,9 +8,9 @@ telemetry reaches the application. Source of the rules: https://asgi.readthedocs
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from time import perf_counter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry._logs import LoggerProvider
@@ -18,7 +18,8 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import TracerProvider
 
-from otel_sse.process.server_facts import find_transport, is_server_stopping, route_in_scope
+from otel_sse.process.server_facts import find_transport, route_in_scope
+from otel_sse.process.server_stops import is_server_stopping
 from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import RequestState, current_request
 from otel_sse.stream.server import ServerStream
@@ -40,20 +41,14 @@ Headers = Iterable[tuple[bytes, bytes]]
 RouteOf = Callable[[Any, dict[str, Any]], tuple["str | None", bool]]
 
 
-class Router(NamedTuple):
-    """How to find a route: ``route_of`` of ``owner``, with the paths before its routing. ``outer``
-    is the router around it.
-    """
-
-    route_of: RouteOf | None
-    owner: Any
-    path: str
-    root_path: str
-    outer: Router | None
-
+# How to find a route: a function and its owner, the path and the root path before its routing,
+# and the router around it. A plain tuple, since every request makes one.
+Router = tuple["RouteOf | None", Any, str, str, "Router | None"]
 
 # The key of the observer in the scope of its request.
 _KEY: Final = "otel_sse"
+# What headers usually are, and where there are none.
+_PLAIN: Final = (list, tuple, type(None))
 _BODIES: Final = ("http.response.body", "http.response.pathsend")
 
 
@@ -77,18 +72,13 @@ def wrap_asgi_app(
         telemetry = telemetry_of(owner)
         if telemetry is None or scope["type"] != "http":
             if telemetry is not None and scope["type"] == "lifespan":
-                send = _exporting(send)
+                send = _exporting(telemetry, send)
             await run(owner, scope, receive, send)
             return
         outer: RequestObserver | None = scope.get(_KEY)
         # The paths are read now: routing changes them, and so do some applications.
-        router = Router(
-            route_of,
-            owner,
-            scope["path"],
-            scope.get("root_path", ""),
-            None if outer is None else outer.router,
-        )
+        around = None if outer is None else outer.router
+        router: Router = (route_of, owner, scope["path"], scope.get("root_path", ""), around)
         if outer is not None:
             outer.router = router
             await _run_nested(outer, run, owner, scope, receive, send)
@@ -97,8 +87,9 @@ def wrap_asgi_app(
         previous = current_request.get()
         current_request.set(request)
         scope[_KEY] = observer = RequestObserver(telemetry, request, scope, receive, send)
+        observer.router = router
         # Not held by this frame, which lives as long as the stream.
-        observer.router, router = router, None  # type: ignore[assignment]
+        del router
         try:
             await run(owner, scope, observer.receive, observer.send)
         except BaseException as error:
@@ -129,13 +120,16 @@ def attach_early(scope: Scope) -> RequestState | None:
     return observer.request
 
 
-def _exporting(send: Send) -> Send:
+def _exporting(telemetry: Telemetry, send: Send) -> Send:
     """``send`` of a lifespan: after its end the process may end without any other sign."""
 
     async def exporting(message: Message) -> None:
         kind = message.get("type") if isinstance(message, MutableMapping) else None
         if kind in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
-            await shutdown_handler.export()
+            try:
+                await shutdown_handler.export()
+            except Exception:
+                telemetry.failures.log_failure_once("the lifespan's end")
         await send(message)
 
     return exporting
@@ -164,8 +158,10 @@ async def _run_nested(
         inner.close(error)
         raise
     finally:
+        # The span that is the parent in here may not be one outside.
+        outer.request.detach()
         scope[_KEY], outer.inner = outer, None
-        outer.router = outer.router and outer.router.outer
+        outer.router = outer.router and outer.router[4]
         if outer.request.stream is None:
             outer.request.context = context
 
@@ -266,8 +262,7 @@ class RequestObserver:
     async def send(self, message: Message) -> None:
         stream = self._stream
         if stream is None:
-            if type(message.get("headers", ())) not in (list, tuple):
-                message = _with_header_list(message)
+            message = _with_header_list(message)
             await self._send(message)
             self._maybe_start_stream(message)
             return
@@ -282,27 +277,48 @@ class RequestObserver:
             await self._send(message)
             return
         if kind == "http.response.start":
-            # The application has given up the stream for another response, which may fail.
-            stream.close(cut=is_server_stopping(self._send))
+            await self._send_second_start(stream, message)
+            return
         last = not message.get("more_body", False) and kind in _BODIES
         # A peer that disconnects during this send was there when it began.
-        disconnected = stream.check_disconnected()
+        disconnected = stream.disconnected
+        if not disconnected and (transport := stream.transport) is not None:
+            try:
+                # Here rather than by a call of check_disconnected, since this is for every message.
+                disconnected = transport.is_closing() and stream.check_disconnected()
+            except Exception:
+                # A transport of another make.
+                stream.transport = None
         began = perf_counter()
         try:
             await self._send(message)
         except BaseException as error:
             stream.on_send_error(None if disconnected else body, began, error)
-            now_gone = last and not disconnected and stream.disconnected
-            if now_gone and not isinstance(error, Exception):
-                # Cancelled because of the disconnect, which a server may report at the end of
+            if last and not isinstance(error, Exception):
+                # Cancelled, often because of a disconnect, which a server may report at the end of
                 # every response: the stream is complete, unless its transport is closed.
-                stream.disconnected = False
+                stream.disconnected = disconnected
                 stream.on_response_end(delivered=not stream.check_disconnected())
             raise
         if kind == "http.response.body" and not disconnected:
             stream.on_send(body, began, perf_counter())
         if last or disconnected:
             stream.on_response_end(delivered=not disconnected)
+
+    async def _send_second_start(self, stream: ServerStream, message: Message) -> None:
+        """Another response, of an application whose stream is over. The server raises, since a
+        response has started: that is not the stream's error.
+        """
+        try:
+            await self._send(message)
+        except BaseException:
+            cut = self._is_stopping()
+            if cut or stream.is_over():
+                stream.close(cut=cut)
+            raise
+
+    def _is_stopping(self) -> bool:
+        return self._telemetry.stopping or is_server_stopping(self._send)
 
     def _maybe_start_stream(self, message: Message) -> None:
         """Starts to record the stream that ``message`` starts, if it does."""
@@ -321,6 +337,7 @@ class RequestObserver:
             info = self._stream_info(message["status"], router, is_encoded(encoding))
             if info is not None:
                 self._stream = open_server_stream(self._telemetry, info, self.request)
+                shutdown_handler.observe_server(self._send)
                 if self._stream is not None and self._telemetry.config.propagate:
                     self._write_trace_comments(message.get("headers", ()))
         except Exception:
@@ -365,16 +382,16 @@ class RequestObserver:
         routers: list[Router] = []
         while router is not None:
             routers.insert(0, router)
-            router = router.outer
+            router = router[4]
         route = reached = None
-        for each in routers:
+        for route_of, owner, path, root_path, _ in routers:
             # Mounts are followed into the routers below them. Where middleware stands in between,
             # the next router goes on from where the last one ended.
-            if each.route_of is None or reached not in (None, each.root_path):
+            if route_of is None or reached not in (None, root_path):
                 continue
-            scope = {**self._scope, "path": each.path, "root_path": each.root_path}
+            scope = {**self._scope, "path": path, "root_path": root_path}
             try:
-                part, whole = each.route_of(each.owner, scope)
+                part, whole = route_of(owner, scope)
             except Exception:
                 # A router of another make: a missing route never costs the stream.
                 _log.debug("otel_sse: the route is unknown", exc_info=True)
@@ -409,10 +426,13 @@ def _joined(headers: Headers, wanted: bytes) -> str:
 def _with_header_list(message: Message) -> Message:
     """``message`` with headers that can be read twice: a server uses up an iterator."""
     try:
-        return {**message, "headers": list(message["headers"])}
+        headers = message.get("headers")
+        if type(headers) not in _PLAIN and isinstance(headers, Iterator):
+            return {**message, "headers": list(headers)}
     except Exception:
-        # Whatever that is, the server refuses it as it would without us.
-        return message
+        # Not an ASGI message: the server refuses it as it would without us.
+        pass
+    return message
 
 
 def _with_trace_comments(send: Send) -> Send:

@@ -237,7 +237,7 @@ class Stream(Stalls):
             self.disconnected = True
             totals = self._totals(self._ended)
             totals[semconv.CLOSE_REASON] = reason
-            if error is not None and reason in (semconv.ERROR, semconv.TIMEOUT):
+            if isinstance(error, Exception) and reason in (semconv.ERROR, semconv.TIMEOUT):
                 totals[semconv.ERROR_TYPE] = telemetry.error_types.name_of(root_cause(error))
             elif self.status >= 500:
                 totals[semconv.ERROR_TYPE] = str(self.status)

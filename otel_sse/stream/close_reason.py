@@ -26,16 +26,23 @@ _MAX_WRAPPERS: Final = 100
 
 
 def resolve_error(
-    error: BaseException | None, disconnected: bool, send_error: BaseException | None
+    error: BaseException | None,
+    *,
+    disconnected: bool,
+    cut: bool,
+    send_error: BaseException | None,
 ) -> tuple[BaseException | None, bool]:
     """The error that counts, and whether the peer has disconnected.
 
     Args:
         error: what left the application.
         disconnected: the peer is known to have disconnected.
+        cut: the server or the process ended the stream.
         send_error: what the send raised that found the peer disconnected.
 
     """
+    if (disconnected or cut) and isinstance(error, Exception) and _is_from_cleanup(error):
+        return None, disconnected
     if error is not None and is_from_background_task(error):
         # It ran after the stream.
         return None, disconnected
@@ -120,6 +127,23 @@ def is_disconnect_error(
             return True
         seen.add(id(error))
         error = error.__cause__ or error.__context__
+    return False
+
+
+def _is_from_cleanup(error: Exception) -> bool:
+    """Whether ``error`` was raised while the application was being cancelled. A time-out of its own
+    is a cancellation, too, but its error.
+    """
+    if isinstance(root_cause(error), TIMEOUTS):
+        return False
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        members = _group_members(cause)
+        cause = members[0] if len(members) == 1 else cause.__cause__ or cause.__context__
+        if cause is not None and not isinstance(cause, Exception):
+            return True
     return False
 
 

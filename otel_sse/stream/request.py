@@ -39,8 +39,6 @@ class RequestStream(Protocol):
 
     def record_dropped(self, n: int, reason: str) -> None: ...
 
-    def close_ended(self) -> None: ...
-
     def on_response_end(self, *, delivered: bool = True) -> None: ...
 
     def close(
@@ -53,13 +51,15 @@ class RequestState:
 
     Attributes:
         started: the request's start, monotonic seconds.
-        context: the context around the application.
+        outer: the context around the server's call of the application.
+        context: the context inside its middleware, where the framework shows that.
         span: the proxy, once it is attached.
         stream: the stream, from its start on.
         disconnected: the peer has disconnected.
         cut: it had to, because the server had begun to cut the stream.
         reason: the close reason that the application set before the stream started.
         dropped: what the application reported as dropped before that, by reason.
+        error: what has left the application's handler, where a framework may have handled it.
         over: the application's call has returned.
 
     """
@@ -71,6 +71,8 @@ class RequestState:
         "cut",
         "disconnected",
         "dropped",
+        "error",
+        "outer",
         "over",
         "reason",
         "span",
@@ -80,13 +82,15 @@ class RequestState:
 
     def __init__(self) -> None:
         self.started = perf_counter()
-        self.context: Context = otel_context.get_current()
+        self.outer: Context = otel_context.get_current()
+        self.context = self.outer
         self.span: RequestSpan | None = None
         self.stream: RequestStream | None = None
         self.disconnected = False
         self.cut = False
         self.reason: str | None = None
         self.dropped: dict[str, int] | None = None
+        self.error: BaseException | None = None
         self.over = False
         # What is attached, and the token by which it is detached.
         self._attached: Context | None = None
@@ -94,10 +98,16 @@ class RequestState:
 
     def parent(self) -> tuple[Context, Span]:
         """The context around the request and the span in it, without one that has leaked."""
-        span = find_parent(self.context) if self.span is None else self.span.parent_span
-        if span is INVALID_SPAN and get_current_span(self.context) is not INVALID_SPAN:
-            return set_span_in_context(INVALID_SPAN, self.context), span
-        return self.context, span
+        if self.span is not None:
+            context, span = self.context, self.span.parent_span
+        else:
+            context, span = self.context, find_parent(self.context)
+            if span is INVALID_SPAN and self.outer is not context:
+                # The middleware is left, and its span has ended: aiohttp sends some bodies then.
+                context, span = self.outer, find_parent(self.outer)
+        if span is INVALID_SPAN and get_current_span(context) is not INVALID_SPAN:
+            context = set_span_in_context(INVALID_SPAN, context)
+        return context, span
 
     def attach(self) -> None:
         """Makes the proxy the current span; once for a request."""
@@ -109,7 +119,8 @@ class RequestState:
 
     def attach_at_start(self) -> None:
         """Attaches, unless the application has a span of its own current."""
-        if get_current_span() is get_current_span(self.context):
+        current = get_current_span()
+        if current is get_current_span(self.context) or current is get_current_span(self.outer):
             self.attach()
 
     def detach(self) -> None:

@@ -29,6 +29,7 @@ class ServerStream(Stream):
 
     __slots__ = (
         "_cut_first",
+        "_disconnected_at",
         "_max_wait",
         "_reason",
         "_request",
@@ -61,6 +62,7 @@ class ServerStream(Stream):
         self.disconnected = request.disconnected
         # The server had begun to cut the stream before the peer disconnected.
         self._cut_first = request.cut
+        self._disconnected_at: float | None = None
         _, parent_span = request.parent()
         if parent_span.is_recording() and getattr(parent_span, "kind", None) is SpanKind.SERVER:
             parent_span.set_attribute(semconv.CONNECTION_ID, self.id)
@@ -89,6 +91,7 @@ class ServerStream(Stream):
         """The peer has disconnected; ``cut``: after the server had begun to cut the stream."""
         if not self.disconnected:
             self.disconnected, self._cut_first = True, cut
+            self._disconnected_at = perf_counter()
 
     def check_disconnected(self) -> bool:
         """Whether the peer has disconnected, as far as that is known or the transport shows it."""
@@ -104,10 +107,20 @@ class ServerStream(Stream):
         """The response is over, ``delivered`` if its end was written to a peer that was there."""
         self._end(completed=delivered)
 
-    def close_ended(self) -> None:
-        """Closes the stream if it has ended: what the application does next is not its work."""
-        if self._ended is not None:
-            self.close()
+    def is_over(self) -> bool:
+        """Whether the response has ended or the peer has disconnected."""
+        return self._ended is not None or self.disconnected
+
+    def _end(self, completed: bool) -> bool:
+        ended = super()._end(completed)
+        request = self._request
+        if ended and request is not None and request.span is not None:
+            # What runs on after the stream belongs to the parent span again.
+            request.span.span = request.span.parent_span
+        if ended and self._disconnected_at is not None:
+            # The application's clean-up is not the stream's time.
+            self._ended = self._disconnected_at
+        return ended
 
     def run_maintenance(self) -> None:
         if self._ended is not None:
@@ -146,14 +159,17 @@ class ServerStream(Stream):
         stopping = self._telemetry.stopping
         if error is None and not (self._completed or cut or stopping):
             self.check_disconnected()
-        error, self.disconnected = resolve_error(error, self.disconnected, self._send_error)
+        cut = cut or stopping
+        error, self.disconnected = resolve_error(
+            error, disconnected=self.disconnected, cut=cut, send_error=self._send_error
+        )
         reason = classify_close(
             error,
             reason=self._reason,
             completed=self._completed,
             disconnected=self.disconnected,
             cut_first=self._cut_first,
-            cut=cut or stopping,
+            cut=cut,
         )
         return reason, error
 
@@ -161,9 +177,6 @@ class ServerStream(Stream):
         return {**super()._totals(now), semconv.TOTAL_MAX_SEND: self._max_wait}
 
     def _release(self) -> None:
-        request, self._request, self.transport = self._request, None, None
+        self._request = self.transport = None
         # Its traceback refers back to this stream.
         self._send_error = None
-        # What runs on after the stream belongs to the parent span again.
-        if request is not None and request.span is not None:
-            request.span.span = request.span.parent_span

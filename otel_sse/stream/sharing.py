@@ -73,7 +73,7 @@ def open_server_stream(
     """
     if not is_instrumentation_enabled():
         return None
-    shutdown_handler.wrap_signal_handlers()
+    shutdown_handler.prepare()
     return ServerStream(telemetry, info, request)
 
 
@@ -100,7 +100,7 @@ def open_client_stream(
     url = f"{info.scheme}://{info.host}{info.known_path}"
     if telemetry.config.excludes(url) or not is_instrumentation_enabled():
         return None
-    shutdown_handler.wrap_signal_handlers(serves=False)
+    shutdown_handler.prepare(serves=False)
     stream = ClientStream(telemetry, info, disconnect_errors, timeouts)
     weakref.finalize(owner, stream.close).atexit = False
     return stream

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from opentelemetry import _logs, metrics, trace
 from opentelemetry._logs import LoggerProvider
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
-from otel_sse.process.shutdown import EXPORT_TIMEOUT_MILLIS
+from otel_sse.process.event_loops import run_in_parallel
 from otel_sse.telemetry.failures import FailureLog
 from otel_sse.telemetry.sdk_internals import is_shut_down
+
+# The time that a provider's flush is given; most of the SDK ignores it.
+_FLUSH_TIMEOUT_MILLIS: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,15 @@ class Providers:
         return self.meter or metrics.get_meter_provider()
 
     def flush_spans_and_logs(self, failures: FailureLog) -> None:
-        """Exports what their queues hold, and waits for it: never to be called on an event loop."""
-        _flush(self.tracer or trace.get_tracer_provider(), failures)
-        _flush(self.logger or _logs.get_logger_provider(), failures)
+        """Exports what their queues hold, and waits for it: never to be called on an event loop.
+
+        Both at once: an exporter that does not answer costs its time-out once.
+        """
+        providers = (
+            self.logger or _logs.get_logger_provider(),
+            self.tracer or trace.get_tracer_provider(),
+        )
+        run_in_parallel([partial(_flush, each, failures) for each in providers])
 
     def flush_metrics(self, failures: FailureLog) -> None:
         """Collects and exports, and waits for it."""
@@ -44,6 +54,6 @@ def _flush(provider: Any, failures: FailureLog) -> None:
     flush = getattr(provider, "force_flush", None)
     if flush is not None:
         try:
-            flush(EXPORT_TIMEOUT_MILLIS)
+            flush(_FLUSH_TIMEOUT_MILLIS)
         except Exception:
             failures.log_failure_once("flush")

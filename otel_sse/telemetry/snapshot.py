@@ -117,8 +117,9 @@ class Snapshot:
                 clients[stream.client] += 1
             transport = stream.transport
             # HTTP/2 streams share one.
-            if transport is not None and id(transport) not in read:
-                read.add(id(transport))
+            shared = getattr(transport, "shared", transport)
+            if transport is not None and id(shared) not in read:
+                read.add(id(shared))
                 layers = read_backlog(transport)
                 self._add_backlog(row, stream.series, layers)
                 if not layers:

@@ -21,7 +21,7 @@ from opentelemetry.metrics import MeterProvider
 
 from otel_sse import semconv
 from otel_sse.config import Config
-from otel_sse.process.event_loops import LoopTask
+from otel_sse.process.event_loops import LoopTask, run_in_parallel
 from otel_sse.semconv import SERVER, Metric, Role
 from otel_sse.telemetry.cardinality import CardinalityLimit, ErrorTypes, EventTypes
 from otel_sse.telemetry.failures import FailureLog
@@ -64,6 +64,8 @@ class Telemetry:
         self.instrumentors: set[object] = set()
         # The process is about to end: a stream that does not end by itself is cut.
         self.stopping = False
+        # Flushes that have ended, also those that failed.
+        self.flushes = 0
         self._throttle = EmitThrottle(self.flush)
         scope, schema_url = semconv.SCOPE, semconv.SCHEMA_URL
         tracer = trace.get_tracer(scope, __version__, providers.tracer, schema_url)
@@ -142,6 +144,10 @@ class Telemetry:
     def has_live_streams(self) -> bool:
         return bool(self.streams.live or self.streams.ended)
 
+    @property
+    def shutdown_seconds(self) -> float:
+        return self.config.shutdown_seconds
+
     def close_tasks(self) -> Sequence[LoopTask]:
         streams = self.streams.unclosed_streams()
         return [(each.loop, partial(each.close, cut=True)) for each in streams]
@@ -149,17 +155,30 @@ class Telemetry:
     def export(self, *, collect: bool = True) -> None:
         """Exports everything, in batches that the SDK's queues take; ``collect``: the metrics too.
 
-        The metrics go first: they are one export, where the rest may be a hundred.
+        Those at the same time: they are one export, where the rest may be a hundred.
         """
+        exports = [self._drain_and_flush]
         if collect:
-            self.providers.flush_metrics(self.failures)
-        self._throttle.drain()
-        self.flush()
+            exports.insert(0, self._flush_metrics)
+        run_in_parallel(exports)
+
+    def discard_pending(self) -> None:
+        """Drops what is not in the SDK's queues yet: the exporters do not answer."""
+        self._throttle.discard()
 
     def flush(self) -> None:
         """Exports the queued spans and logs, and waits: never to be called on an event loop."""
         self.providers.flush_spans_and_logs(self.failures)
         self._throttle.reset_window()
+        self.flushes += 1
+
+    def _flush_metrics(self) -> None:
+        self.providers.flush_metrics(self.failures)
+        self.flushes += 1
+
+    def _drain_and_flush(self) -> None:
+        self._throttle.drain()
+        self.flush()
 
     def _snapshot(self, now: float) -> Snapshot:
         rows, live = self.streams.rows(only_if_live=not self.instrumentors)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 Callback = Callable[[], None]
@@ -63,13 +64,19 @@ class EmitThrottle:
         """The SDK's queues are empty again."""
         self._emitted = 0
 
+    def discard(self) -> None:
+        """Drops what waits: the process ends, and the exporters take nothing."""
+        self._pending.clear()
+
     def drain(self) -> None:
         """Emits all that waits; returns when that is done."""
         slow = False
         while self._pending:
             with self._lock:
-                for _ in range(min(BATCH_SIZE, len(self._pending))):
-                    self._pending.popleft()()
+                with suppress(IndexError):  # fewer wait, or they were discarded in the meantime
+                    for _ in range(BATCH_SIZE):
+                        emit = self._pending.popleft()
+                        emit()
                 if not slow:
                     started = time.monotonic()
                     self._flush()

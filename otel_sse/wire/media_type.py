@@ -1,6 +1,12 @@
 """Detects an event stream by its response, never by a class, a method or an ``Accept`` header."""
 
+import re
+from typing import Final
+
 from otel_sse.semconv import MEDIA_TYPE
+
+# The members of a list: a comma in a quoted string is none between two.
+_VALUES: Final = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*")+')
 
 
 def is_event_stream(method: str, status: int, content_type: str) -> bool:
@@ -23,9 +29,9 @@ def is_event_stream(method: str, status: int, content_type: str) -> bool:
 
 def _last_media_type(content_type: str) -> str:
     last = ""
-    for value in content_type.split(","):
+    for value in _VALUES.findall(content_type):
         media_type = value.partition(";")[0].strip().lower()
-        # What is none, such as a part of a quoted parameter, is passed over.
+        # What is none is passed over.
         if "/" in media_type and media_type != "*/*" and " " not in media_type:
             last = media_type
     return last

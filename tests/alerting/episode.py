@@ -1,4 +1,4 @@
-"""Servers misbehave, people are told of it, and it is over: played once, asked by many tests."""
+"""Servers misbehave, alerts fire and resolve: run once, examined by many tests."""
 
 import itertools
 import math
@@ -46,8 +46,8 @@ Breaches = dict[tuple[str, str], float]
 class Episode:
     """What arrived from the beginning of the misbehaviour until all of it was over.
 
-    ``inside`` is what the collector said was breached at its height, ``outside`` what Prometheus
-    said. ``after`` is what both said in the end.
+    ``inside`` is what the collector reported as breached at its height, ``outside`` what Prometheus
+    reported. ``after`` is what both reported at the end.
     """
 
     began: float
@@ -59,14 +59,14 @@ class Episode:
     after: tuple[Breaches, Breaches] | None = None
 
     def agrees(self) -> bool:
-        """Whether both say the same of the same, rates being taken over other spans of time."""
+        """Whether both report the same breaches with like values; their rates span other times."""
         return self.inside.keys() == self.outside.keys() and all(
             math.isclose(value, self.outside[breach], rel_tol=0.3, abs_tol=0.5)
             for breach, value in self.inside.items()
         )
 
     def answer(self, query: str) -> list[dict[str, Any]]:
-        """What Prometheus said last to a query, in the half minute before the height: where an
+        """What Prometheus last answered to a query, in the half minute before the height: where an
         export is late, a rate of the last two has no value for a moment.
         """
         return self.stack.query(f"last_over_time((\n{query}\n)[30s:1s])", time=self.height)
@@ -116,19 +116,19 @@ def _come_and_go(port: int, stopped: threading.Event) -> None:
 
 
 def _inside(stack: Stack) -> Breaches:
-    """What the collector says is breached now."""
-    told = stack.query("sse_alert")
+    """What the collector reports as breached now."""
+    alerts = stack.query("sse_alert")
     return {
-        (each["metric"]["alert"], each["metric"]["job"]): float(each["value"][1]) for each in told
+        (each["metric"]["alert"], each["metric"]["job"]): float(each["value"][1]) for each in alerts
     }
 
 
 def _outside(stack: Stack) -> Breaches:
-    """What Prometheus says is firing now, of that which the collector measures too."""
-    told = get(f"http://127.0.0.1:{stack.prometheus}/api/v1/alerts")["data"]["alerts"]
+    """The alerts that fire in Prometheus now, of those that the collector makes too."""
+    alerts = get(f"http://127.0.0.1:{stack.prometheus}/api/v1/alerts")["data"]["alerts"]
     return {
         (each["labels"]["alertname"], each["labels"]["job"]): float(each["value"])
-        for each in told
+        for each in alerts
         if each["labels"]["alertname"] in BOTH and each["state"] == "firing"
     }
 
@@ -139,9 +139,11 @@ def played(folder: Path) -> Iterator[Episode]:
     with started(folder, **THRESHOLDS) as stack, ExitStack() as ends:
         services = ("crowd", "slow", "leaky", "busy")
         ports = {service: stack.start_application(service) for service in services}
-        asked = 'sse_server_connections_per_client_max{job="%s"}'
+        metric = 'sse_server_connections_per_client_max{job="%s"}'
         for service in ports:
-            wait_until(lambda told=asked % service: stack.query(told), what=f"metrics of {service}")
+            wait_until(
+                lambda query=metric % service: stack.query(query), what=f"metrics of {service}"
+            )
         episode = Episode(time.time(), stack)
         stopped = threading.Event()
         clients = [Client(ports["crowd"], "/silent") for _ in range(6)]
@@ -150,33 +152,35 @@ def played(folder: Path) -> Iterator[Episode]:
         for _ in range(3):
             read = (ports["busy"], "/ticker?pause=0.01", 0.01, stopped)
             readers.append(threading.Thread(target=_read, args=read))
+        lossy = (ports["busy"], "/lossy", 0.05, stopped)
+        readers.append(threading.Thread(target=_read, args=lossy))
         readers.append(threading.Thread(target=_come_and_go, args=(ports["busy"], stopped)))
         for reader in readers:
             reader.start()
             ends.callback(reader.join)
         ends.callback(stopped.set)
 
-        def all_told(status: str) -> bool:
+        def all_mailed(status: str) -> bool:
             return all(episode.mails(alert, status) for alert in CROSSED)
 
         def agreed() -> bool:
             episode.inside, episode.outside = _inside(stack), _outside(stack)
             return {alert for alert, _ in episode.inside} == BOTH and episode.agrees()
 
-        wait_until(lambda: all_told("firing"), 120, "mails of all alerts")
+        wait_until(lambda: all_mailed("firing"), 120, "mails of all alerts")
         with suppress(AssertionError):
-            wait_until(agreed, what="collector and Prometheus to say the same")
+            wait_until(agreed, what="collector and Prometheus to agree")
         episode.height = time.time()
         stopped.set()
         for client in clients:
             client.close()
         post(ports["leaky"], "/stop")
-        wait_until(lambda: all_told("resolved"), 120, "mails that all is over")
+        wait_until(lambda: all_mailed("resolved"), 120, "mails that all is over")
         wait_until(
             lambda: all(
-                told(alert, "resolved")
+                sent(alert, "resolved")
                 for alert in CROSSED
-                for told in (episode.webhooks, episode.slacks)
+                for sent in (episode.webhooks, episode.slacks)
             ),
             30,
             "the same by webhook and Slack",

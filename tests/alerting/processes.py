@@ -1,7 +1,7 @@
-"""Simulated processes: what Prometheus scrapes of them, in promtool's words.
+"""Simulated processes: what Prometheus scrapes of them, in promtool's notation.
 
-A process tells its figures once in an export interval; the collector shows the last ones until the
-next come, and for a while after the process has gone.
+A process exports its figures once in an export interval; the collector shows the last ones until
+the next come, and for a while after the process has gone.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,13 @@ SCRAPE: Final = 5
 # Scrapes fall between evaluations, as they do: promtool's samples are this far apart, every other
 # one is missing.
 STEP: Final = SCRAPE / 2
-# How long the collector shows what is no more told.
+# How long the collector shows the last export of a process, in seconds.
 EXPIRATION: Final = 300
 ROUTE: Final = {"http_request_method": "GET", "http_route": "/events", "url_scheme": "http"}
 FIRST: Final = "sse_server_connection_time_to_first_message_seconds"
 DURATION: Final = "sse_server_connection_duration_seconds"
 
-# Seconds since the process began, to a figure; None where nothing is told yet.
+# Seconds since the process began, to a figure; None where nothing is exported yet.
 Figure = Callable[[float], float | None]
 Key = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -54,11 +54,20 @@ IO: Final = key("sse_server_io_bytes_total", **ROUTE)
 MEMORY: Final = key("process_memory_usage_bytes")
 OPENED: Final = key("sse_server_connections_total", **ROUTE, sse_resumed="false")
 RESUMED: Final = key("sse_server_connections_total", **ROUTE, sse_resumed="true")
+DROPPED: Final = key("sse_server_dropped_messages_total", **ROUTE, sse_drop_reason="slow_client")
+LIMIT: Final = key("sse_server_connection_limit")
+# The reference server's own.
+REJECTED: Final = key("server_rejected_connections_total", reason="connections")
 FIRST_COUNT: Final = key(f"{FIRST}_count", **ROUTE)
 
 
 def first_within(le: str) -> Key:
     return key(f"{FIRST}_bucket", **ROUTE, le=le)
+
+
+def failed(kind: str) -> Key:
+    """Errors of a class, as the reference server counts them."""
+    return key("server_errors_total", **{"class": kind}, pattern="occasional")
 
 
 def ended(reason: str) -> Key:
@@ -130,25 +139,25 @@ class Process:
 
     def _values(self, each: Key, export: float, until: float, pushed: bool) -> str:
         values: list[str] = []
-        told = last = None
+        previous = last = None
         for scrape in range(int(until / SCRAPE)):
             export_at, value = self._at(each, export, STEP + scrape * SCRAPE)
             if pushed:
                 fresh = export_at != last
                 values += ["_", f"{value:.12g}" if fresh and value is not None else "_"]
             else:
-                values.append("stale" if told is not None and value is None else "_")
+                values.append("stale" if previous is not None and value is None else "_")
                 values.append("_" if value is None else f"{value:.12g}")
-            told, last = value, export_at
+            previous, last = value, export_at
         return " ".join(values)
 
     def _at(self, each: Key, export: float, now: float) -> tuple[float, float | None]:
-        """When it was told that is known then, and what."""
+        """The time of the export that is known then, and its value."""
         age = (min(now, self.end) - self.start) // export * export
         figures = self.figures
         if now >= self.end and self.last is not None:
             age, figures = self.end - self.start, {**figures, **self.last}
-        told_at = self.start + age
-        if age <= 0 or now - told_at > EXPIRATION or each not in figures:
-            return told_at, None
-        return told_at, figures[each](age)
+        exported_at = self.start + age
+        if age <= 0 or now - exported_at > EXPIRATION or each not in figures:
+            return exported_at, None
+        return exported_at, figures[each](age)

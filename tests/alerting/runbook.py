@@ -13,9 +13,21 @@ PARTS: Final = ("Meaning.", "Impact.", "Confirm.", "Do.", "Silence.")
 
 
 def alerts() -> list[dict[str, Any]]:
-    content = yaml.safe_load((COLLECTOR / "prometheus/alerts.yaml").read_text())
-    rules: list[dict[str, Any]] = content["groups"][0]["rules"]
-    return rules
+    """The alerts of the thresholds, and those of the objectives."""
+    return [
+        rule
+        for name in ("alerts.yaml", "slo.yaml")
+        for group in yaml.safe_load((COLLECTOR / "prometheus" / name).read_text())["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    ]
+
+
+def entries() -> list[dict[str, Any]]:
+    """What the alerts are made of."""
+    thresholds: list[dict[str, Any]] = yaml.safe_load((COLLECTOR / "thresholds.yaml").read_text())
+    objectives = yaml.safe_load((COLLECTOR / "objectives.yaml").read_text())
+    return [*thresholds, *objectives["alerts"]]
 
 
 NAMES: Final = [rule["alert"] for rule in alerts()]

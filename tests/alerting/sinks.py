@@ -36,7 +36,7 @@ class Post:
 
 
 class Mailbox:
-    """A real mail server that takes mail from whoever knows the password."""
+    """A real mail server that takes mail from a sender that knows the password."""
 
     user, password = "alerts@example.com", "sesame"
 
@@ -51,8 +51,8 @@ class Mailbox:
         self.mails.append(Mail(time.time(), message))
         return "250 OK"
 
-    def _authenticate(self, *said: Any) -> AuthResult:
-        data = said[-1]
+    def _authenticate(self, *arguments: Any) -> AuthResult:
+        data = arguments[-1]
         assert isinstance(data, LoginPassword)
         known = (data.login.decode(), data.password.decode()) == (self.user, self.password)
         return AuthResult(success=known)
@@ -65,7 +65,7 @@ class Mailbox:
             port=free_port(),
             authenticator=self._authenticate,
             auth_require_tls=False,
-            # Its LOGIN asks in words that Alertmanager does not know.
+            # Alertmanager does not know the prompts of its LOGIN.
             auth_exclude_mechanism=["LOGIN"],
         )
         controller.start()
@@ -91,8 +91,8 @@ class Posts:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                said = self.headers.get("Authorization", "")
-                posts.append(Post(time.time(), self.path, said, body))
+                token = self.headers.get("Authorization", "")
+                posts.append(Post(time.time(), self.path, token, body))
                 self.send_response(200)
                 self.send_header("Content-Length", "2")
                 self.end_headers()

@@ -41,7 +41,7 @@ def answers(address: str) -> bool:
 
 
 class Client:
-    """One reader of a stream, on a bare socket, that reads as slowly as it is told to."""
+    """One reader of a stream, on a bare socket, that reads as slowly as a test lets it."""
 
     def __init__(self, port: int, path: str, *headers: str) -> None:
         self._socket = socket.socket()
@@ -70,7 +70,7 @@ class Stack:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.mailbox, self.posts = Mailbox(), Posts()
-        # Where nobody listens before there is a collector.
+        # Nothing listens there before the collector does.
         self.otlp, self.metrics = free_port(), free_port()
         self.prometheus, self.alertmanager, self.history = free_port(), free_port(), free_port()
         self.mail = self.sink = 0
@@ -87,11 +87,13 @@ class Stack:
     def run(self, name: str, *command: str, cwd: Path | None = None, **environment: str) -> Any:
         """Starts a process that ends with the stack, its log in a file of its name."""
         log = (self.folder / f"{name}.log").open("w")
-        said = {key: value for key, value in os.environ.items() if key[:4] not in ("SSE_", "OTEL")}
+        inherited = {
+            key: value for key, value in os.environ.items() if key[:4] not in ("SSE_", "OTEL")
+        }
         process = subprocess.Popen(
             command,
             cwd=cwd or self.folder,
-            env={**said, **environment},
+            env={**inherited, **environment},
             stdout=log,
             stderr=subprocess.STDOUT,
         )
@@ -115,6 +117,7 @@ class Stack:
         manager["static_configs"][0]["targets"] = [f"127.0.0.1:{self.alertmanager}"]
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
         environment = {"OTEL_METRIC_EXPORT_INTERVAL": "1000", "SSE_LEAK_WINDOW": "10"}
+        environment["SSE_SLO_WINDOW"] = "10"
         subprocess.run(
             [sys.executable, str(COLLECTOR / "rules.py"), str(folder)],
             env={**os.environ, **environment, **thresholds},
@@ -200,17 +203,17 @@ class Stack:
         wait_until(lambda: _listens(port), what=service)
         return port
 
-    def query(self, expression: str, **said: object) -> list[dict[str, Any]]:
-        """What Prometheus answers, for now unless a time is said."""
-        asked = urllib.parse.urlencode({"query": expression, **said})
-        answer = get(f"http://127.0.0.1:{self.prometheus}/api/v1/query?{asked}")
+    def query(self, expression: str, **parameters: object) -> list[dict[str, Any]]:
+        """What Prometheus answers, for now unless a time is given."""
+        query = urllib.parse.urlencode({"query": expression, **parameters})
+        answer = get(f"http://127.0.0.1:{self.prometheus}/api/v1/query?{query}")
         assert answer["status"] == "success", answer
         result: list[dict[str, Any]] = answer["data"]["result"]
         return result
 
     def last_alerts(self, limit: int = 50) -> list[dict[str, Any]]:
-        told: list[dict[str, Any]] = get(f"http://127.0.0.1:{self.history}/alerts?limit={limit}")
-        return told
+        alerts: list[dict[str, Any]] = get(f"http://127.0.0.1:{self.history}/alerts?limit={limit}")
+        return alerts
 
 
 def _listens(port: int) -> bool:

@@ -25,8 +25,8 @@ def test_it_is_what_the_code_makes(tmp_path: Path) -> None:
 
 
 def test_it_shows_what_it_has_to() -> None:
-    """Live, churn, endings, first message, gaps, waits, stalls, backlog, sizes, memory, alerts."""
-    asked = " ".join(QUERIES.values())
+    """Live, churn, closes, first message, gaps, waits, stalls, backlog, sizes, memory, alerts."""
+    expressions = " ".join(QUERIES.values())
     for what in (
         "sse_server_active_connections",
         "sse_server_connections_total",
@@ -45,11 +45,11 @@ def test_it_shows_what_it_has_to() -> None:
         "ALERTS",
         "sse_alert",
     ):
-        assert what in asked, what
+        assert what in expressions, what
 
 
 def test_a_maximum_is_never_added_up() -> None:
-    """What is told as a maximum is taken as one."""
+    """A metric that is a maximum is aggregated by max."""
     for expression in QUERIES.values():
         for match in re.finditer(r"(\w+)(?: by \([^)]*\))? \((\w+_max(?:_\w+)?)\{", expression):
             assert match[1] == "max", expression

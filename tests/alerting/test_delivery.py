@@ -1,5 +1,5 @@
-"""End to end with real processes: a server misbehaves, people are told of it, once, and find it
-on the dashboard and in the runbook. All ask about one episode, so all are in this file.
+"""End to end with real processes: a server misbehaves, each receiver is notified once, and the
+dashboard and the runbook show it. All test one episode, so all are in this file.
 """
 
 import re
@@ -32,23 +32,23 @@ def test_arrives_once_within_a_minute(alert: str, episode: Episode) -> None:
     """Each alert arrives by mail, Slack, webhook and in the log, once, within 60 s."""
     mails, slacks = episode.mails(alert, "firing"), episode.slacks(alert, "firing")
     webhooks, logged = episode.webhooks(alert, "firing"), episode.logged(alert, "firing")
-    for told in (mails, slacks, webhooks):
-        assert len(told) == 1, told
-        assert told[0].time - episode.began < 60
+    for sent in (mails, slacks, webhooks):
+        assert len(sent) == 1, sent
+        assert sent[0].time - episode.began < 60
     assert len(logged) == 1, logged
 
 
 @pytest.mark.parametrize("alert", CROSSED)
 def test_is_held_back_in_the_cooldown(alert: str, episode: Episode) -> None:
-    """That all is over, too, is told no sooner than the cooldown has passed, and once."""
+    """The resolved notification, too, waits for the end of the cooldown, and comes once."""
     (first,), (over,) = episode.mails(alert, "firing"), episode.mails(alert, "resolved")
     assert over.time - first.time >= COOLDOWN - 1
-    for told in (episode.slacks, episode.webhooks, episode.logged):
-        assert len(told(alert, "resolved")) == 1
+    for sent in (episode.slacks, episode.webhooks, episode.logged):
+        assert len(sent(alert, "resolved")) == 1
 
 
 @pytest.mark.parametrize("alert", CROSSED)
-def test_says_what_there_is_to_know(alert: str, episode: Episode) -> None:
+def test_names_value_threshold_and_runbook(alert: str, episode: Episode) -> None:
     """Mail, Slack, webhook and log name the value, the threshold, the instance and the runbook."""
     threshold = THRESHOLDS[VARIABLES[alert]]
     (logged,) = episode.logged(alert, "firing")
@@ -59,15 +59,15 @@ def test_says_what_there_is_to_know(alert: str, episode: Episode) -> None:
     low = alert == "SSEMessageRateLow"
     assert value < float(threshold) if low else value > float(threshold)
     (webhook,) = episode.webhooks(alert, "firing")
-    told = webhook.content["alerts"][0]
-    assert told["annotations"]["threshold"] == threshold
-    assert told["labels"]["instance"] == logged["instance"]
+    sent = webhook.content["alerts"][0]
+    assert sent["annotations"]["threshold"] == threshold
+    assert sent["labels"]["instance"] == logged["instance"]
     assert webhook.authorization == "Bearer open"
     (mail,), (slack,) = episode.mails(alert, "firing"), episode.slacks(alert, "firing")
     texts = [mail.text(), mail.text("html"), slack.content["attachments"][0]["text"]]
     for text in texts:
         for what in (
-            told["annotations"]["value"],
+            sent["annotations"]["value"],
             threshold,
             logged["instance"],
             f"collector/runbook.md#{alert.lower()}",
@@ -90,23 +90,23 @@ def test_severity_decides_where_it_goes(episode: Episode) -> None:
 
 
 def test_information_is_only_logged(episode: Episode) -> None:
-    """What is severity info is in the history, and nobody is disturbed."""
+    """What is severity info is in the history, and is sent to no other receiver."""
     assert "SSEMessagesLarge" in {each["alert"] for each in episode.history}
     subjects = [mail.message["Subject"] for mail in episode.stack.mailbox.mails]
     assert not [subject for subject in subjects if "SSEMessagesLarge" in subject]
     assert not [post for post in episode.stack.posts.posts if "SSEMessagesLarge" in str(post)]
 
 
-def test_what_is_explained_is_not_told(episode: Episode) -> None:
-    """While sends are slow, that they are noticeable is no news."""
+def test_an_inhibited_alert_is_not_sent(episode: Episode) -> None:
+    """While SSEProcessingSlow fires, SSEProcessingElevated of the same process is not sent."""
     assert episode.logged("SSEProcessingSlow", "firing")
-    told = [each["job"] for each in episode.history if each["alert"] == "SSEProcessingElevated"]
-    assert "slow" not in told
+    sent = [each["job"] for each in episode.history if each["alert"] == "SSEProcessingElevated"]
+    assert "slow" not in sent
     assert ("SSEProcessingElevated", "slow") in episode.outside
 
 
-def test_the_history_tells_the_last(episode: Episode) -> None:
-    """The history can be asked for the last so many, and keeps them in a file too."""
+def test_the_history_returns_the_last(episode: Episode) -> None:
+    """The history returns the last N alerts, and keeps them in a file too."""
     everything = episode.stack.last_alerts()
     assert episode.stack.last_alerts(2) == everything[-2:]
     lines = (episode.stack.folder / "alerts.jsonl").read_text().splitlines()
@@ -114,12 +114,24 @@ def test_the_history_tells_the_last(episode: Episode) -> None:
 
 
 def test_collector_and_prometheus_agree(episode: Episode) -> None:
-    """Every threshold that the collector watches is crossed by some service, and Prometheus tells
-    of the same services and thresholds, and about the same values; and nothing when it is over.
+    """Every threshold that the collector watches is crossed by some service, and Prometheus
+    fires for the same services and thresholds, with about the same values; and for none at the end.
     """
     assert {alert for alert, _ in episode.inside} == BOTH
     assert episode.agrees(), (episode.inside, episode.outside)
     assert episode.after == ({}, {})
+
+
+def test_a_budget_burns_in_the_real_prometheus(episode: Episode) -> None:
+    """Every third stream of the busy service ends by an error: of its objective for closes the fast
+    alert fires, with windows of seconds instead of minutes, and for no objective that is met.
+    """
+    fired = 'ALERTS{alertname="SSEBudgetBurnFast", alertstate="firing", job="busy"}'
+    found = episode.answer(f"count by (slo) ({fired})")
+    assert [each["metric"]["slo"] for each in found] == ["closes"]
+    (burn,) = episode.answer('job_slo:sse_error_budget_burn:1h{job="busy", slo="closes"}')
+    assert 25 < float(burn["value"][1]) < 40
+    assert episode.answer('job_slo:sse_error_budget_burn:5m{job="busy", slo="first_message"}')
 
 
 @pytest.mark.parametrize("query", dashboard.QUERIES)
@@ -159,39 +171,39 @@ def test_the_picture_of_the_dashboard_is_drawn_from_real_data(
 
 
 @pytest.mark.parametrize("name", runbook.NAMES)
-def test_what_the_runbook_asks_is_answered(name: str, episode: Episode) -> None:
+def test_each_query_of_the_runbook_is_answered(name: str, episode: Episode) -> None:
     """Prometheus understands each query, and those of metrics that there are have an answer."""
     for query in runbook.queries(name):
-        asked = re.sub(r'job="SERVICE"', 'job=~".+"', query)
-        assert episode.answer(asked) or "server_shutdown" in query, query
+        expression = re.sub(r'job="SERVICE"', 'job=~".+"', query)
+        assert episode.answer(expression) or "server_shutdown" in query, query
 
 
-def test_the_runbook_tells_which_process_an_instance_is(episode: Episode) -> None:
-    """Host and process, of one that was started as the runbook says."""
+def test_the_runbook_finds_the_process_of_an_instance(episode: Episode) -> None:
+    """Host and process, of one that was started as the runbook describes."""
     (query,) = runbook.WHICH
     (logged,) = episode.logged("SSEConnectionsHigh", "firing")
-    asked = query.replace("SERVICE", logged["job"]).replace("INSTANCE", logged["instance"])
-    (found,) = episode.stack.query(asked, time=episode.height)
+    expression = query.replace("SERVICE", logged["job"]).replace("INSTANCE", logged["instance"])
+    (found,) = episode.stack.query(expression, time=episode.height)
     assert found["metric"]["host_name"] == socket.gethostname()
     assert int(found["metric"]["process_pid"]) > 0
 
 
-def test_the_runbook_tells_how_long_a_service_has_been_silent(episode: Episode) -> None:
-    """One that is scraped now was heard some seconds ago, not at the moment of the question."""
-    asked = re.sub(r'job="SERVICE"', 'job=~".+"', runbook.queries("SSETelemetryAbsent")[0])
-    found = episode.stack.query(asked, time=episode.height)
+def test_the_runbook_shows_for_how_long_a_service_has_exported_nothing(episode: Episode) -> None:
+    """One that is scraped now exported some seconds ago, not at the moment of the query."""
+    expression = re.sub(r'job="SERVICE"', 'job=~".+"', runbook.queries("SSETelemetryAbsent")[0])
+    found = episode.stack.query(expression, time=episode.height)
     assert found
     assert all(0 <= float(each["value"][1]) < 60 for each in found), found
-    later = episode.stack.query(asked, time=episode.height + 3000)
+    later = episode.stack.query(expression, time=episode.height + 3000)
     assert all(1200 < float(each["value"][1]) < 3600 for each in later), later
 
 
 def test_the_silences_of_the_runbook_are_understood(episode: Episode) -> None:
-    """Each command for a silence is one that amtool takes, with the address as the runbook says to
-    give it, and it silences that alert.
+    """Each command for a silence is one that amtool takes, with the address given as the runbook
+    describes, and it silences that alert.
     """
-    (said,) = re.findall(r"`(--alertmanager\.url=http://localhost:)9093`", runbook.RUNBOOK)
-    address = f"{said}{episode.stack.alertmanager}"
+    (option,) = re.findall(r"`(--alertmanager\.url=http://localhost:)9093`", runbook.RUNBOOK)
+    address = f"{option}{episode.stack.alertmanager}"
     for name in runbook.NAMES:
         (command,) = re.findall(r"`(amtool silence add [^`]*)`", runbook.SECTIONS[name])
         _, *arguments = shlex.split(command)
@@ -215,15 +227,15 @@ def test_an_unreachable_alertmanager_is_tried_again(tmp_path: Path) -> None:
         stack.start_prometheus()
         firing = 'ALERTS{alertname="SSECollectorAbsent",alertstate="firing"}'
         wait_until(lambda: stack.query(firing), what="the alert")
-        wait_until(lambda: _dropped(stack) > 0, what="Prometheus to find nobody")
+        wait_until(lambda: _dropped(stack) > 0, what="Prometheus to drop notifications")
         assert stack.last_alerts() == []
         stack.start_alertmanager()
-        told = wait_until(stack.last_alerts, what="the alert in the history")
-        assert (told[0]["alert"], told[0]["status"]) == ("SSECollectorAbsent", "firing")
+        sent = wait_until(stack.last_alerts, what="the alert in the history")
+        assert (sent[0]["alert"], sent[0]["status"]) == ("SSECollectorAbsent", "firing")
         wait_until(lambda: stack.mailbox.mails, what="the mail")
 
 
 def _dropped(stack: Stack) -> float:
     lines = get(f"http://127.0.0.1:{stack.prometheus}/metrics").splitlines()
-    told = [line for line in lines if line.startswith("prometheus_notifications_dropped_total")]
-    return float(told[0].split()[-1])
+    found = [line for line in lines if line.startswith("prometheus_notifications_dropped_total")]
+    return float(found[0].split()[-1])

@@ -56,12 +56,12 @@ def send(address: str, body: bytes) -> int:
             return error.code
 
 
-def names(told: list[dict[str, Any]]) -> list[str]:
-    return [each["alert"] for each in told]
+def names(alerts: list[dict[str, Any]]) -> list[str]:
+    return [each["alert"] for each in alerts]
 
 
-def test_tells_the_last_fifty(tmp_path: Path) -> None:
-    """Of sixty alerts the last fifty are told, fewer where fewer are asked for, newest last."""
+def test_returns_the_last_fifty(tmp_path: Path) -> None:
+    """Of sixty alerts it returns the last fifty, fewer with a lower limit, newest last."""
     with history(tmp_path / "alerts.jsonl") as address:
         assert get(address) == []
         for first in range(0, 60, 4):
@@ -83,8 +83,8 @@ def test_outlives_a_restart(tmp_path: Path) -> None:
         first, second = get(address)
     assert (first["status"], first["time"]) == ("firing", "2030-01-01T00:00:00Z")
     assert (second["status"], second["time"]) == ("resolved", "2030-01-01T00:05:00Z")
-    told = {name: first[name] for name in ("job", "severity", "value", "threshold", "summary")}
-    assert told == {
+    fields = {name: first[name] for name in ("job", "severity", "value", "threshold", "summary")}
+    assert fields == {
         "job": "shop",
         "severity": "info",
         "value": "2",
@@ -95,18 +95,18 @@ def test_outlives_a_restart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("body", [b"no json", b"[]", b"{}", b'{"alerts": [{}]}', b'{"alerts": 1}'])
 def test_refuses_what_is_no_notification(body: bytes, tmp_path: Path) -> None:
-    """What is not from Alertmanager is refused, and leaves no trace."""
+    """What is not from Alertmanager is refused, and is not written."""
     with history(tmp_path / "alerts.jsonl") as address:
         assert send(address, body) == 400
         assert get(address) == []
     assert not (tmp_path / "alerts.jsonl").exists()
 
 
-@pytest.mark.parametrize("asked", ["?limit=all", "?limit=-1", "/other"])
-def test_says_what_can_be_asked(asked: str, tmp_path: Path) -> None:
-    """Any other question is answered by what there is."""
+@pytest.mark.parametrize("path", ["?limit=all", "?limit=-1", "/other"])
+def test_an_unknown_request_is_not_found(path: str, tmp_path: Path) -> None:
+    """Any other path or a bad limit gets a 404."""
     with history(tmp_path / "alerts.jsonl") as address:
         with pytest.raises(urllib.error.HTTPError) as failed:
-            get(address + asked)
+            get(address + path)
         failed.value.close()
         assert failed.value.code == 404

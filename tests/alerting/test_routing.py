@@ -1,4 +1,4 @@
-"""Where Alertmanager sends what: its configuration, checked and asked by amtool."""
+"""Where Alertmanager sends what: its configuration, checked and evaluated by amtool."""
 
 import json
 import subprocess
@@ -7,14 +7,12 @@ from typing import Any, Final
 
 import pytest
 import yaml
+from alerting.runbook import entries
 from helpers.tools import tool
 
 COLLECTOR: Final = Path(__file__).resolve().parents[2] / "collector"
 CONFIG: Final = COLLECTOR / "alertmanager/alertmanager.yaml"
-SEVERITIES: Final = {
-    entry["alert"]: entry["severity"]
-    for entry in yaml.safe_load((COLLECTOR / "thresholds.yaml").read_text())
-}
+SEVERITIES: Final = {entry["alert"]: entry["severity"] for entry in entries()}
 RECEIVERS: Final = {"critical": "log,critical", "warning": "log,warning", "info": "log"}
 
 
@@ -31,9 +29,9 @@ def config() -> dict[str, Any]:
 
 def test_amtool_finds_no_fault() -> None:
     """The configuration and its templates pass amtool."""
-    told = amtool("check-config", str(CONFIG))
-    assert "1 templates" in told
-    assert "3 receivers" in told
+    output = amtool("check-config", str(CONFIG))
+    assert "1 templates" in output
+    assert "3 receivers" in output
 
 
 @pytest.mark.parametrize("alert", SEVERITIES)
@@ -51,7 +49,7 @@ def test_an_unknown_severity_is_logged() -> None:
     assert found.strip() == "log"
 
 
-def test_an_alert_without_a_figure_says_so(tmp_path: Path) -> None:
+def test_an_alert_without_a_value_shows_none(tmp_path: Path) -> None:
     """A collector that is away has no value and no threshold, and no line is left half empty."""
     alert = {
         "status": "firing",
@@ -61,17 +59,17 @@ def test_an_alert_without_a_figure_says_so(tmp_path: Path) -> None:
     }
     data = tmp_path / "alerts.json"
     data.write_text(json.dumps({"status": "firing", "alerts": [alert]}))
-    for name, said in (
+    for name, expected in (
         ("sse.text", "Value: none, threshold: none"),
         ("sse.html", "<td>Value</td><td><b>none</b></td>"),
     ):
         shown = f"--template.text={{{{ template {json.dumps(name)} . }}}}"
         glob = f"--template.glob={CONFIG.parent / 'sse.tmpl'}"
-        assert said in amtool("template", "render", glob, shown, f"--template.data={data}")
+        assert expected in amtool("template", "render", glob, shown, f"--template.data={data}")
 
 
 def test_the_cooldown_is_five_minutes() -> None:
-    """Nothing of one alert of a service is told twice in five minutes, by no receiver."""
+    """No receiver gets two notifications of one alert of a service within five minutes."""
     route = config()["route"]
     assert route["group_by"] == ["alertname", "job"]
     assert route["group_interval"] == "5m"
@@ -80,8 +78,8 @@ def test_the_cooldown_is_five_minutes() -> None:
 
 
 def test_inhibition_names_alerts_that_exist() -> None:
-    """Each rule of inhibition speaks of alerts that there are, explains no graver alert than its
-    source, and all but the collector's absence explain only what happens at the same place.
+    """Each inhibition rule names alerts that exist, and inhibits none more severe than its source,
+    and all but the collector's absence inhibit only alerts of the same job or instance.
     """
     grave = ("critical", "warning", "info")
     for rule in config()["inhibit_rules"]:

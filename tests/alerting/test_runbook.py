@@ -3,8 +3,7 @@
 import re
 
 import pytest
-import yaml
-from alerting.runbook import NAMES, PARTS, RUNBOOK, SECTIONS, alerts, queries
+from alerting.runbook import NAMES, PARTS, RUNBOOK, SECTIONS, alerts, entries, queries
 from alerting.stack import COLLECTOR
 
 
@@ -41,6 +40,6 @@ def test_a_section_has_all_its_parts(name: str) -> None:
     assert tuple(re.findall(r"(?m)^\*\*(\w+\.)\*\*", section)) == PARTS
     assert queries(name)
     assert f"alertname={name}" in section
-    for entry in yaml.safe_load((COLLECTOR / "thresholds.yaml").read_text()):
+    for entry in entries():
         if entry["alert"] == name and "variable" in entry:
             assert entry["variable"] in section

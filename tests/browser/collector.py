@@ -1,4 +1,4 @@
-"""The collector that pages tell: collector/base.yaml and the example's own config."""
+"""The collector that pages export to: collector/base.yaml and the example's own config."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import aiohttp
-from browser.receivers import MARK, AddedReceiver
+from browser.receivers import MARKER, AddedReceiver
 from helpers.servers import free_port
 from helpers.tools import tool
 
@@ -22,7 +22,7 @@ class Collector:
 
     def __init__(self, receiver: AddedReceiver, raw: str | None = None) -> None:
         self._receiver = receiver
-        self._marks = 0
+        self._markers = 0
         self._port, self._health = free_port(), free_port()
         settings = [
             f"receivers::otlp/browser::protocols::http::endpoint: 127.0.0.1:{self._port}",
@@ -30,7 +30,9 @@ class Collector:
             "receivers::otlp::protocols::grpc::endpoint: 127.0.0.1:0",
             f"extensions::health_check::endpoint: 127.0.0.1:{self._health}",
             "service::telemetry::metrics::level: none",
-            *_pipeline("told", receiver.endpoint, "forward"),
+            *_pipeline("added", receiver.endpoint, "forward"),
+            "service::pipelines::traces/added::receivers: [forward]",
+            "service::pipelines::traces/added::exporters: [otlp_http/added]",
             *(_pipeline("raw", raw, "otlp/browser") if raw else ()),
         ]
         self._command = [
@@ -63,8 +65,8 @@ class Collector:
         )
         deadline = time.monotonic() + 60
         while not self._ready():
-            assert self._process.poll() is None, self._said()
-            assert time.monotonic() < deadline, self._said()
+            assert self._process.poll() is None, self._logged()
+            assert time.monotonic() < deadline, self._logged()
             time.sleep(0.05)
 
     def stop(self) -> None:
@@ -77,12 +79,12 @@ class Collector:
             self._process = None
 
     async def settle(self) -> None:
-        """Returns when what it had taken has come to the receiver: a mark comes behind it."""
-        await self.take(MARK)
-        self._marks += 1
-        told, marks = self._receiver, self._marks
+        """Returns when what it had taken has come to the receiver: a marker comes behind it."""
+        await self.take(MARKER)
+        self._markers += 1
+        receiver, markers = self._receiver, self._markers
         # Others may have put theirs behind it, and all may come at once.
-        await asyncio.to_thread(told.wait_for, lambda: told.marks >= marks, 60.0)
+        await asyncio.to_thread(receiver.wait_for, lambda: receiver.markers >= markers, 60.0)
 
     async def take(self, name: str) -> None:
         """Sends it a delta of 1, as a page does."""
@@ -99,7 +101,7 @@ class Collector:
             return bool(answer.status == 200)
         return False
 
-    def _said(self) -> str:
+    def _logged(self) -> str:
         self._log.seek(0)
         return self._log.read().decode()
 

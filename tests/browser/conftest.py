@@ -84,21 +84,21 @@ async def site(bundle: Path) -> AsyncIterator[Site]:
 
 
 @pytest.fixture
-def told() -> Iterator[AddedReceiver]:
+def exported() -> Iterator[AddedReceiver]:
     """What comes out of the collector: all pages, added up."""
     with AddedReceiver() as receiver:
         yield receiver
 
 
 @pytest.fixture
-def collector(told: AddedReceiver) -> Iterator[Collector]:
-    with Collector(told) as collector:
+def collector(exported: AddedReceiver) -> Iterator[Collector]:
+    with Collector(exported) as collector:
         yield collector
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def tab(chromium: Browser, site: Site, collector: Collector) -> AsyncIterator[Opener]:
-    """Opens a page that tells the collector."""
+    """Opens a page that exports to the collector."""
     async with AsyncExitStack() as stack:
 
         async def opened(host: str = "localhost", timer: bool = True, **options: Any) -> Tab:

@@ -6,8 +6,8 @@ from typing import Any, Final
 from helpers.otlp import Receiver
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_DELTA
 
-# A metric that no page tells: it comes behind what the collector had taken before.
-MARK: Final = "sse.client.mark"
+# A metric that no page records: it comes behind what the collector had taken before.
+MARKER: Final = "sse.client.marker"
 
 
 @dataclass
@@ -32,7 +32,7 @@ class RawReceiver(Receiver):
             for metric in (each for scope in group.scope_metrics for each in scope.metrics):
                 data = getattr(metric, metric.WhichOneof("data"))
                 delta = data.aggregation_temporality == AGGREGATION_TEMPORALITY_DELTA
-                if metric.name == MARK:
+                if metric.name == MARKER:
                     continue
                 sent = self.sent[metric.name] = Sent(metric.unit, delta, resource)
                 for point in data.data_points:
@@ -43,23 +43,23 @@ class RawReceiver(Receiver):
 class AddedReceiver(Receiver):
     """Keeps the latest point of every series, as a backend does: what is silent is not sent.
 
-    ``marks`` is the value of the metric of that name, which is no page's.
+    ``markers`` is the value of the metric of that name, which is no page's.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.marks = 0.0
+        self.markers = 0.0
 
     def _take_points(self, request: Any) -> None:
         before = self._points
         self._points = {}
         super()._take_points(request)
         for resource, latest in self._points.items():
-            if mark := latest.pop(MARK, None):
-                self.marks = mark[0].value
+            if marker := latest.pop(MARKER, None):
+                self.markers = marker[0].value
             for name, points in before.get(resource, {}).items():
-                told = [point.attributes for point in latest.get(name, ())]
-                silent = [point for point in points if point.attributes not in told]
+                current = [point.attributes for point in latest.get(name, ())]
+                silent = [point for point in points if point.attributes not in current]
                 latest[name] = [*latest.get(name, ()), *silent]
         self._points = {**before, **self._points}
 

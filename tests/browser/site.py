@@ -8,15 +8,18 @@ from aiohttp import web
 
 Write = Callable[[bytes], Awaitable[None]]
 Stream = Callable[[web.Request, Write], Awaitable[None]]
+Answer = Callable[[web.Request], web.Response]
 _PAGE = "<!doctype html><title>page</title><link rel=icon href=data:,>"
 
 
 class Site:
-    """``streams`` maps paths to what writes there; ``answers`` to plain answers, taken in turn."""
+    """``streams`` maps paths to what writes there; ``answers`` to plain answers, taken in turn, or
+    to what makes them.
+    """
 
     def __init__(self, dist: Path) -> None:
         self.streams: dict[str, Stream] = {}
-        self.answers: dict[str, list[web.Response]] = {}
+        self.answers: dict[str, list[web.Response] | Answer] = {}
         self.requests: list[web.Request] = []
         self._dist = dist
         self._port = 0
@@ -27,7 +30,7 @@ class Site:
         app.router.add_static("/dist", self._dist)
         app.router.add_get("/", self._page)
         app.router.add_route("*", "/{path:.*}", self._stream)
-        # A stream whose reader has left is cancelled; else it would wait on, and nobody for it.
+        # A stream whose reader has disconnected is cancelled; else it would wait indefinitely.
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         # A reload of the page may still hold the port's last connections.
@@ -59,14 +62,14 @@ class Site:
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
         await request.read()
-        if self.answers.get(request.path):
-            return self.answers[request.path].pop(0)
+        if answers := self.answers.get(request.path):
+            return answers(request) if callable(answers) else answers.pop(0)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         try:
             await self.streams[request.path](request, response.write)
         except ConnectionError:
-            pass  # The reader has left.
+            pass  # The reader has disconnected.
         return response
 
 

@@ -7,6 +7,8 @@ from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
+import pytest
 import pytest_asyncio
 from browser.collector import Collector
 from browser.receivers import AddedReceiver
@@ -33,9 +35,9 @@ async def server(bundle: Path) -> AsyncIterator[str]:
 
 
 async def test_demo(
-    chromium: Browser, server: str, told: AddedReceiver, collector: Collector
+    chromium: Browser, server: str, exported: AddedReceiver, collector: Collector
 ) -> None:
-    """It shows what it tells: messages, compressed ones too, slow handlers, an answer in words."""
+    """It shows what it records: messages, compressed ones too, slow handlers, an answer's words."""
     context = await chromium.new_context(base_url=server)
     tab = Tab(await context.new_page(), collector)
     page = tab.page
@@ -57,13 +59,43 @@ async def test_demo(
     await page.get_by_role("button", name="Close the stream").click()
     await shown("State", "closed")
     await shown("Streams open", "0")
-    assert tab.said == []
-    # Leaving tells the rest, and has the time for it that a closed browser has not.
+    assert tab.logged == []
+    # Leaving exports the rest, and has the time for it that a closed browser has not.
     await page.goto("about:blank")
     tokens = {"sse__event__type": "token", "http__request__method": "POST"}
     await asyncio.to_thread(
-        told.wait_for, lambda: told.value("sse.client.messages", **tokens) == 6, 60.0
+        exported.wait_for, lambda: exported.value("sse.client.messages", **tokens) == 6, 60.0
     )
-    assert told.value("sse.client.messages", sse__event__type="report") >= 1
-    assert told.value("sse.client.delivery.duration") > 6
+    assert exported.value("sse.client.messages", sse__event__type="report") >= 1
+    assert exported.value("sse.client.delivery.duration") > 6
     await context.close()
+
+
+async def test_without_a_collector_the_demo_reports_it(
+    chromium: Browser, server: str, collector: Collector
+) -> None:
+    """The page shows that no collector listens, and its figures, and logs nothing."""
+    context = await chromium.new_context(base_url=server)
+    tab = Tab(await context.new_page(), collector)
+    await tab.page.goto(f"/?collector=http://localhost:{free_port()}")
+    await tab.page.get_by_text("No collector listens at").wait_for(timeout=60_000)
+    await tab.page.get_by_text("report of ").wait_for(timeout=60_000)
+    await tab.run("new Promise(resolve => setTimeout(resolve, 11_000))")
+    assert tab.logged == []
+    await context.close()
+
+
+@pytest.mark.parametrize("sent", ["x", "-1", "9" * 400])
+async def test_an_unknown_last_event_id_starts_anew(server: str, sent: str) -> None:
+    """The server answers with its stream, whatever id a client sends."""
+    headers = {"Last-Event-ID": sent}
+    async with (
+        httpx.AsyncClient(trust_env=False, timeout=20) as http,
+        http.stream("GET", f"{server}/events", headers=headers) as response,
+    ):
+        assert response.status_code == 200
+        chunks = response.aiter_text()
+        text = ""
+        while "id: " not in text:
+            text += await anext(chunks)
+        assert "id: 1\n" in text

@@ -109,7 +109,9 @@ async def test_ids_in_utf8(tab: Opener, site: Site) -> None:
 
 
 async def test_backoff(tab: Opener, site: Site) -> None:
-    """Waits double up to 30 s, by chance up to half less, and a Retry-After is honoured."""
+    """Waits double up to 30 s, randomly up to half less, and a Retry-After is honoured. Each
+    refused connect is recorded with its status.
+    """
     refused = [web.Response(status=503) for _ in range(12)]
     patient = web.Response(status=429, headers={"Retry-After": "45"})
 
@@ -119,14 +121,14 @@ async def test_backoff(tab: Opener, site: Site) -> None:
 
     site.streams["/events"] = stream
     site.answers["/events"] = [*refused, patient]
-    page = await tab()
+    # No exporter: every timer is the source's.
+    page = await tab(collector=None)
     await page.run(
         """() => {
             const real = setTimeout;
             window.waits = [];
             window.setTimeout = (call, wait, ...more) => {
-                // Not the export's own.
-                if (wait < 500 || wait === 10000) return real(call, wait, ...more);
+                if (wait < 500) return real(call, wait, ...more);
                 waits.push(wait);
                 return real(call, 0);
             };
@@ -140,10 +142,16 @@ async def test_backoff(tab: Opener, site: Site) -> None:
     assert all(limit / 2 <= wait <= limit for wait, limit in zip(waits, most, strict=True))
     assert len({wait / limit for wait, limit in zip(waits, most, strict=True)}) == 12
     assert last == 45_000
+    totals = await page.run("monitor.totals()")
+    connects = {
+        point["attributes"].get("error.type"): point["value"]["count"]
+        for point in totals["sse.client.connect.duration"]["points"]
+    }
+    assert connects == {"503": 12, "429": 1, None: 1}
 
 
-async def test_back_from_the_cache(tab: Opener, site: Site, told: AddedReceiver) -> None:
-    """A page that the browser puts away tells all; taken back, it resumes its open streams."""
+async def test_back_from_the_cache(tab: Opener, site: Site, exported: AddedReceiver) -> None:
+    """A page that the browser puts away exports everything; back again, it resumes its streams."""
 
     async def stream(request: web.Request, write: Write) -> None:
         await write(b"id: 5\ndata: %s\n\n" % request.query["name"].encode())
@@ -170,8 +178,8 @@ async def test_back_from_the_cache(tab: Opener, site: Site, told: AddedReceiver)
     )
     assert await page.run("open.map(source => source.readyState)") == [0, 2]
     ends = "sse.client.connection.duration"
-    await asyncio.to_thread(told.wait_for, lambda: told.value(ends) == 2, 60.0)
-    assert told.value("sse.client.messages") == 2
+    await asyncio.to_thread(exported.wait_for, lambda: exported.value(ends) == 2, 60.0)
+    assert exported.value("sse.client.messages") == 2
     await page.run("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
     await page.until("got.length === 3")
     assert await page.run("got[2]") == "kept"

@@ -1,4 +1,4 @@
-"""What pages tell of their streams: a real Chromium, through the real collector."""
+"""What pages record of their streams: a real Chromium, through the real collector."""
 
 import asyncio
 import base64
@@ -21,7 +21,7 @@ from otel_sse import semconv
 
 pytestmark = SHARED_LOOP
 
-# What only a browser tells, or only where both ends are linked.
+# What only a browser records, or only where both ends are linked.
 _BROWSER: Final = {
     "sse.client.handler.duration": "s",
     "sse.client.connected_time": "s",
@@ -35,7 +35,7 @@ _FOLLOW = """path => {
     source.onmessage = ({ data }) => got.push(data);
 }"""
 
-# Works for as many milliseconds as each message says.
+# Works for as many milliseconds as each message's data.
 _WORK = """path => {
     window.done = 0;
     new monitor.EventSource(path).onmessage = ({ data }) => {
@@ -45,7 +45,7 @@ _WORK = """path => {
 }"""
 
 
-async def test_counts(tab: Opener, site: Site, told: AddedReceiver) -> None:
+async def test_counts(tab: Opener, site: Site, exported: AddedReceiver) -> None:
     """Messages by type, comments, bytes and sizes are what the stream holds, however it is cut."""
 
     async def stream(_: object, write: Write) -> None:
@@ -71,26 +71,26 @@ async def test_counts(tab: Opener, site: Site, told: AddedReceiver) -> None:
     await page.flush()
     types = {
         point.attributes["sse.event.type"]: point.value
-        for point in told.points("sse.client.messages")
+        for point in exported.points("sse.client.messages")
     }
     assert types == Counter(message.type for message in messages)
-    assert told.value("sse.client.comments") == comments
-    assert told.value("sse.client.io") == len(STREAM)
-    assert told.value("sse.client.connections", sse__resumed=False) == 1
-    assert told.value("sse.client.connection.time_to_first_message") == 1
-    assert told.value("sse.client.connect.duration") == 1
-    assert told.value("sse.client.message.gap") == len(messages) - 1
-    assert told.value("sse.client.handler.duration") == len(messages)
-    assert told.points("sse.client.connection.duration") == []
-    (size,) = told.points("sse.client.message.size")
+    assert exported.value("sse.client.comments") == comments
+    assert exported.value("sse.client.io") == len(STREAM)
+    assert exported.value("sse.client.connections", sse__resumed=False) == 1
+    assert exported.value("sse.client.connection.time_to_first_message") == 1
+    assert exported.value("sse.client.connect.duration") == 1
+    assert exported.value("sse.client.message.gap") == len(messages) - 1
+    assert exported.value("sse.client.handler.duration") == len(messages)
+    assert exported.points("sse.client.connection.duration") == []
+    (size,) = exported.points("sse.client.message.size")
     whole = sum(block.end - block.start for block in oracle.wire(STREAM))
     # The LF of a blank line that is cut in two comes after its message.
     assert (size.value, whole - (size.sum or 0)) in ((len(messages), 0), (len(messages), 1))
-    assert page.said == []
+    assert page.logged == []
 
 
-async def test_the_handlers_time(tab: Opener, site: Site, told: AddedReceiver) -> None:
-    """The page's work for a message is told, with the slow share; it is no gap of the stream."""
+async def test_the_handlers_time(tab: Opener, site: Site, exported: AddedReceiver) -> None:
+    """The page's work for a message is recorded, with the slow share; it is no gap of a stream."""
 
     async def stream(_: object, write: Write) -> None:
         await write(b"data: 1\n\n" * 3 + b"data: 90\n\n" * 4)
@@ -101,17 +101,17 @@ async def test_the_handlers_time(tab: Opener, site: Site, told: AddedReceiver) -
     await page.run(_WORK, "/events")
     await page.until("done === 7")
     await page.flush()
-    (work,) = told.points("sse.client.handler.duration")
+    (work,) = exported.points("sse.client.handler.duration")
     assert work.value == 7
     assert 0.363 <= (work.sum or 0) < 10
     slow = work.bounds.index(0.05) + 1
     assert sum(work.buckets[slow:]) >= 4
     # In one piece, so no one waited.
-    (gap,) = told.points("sse.client.message.gap")
+    (gap,) = exported.points("sse.client.message.gap")
     assert (gap.value, gap.sum) == (6, 0)
 
 
-async def test_a_handler_is_no_gap(tab: Opener, site: Site, told: AddedReceiver) -> None:
+async def test_a_handler_is_no_gap(tab: Opener, site: Site, exported: AddedReceiver) -> None:
     """What comes while the page works was not waited for."""
 
     async def stream(_: object, write: Write) -> None:
@@ -125,12 +125,12 @@ async def test_a_handler_is_no_gap(tab: Opener, site: Site, told: AddedReceiver)
     await page.run(_WORK, "/events")
     await page.until("done === 3")
     await page.flush()
-    (gap,) = told.points("sse.client.message.gap")
+    (gap,) = exported.points("sse.client.message.gap")
     assert gap.value == 2
     assert (gap.sum or 0) < 1.5
 
 
-async def test_gaps(tab: Opener, site: Site, told: AddedReceiver) -> None:
+async def test_gaps(tab: Opener, site: Site, exported: AddedReceiver) -> None:
     """A gap is the time that the page waited for the next message."""
     seen = asyncio.Event()
 
@@ -148,13 +148,13 @@ async def test_gaps(tab: Opener, site: Site, told: AddedReceiver) -> None:
     seen.set()
     await page.until("got.length === 2")
     await page.flush()
-    (gap,) = told.points("sse.client.message.gap")
+    (gap,) = exported.points("sse.client.message.gap")
     assert gap.value == 1
     assert 0.5 <= (gap.sum or 0) < 60
 
 
-async def test_delivery(tab: Opener, site: Site, told: AddedReceiver) -> None:
-    """Where the server says when it sent, the way is timed; no clock makes it negative."""
+async def test_delivery(tab: Opener, site: Site, exported: AddedReceiver) -> None:
+    """Where the server writes when it sent, the way is timed; no clock makes it negative."""
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     late, early = 2.0, -30.0
 
@@ -170,17 +170,17 @@ async def test_delivery(tab: Opener, site: Site, told: AddedReceiver) -> None:
     await page.run(_FOLLOW, "/events")
     await page.until("got.length === 4")
     await page.flush()
-    (delivery,) = told.points("sse.client.delivery.duration")
+    (delivery,) = exported.points("sse.client.delivery.duration")
     assert delivery.value == 2
     assert late - 0.01 <= (delivery.sum or 0) < late + 30
-    assert told.value("sse.client.delivery.skewed") == 1
+    assert exported.value("sse.client.delivery.skewed") == 1
     # Such a line is no part of the stream.
-    assert told.value("sse.client.comments") == 1
-    assert told.value("sse.client.io") == len(b"data: x\n\n" * 4 + b": otel is not this\n")
+    assert exported.value("sse.client.comments") == 1
+    assert exported.value("sse.client.io") == len(b"data: x\n\n" * 4 + b": otel is not this\n")
 
 
-async def test_a_restarted_server(tab: Opener, site: Site, told: AddedReceiver) -> None:
-    """A cut is told as such; the page comes back where it was, and its downtime is told."""
+async def test_a_restarted_server(tab: Opener, site: Site, exported: AddedReceiver) -> None:
+    """A cut is recorded as such; the page comes back where it was, and its downtime is recorded."""
 
     async def stream(request: web.Request, write: Write) -> None:
         last = int(request.headers.get("Last-Event-ID", 0))
@@ -201,23 +201,23 @@ async def test_a_restarted_server(tab: Opener, site: Site, told: AddedReceiver) 
     await page.until("got.length === 2")
     await page.flush()
     assert [each.headers.get("Last-Event-ID") for each in site.asked("/events")] == [None, "1"]
-    assert told.value("sse.client.reconnections") == 1
-    assert told.value("sse.client.connections", sse__resumed=False) == 1
-    assert told.value("sse.client.connections", sse__resumed=True) == 1
-    (ended,) = told.points("sse.client.connection.duration")
+    assert exported.value("sse.client.reconnections") == 1
+    assert exported.value("sse.client.connections", sse__resumed=False) == 1
+    assert exported.value("sse.client.connections", sse__resumed=True) == 1
+    (ended,) = exported.points("sse.client.connection.duration")
     assert ended.attributes["sse.close.reason"] == "disconnected"
     assert "error.type" not in ended.attributes
-    assert down <= told.value("sse.client.disconnected_time") < down + 30
-    assert 0.3 <= told.value("sse.client.connected_time") < 30
+    assert down <= exported.value("sse.client.disconnected_time") < down + 30
+    assert 0.3 <= exported.value("sse.client.connected_time") < 30
     totals = await page.run("monitor.totals()")
     assert _total(totals, "sse.client.active_connections") == 1
 
 
 @pytest.mark.parametrize("leave", ["close", "away"])
 async def test_a_page_that_is_left(
-    tab: Opener, site: Site, told: AddedReceiver, leave: str
+    tab: Opener, site: Site, exported: AddedReceiver, leave: str
 ) -> None:
-    """Whatever a page has seen is told when it is closed or left in the middle of a stream."""
+    """A page that is closed in the middle of a stream exports all that it has recorded."""
 
     async def stream(_: object, write: Write) -> None:
         for _ in range(25):
@@ -228,19 +228,19 @@ async def test_a_page_that_is_left(
     page = await tab(timer=False)
     await page.run(_FOLLOW, "/events")
     await page.until("got.length === 25")
-    assert told.exports == 0
+    assert exported.exports == 0
     if leave == "close":
         await page.page.close()
     else:
         await page.page.goto("about:blank")
-    await _arrives(told, "sse.client.messages", 25)
-    (ended,) = told.points("sse.client.connection.duration")
+    await _arrives(exported, "sse.client.messages", 25)
+    (ended,) = exported.points("sse.client.connection.duration")
     assert (ended.value, ended.attributes["sse.close.reason"]) == (1, "client_close")
-    assert told.value("sse.client.connected_time") > 0
+    assert exported.value("sse.client.connected_time") > 0
 
 
-async def test_two_pages(tab: Opener, site: Site, told: AddedReceiver) -> None:
-    """What two pages tell in turns adds up, in one series for both."""
+async def test_two_pages(tab: Opener, site: Site, exported: AddedReceiver) -> None:
+    """What two pages export in turns adds up, in one series for both."""
     more = asyncio.Event()
 
     async def stream(request: web.Request, write: Write) -> None:
@@ -255,37 +255,37 @@ async def test_two_pages(tab: Opener, site: Site, told: AddedReceiver) -> None:
     await two.run(_FOLLOW, "/events?first=5&then=20")
     await one.until("got.length === 3")
     await two.until("got.length === 5")
-    # The one that began later tells first.
+    # The one that began later exports first.
     for page in (two, one, two, one):
         await page.flush()
-    assert told.value("sse.client.messages") == 8
+    assert exported.value("sse.client.messages") == 8
     more.set()
     await two.until("got.length === 25")
     await one.until("got.length === 13")
     await asyncio.gather(one.flush(), two.flush())
-    (messages,) = told.points("sse.client.messages")
+    (messages,) = exported.points("sse.client.messages")
     assert messages.value == 38
-    (sizes,) = told.points("sse.client.message.size")
+    (sizes,) = exported.points("sse.client.message.size")
     assert (sizes.value, sizes.sum) == (38, 38 * len(b"data: x\n\n"))
-    assert told.value("sse.client.connections") == 2
+    assert exported.value("sse.client.connections") == 2
     lived = [
         _total(await page.run("monitor.totals()"), "sse.client.connected_time")
         for page in (one, two)
     ]
-    assert 0 < told.value("sse.client.connected_time") <= sum(lived)
-    assert told.value("sse.client.connected_time") > max(lived) * 1.01
+    assert 0 < exported.value("sse.client.connected_time") <= sum(lived)
+    assert exported.value("sse.client.connected_time") > max(lived) * 1.01
 
 
-async def test_many_pages(told: AddedReceiver, collector: Collector) -> None:
-    """What very many pages tell at the same time is all in the sum."""
+async def test_many_pages(exported: AddedReceiver, collector: Collector) -> None:
+    """What very many pages export at the same time is all in the sum."""
     for _ in range(20):
         await asyncio.gather(*(collector.take("sse.client.io") for _ in range(30)))
     await collector.settle()
-    assert told.value("sse.client.io") == 600
+    assert exported.value("sse.client.io") == 600
 
 
 async def test_no_collector(
-    tab: Opener, site: Site, told: AddedReceiver, collector: Collector
+    tab: Opener, site: Site, exported: AddedReceiver, collector: Collector
 ) -> None:
     """Without a collector the page works, is quiet and does not grow; nothing is lost."""
     sent = 0
@@ -316,18 +316,18 @@ async def test_no_collector(
         await page.run("monitor.flush()")
         heaps.append(await page.run("(gc(), performance.memory.usedJSHeapSize)"))
     assert heaps[1] - heaps[0] < 500_000, heaps
-    assert page.said != []
-    assert [line for line in page.said if "net::ERR_CONNECTION_REFUSED" not in line] == []
+    assert page.logged != []
+    assert [line for line in page.logged if "net::ERR_CONNECTION_REFUSED" not in line] == []
     collector.start()
     await page.flush()
-    assert told.value("sse.client.messages", sse__event__type="message") == 20_000
-    assert told.value("sse.client.messages") == 40_000
-    types = {point.attributes["sse.event.type"] for point in told.points("sse.client.messages")}
+    assert exported.value("sse.client.messages", sse__event__type="message") == 20_000
+    assert exported.value("sse.client.messages") == 40_000
+    types = {point.attributes["sse.event.type"] for point in exported.points("sse.client.messages")}
     assert types == {"message", "_OTHER", *(f"type {each}" for each in range(16))}
 
 
-async def test_envelopes(tab: Opener, site: Site, told: AddedReceiver) -> None:
-    """The page gets the text of compressed messages, in order; the wire's bytes are told."""
+async def test_envelopes(tab: Opener, site: Site, exported: AddedReceiver) -> None:
+    """The page gets the text of compressed messages, in order; the wire's bytes are recorded."""
     texts = [json.dumps({"n": each, "pad": "ü" * 5000}) for each in range(20)]
     wire = b""
     for each, text in enumerate(texts):
@@ -345,7 +345,7 @@ async def test_envelopes(tab: Opener, site: Site, told: AddedReceiver) -> None:
     await page.until(f"got.length === {len(texts)}")
     assert await page.run("got") == texts
     await page.flush()
-    (size,) = told.points("sse.client.message.size")
+    (size,) = exported.points("sse.client.message.size")
     assert (size.value, size.sum) == (len(texts), len(wire))
 
 
@@ -373,13 +373,13 @@ async def _read(request: web.Request, write: Write) -> None:
 async def test_fetch(
     tab: Opener,
     site: Site,
-    told: AddedReceiver,
+    exported: AddedReceiver,
     query: str,
     script: str,
     reason: str,
     error: str | None,
 ) -> None:
-    """What a POST streams is read and told as well, with how it ended."""
+    """What a POST streams is read and recorded as well, with how it ended."""
     site.streams["/chat"] = _read
     page = await tab()
     reading = page.run(
@@ -407,9 +407,9 @@ async def test_fetch(
     assert await page.run("got") == [["token", each, ""] for each in "abc"]
     await page.flush()
     method = {"http__request__method": "POST"}
-    assert told.value("sse.client.messages", sse__event__type="token", **method) == 3
-    assert told.value("sse.client.handler.duration", **method) == 3
-    (ended,) = told.points("sse.client.connection.duration", **method)
+    assert exported.value("sse.client.messages", sse__event__type="token", **method) == 3
+    assert exported.value("sse.client.handler.duration", **method) == 3
+    (ended,) = exported.points("sse.client.connection.duration", **method)
     assert ended.value == 1
     assert ended.attributes["http.response.status_code"] == 200
     assert (ended.attributes["sse.close.reason"], ended.attributes.get("error.type")) == (
@@ -418,7 +418,7 @@ async def test_fetch(
     )
 
 
-async def test_no_stream(tab: Opener, site: Site, told: AddedReceiver) -> None:
+async def test_no_stream(tab: Opener, site: Site, exported: AddedReceiver) -> None:
     """An answer that is no event stream is handed to the page, and is no connection."""
     site.answers["/chat"] = [web.json_response({"error": "busy"}, status=503)]
     page = await tab()
@@ -434,10 +434,10 @@ async def test_no_stream(tab: Opener, site: Site, told: AddedReceiver) -> None:
     )
     assert found == ["NotAStream", True, 503, {"error": "busy"}]
     await page.flush()
-    assert told.metrics() == {"sse.client.connected_time", "sse.client.disconnected_time"}
+    assert exported.metrics() == {"sse.client.connected_time", "sse.client.disconnected_time"}
 
 
-async def test_a_refused_stream(tab: Opener, site: Site, told: AddedReceiver) -> None:
+async def test_a_refused_stream(tab: Opener, site: Site, exported: AddedReceiver) -> None:
     """An event stream that is an error is a connection, ended by the page, with the code."""
     refusal = web.Response(status=503, body=b"data: x\n\n", content_type="text/event-stream")
     site.answers["/events"] = [refusal]
@@ -452,12 +452,12 @@ async def test_a_refused_stream(tab: Opener, site: Site, told: AddedReceiver) ->
     )
     await page.until("errors === 1")
     await page.flush()
-    (ended,) = told.points("sse.client.connection.duration")
+    (ended,) = exported.points("sse.client.connection.duration")
     assert ended.value == 1
     assert ended.attributes["sse.close.reason"] == "client_close"
     assert ended.attributes["http.response.status_code"] == 503
     assert ended.attributes["error.type"] == "503"
-    assert told.points("sse.client.messages") == []
+    assert exported.points("sse.client.messages") == []
 
 
 async def test_an_insecure_page(tab: Opener, site: Site) -> None:
@@ -476,7 +476,7 @@ async def test_an_insecure_page(tab: Opener, site: Site) -> None:
 
 
 async def test_silence(tab: Opener, site: Site) -> None:
-    """A stream without a message is told as stalled; a keep-alive is no message."""
+    """A stream without a message is recorded as stalled; a keep-alive is no message."""
 
     async def stream(_: object, write: Write) -> None:
         await write(b"data: x\n\n")
@@ -503,8 +503,8 @@ async def test_silence(tab: Opener, site: Site) -> None:
     assert _total(totals, "sse.client.active_connections") == 1
 
 
-async def test_named_types(tab: Opener, site: Site, told: AddedReceiver) -> None:
-    """Where event types are named, only these and `message` are told by name."""
+async def test_named_types(tab: Opener, site: Site, exported: AddedReceiver) -> None:
+    """Where event types are named, only these and `message` are recorded by name."""
 
     async def stream(_: object, write: Write) -> None:
         await write(b"event: a\ndata\n\nevent: b\ndata\n\ndata\n\n")
@@ -517,13 +517,13 @@ async def test_named_types(tab: Opener, site: Site, told: AddedReceiver) -> None
     await page.flush()
     types = {
         point.attributes["sse.event.type"]: point.value
-        for point in told.points("sse.client.messages")
+        for point in exported.points("sse.client.messages")
     }
     assert types == {"_OTHER": 1, "b": 1, "message": 1}
 
 
-async def test_the_contract(tab: Opener, site: Site, told: AddedReceiver) -> None:
-    """What a page sends has the contract's names, units, buckets and attributes, in deltas."""
+async def test_the_semantic_conventions(tab: Opener, site: Site, exported: AddedReceiver) -> None:
+    """What a page sends has semconv.py's names, units, buckets and attributes, in deltas."""
     pages = RawReceiver()
     expected = {metric.name: metric.unit for metric in semconv.CLIENT_METRICS.values()} | _BROWSER
 
@@ -534,7 +534,7 @@ async def test_the_contract(tab: Opener, site: Site, told: AddedReceiver) -> Non
         await write(b": ping\n\ndata: x\n\n")
 
     site.streams["/events"] = stream
-    with pages, Collector(told, pages.endpoint) as collector:
+    with pages, Collector(exported, pages.endpoint) as collector:
         page = await tab()
         await page.run(
             """async collector => {
@@ -558,14 +558,14 @@ async def test_the_contract(tab: Opener, site: Site, told: AddedReceiver) -> Non
                 assert base.items() <= attributes.items(), name
                 assert isinstance(attributes["server.port"], int)
         # Of the cumulative ones each page has its own; they are not for adding up.
-        assert told.metrics() == set(expected) - cumulative
-        assert {point.resource["service.name"] for point in told.points("sse.client.io")} == {
+        assert exported.metrics() == set(expected) - cumulative
+        assert {point.resource["service.name"] for point in exported.points("sse.client.io")} == {
             "shop"
         }
 
 
-async def test_strangers(tab: Opener, told: AddedReceiver, collector: Collector) -> None:
-    """A page of another origin may not tell the collector anything, nor may ours anything else."""
+async def test_untrusted_pages(tab: Opener, exported: AddedReceiver, collector: Collector) -> None:
+    """The collector takes nothing of another origin's page, and of ours only the client metrics."""
     page = await tab()
     send = """async ([url, name]) => {
         const point = { asInt: "1", timeUnixNano: "2000", startTimeUnixNano: "1000" };
@@ -579,15 +579,15 @@ async def test_strangers(tab: Opener, told: AddedReceiver, collector: Collector)
     url = f"{collector.endpoint}/v1/metrics"
     assert await page.run(send, [url, "sse.client.comments"]) == 200
     assert await page.run(send, [url, "sse.server.messages"]) == 200
-    stranger = await tab(host="insecure.test")
-    assert await stranger.run(send, [url, "sse.client.io"]) == 0
+    other = await tab(host="insecure.test")
+    assert await other.run(send, [url, "sse.client.io"]) == 0
     await collector.settle()
-    assert told.metrics() == {"sse.client.comments"}
+    assert exported.metrics() == {"sse.client.comments"}
 
 
 def _total(totals: dict[str, Any], name: str) -> float:
     return float(sum(point["value"] for point in totals[name]["points"]))
 
 
-async def _arrives(told: AddedReceiver, name: str, value: float) -> None:
-    await asyncio.to_thread(told.wait_for, lambda: told.value(name) == value, 60.0)
+async def _arrives(exported: AddedReceiver, name: str, value: float) -> None:
+    await asyncio.to_thread(exported.wait_for, lambda: exported.value(name) == value, 60.0)

@@ -1,4 +1,4 @@
-"""The parser reads what the standard says, wherever the bytes are cut; so do the envelopes."""
+"""The parser follows the standard, wherever the bytes are cut; so do the envelopes."""
 
 import base64
 import gzip
@@ -14,19 +14,19 @@ pytestmark = SHARED_LOOP
 
 _PARSE = """streams => streams.map(chunks => {
     const parser = new sse.EventStreamParser();
-    const told = { messages: [], sizes: [], comments: 0 };
+    const read = { messages: [], sizes: [], comments: 0 };
     for (const chunk of chunks) {
         const bytes = Uint8Array.from(atob(chunk), char => char.charCodeAt(0));
         for (const { type, data, lastEventId, size, comment } of parser.feed(bytes)) {
             if (comment !== undefined) {
-                told.comments += 1;
+                read.comments += 1;
             } else {
-                told.messages.push([type, data, lastEventId]);
-                told.sizes.push(size);
+                read.messages.push([type, data, lastEventId]);
+                read.sizes.push(size);
             }
         }
     }
-    return told;
+    return read;
 })"""
 # What lines are made of, whole and cut, and what is easily taken for something else.
 _BITS = [
@@ -38,28 +38,28 @@ _BITS = [
 
 
 def _streams() -> list[bytes]:
-    chance = random.Random(7)
-    made = (b"".join(chance.choices(_BITS, k=chance.randrange(1, 40))) for _ in range(1500))
+    rng = random.Random(7)
+    made = (b"".join(rng.choices(_BITS, k=rng.randrange(1, 40))) for _ in range(1500))
     return [STREAM, oracle.BOM + STREAM, *made]
 
 
 async def test_the_standard(tab: Opener) -> None:
-    """Messages, ids, sizes and comments are the oracle's: whole, byte by byte, cut by chance."""
-    chance = random.Random(11)
+    """Messages, ids, sizes and comments are the oracle's: whole, byte by byte, cut randomly."""
+    rng = random.Random(11)
     cases: list[tuple[bytes, list[bytes]]] = []
     for stream in _streams():
         cases.append((stream, [stream]))
         cases.append((stream, oracle.cut(stream, range(1, len(stream)))))
-        cuts = chance.choices(range(len(stream) + 1), k=3)
+        cuts = rng.choices(range(len(stream) + 1), k=3)
         cases.append((stream, oracle.cut(stream, sorted(cuts))))
     page = await tab()
     chunks = [[base64.b64encode(chunk).decode() for chunk in case] for _, case in cases]
     found = await page.run(_PARSE, chunks)
-    for (stream, case), told in zip(cases, found, strict=True):
+    for (stream, case), read in zip(cases, found, strict=True):
         messages, comments = oracle.read(stream)
-        assert told["messages"] == [list(message) for message in messages], case
-        assert told["comments"] == comments, case
-        for size, block in zip(told["sizes"], oracle.wire(stream), strict=True):
+        assert read["messages"] == [list(message) for message in messages], case
+        assert read["comments"] == comments, case
+        for size, block in zip(read["sizes"], oracle.wire(stream), strict=True):
             # The LF of a blank line's CRLF may come later than the message.
             halved = stream[block.blank : block.end] == b"\r\n" and len(case) > 1
             assert size in (block.end - block.start, block.end - block.start - halved), case
@@ -80,7 +80,7 @@ async def test_retry(tab: Opener) -> None:
 
 
 async def test_envelopes(tab: Opener) -> None:
-    """An envelope becomes its text; whatever is no sound one stays what it is."""
+    """An envelope becomes its text; data that is no sound one is returned as it is."""
     text = "größe 𝄞 " * 5000
     sound = _envelope(text)
     bomb = _envelope("x" * 1_000_000)
@@ -104,7 +104,7 @@ async def test_envelopes(tab: Opener) -> None:
         [json.dumps(sound), json.dumps(_envelope("")), *unsound],
     )
     assert found == [text, "", *unsound]
-    assert page.said == []
+    assert page.logged == []
 
 
 async def test_a_bomb(tab: Opener) -> None:

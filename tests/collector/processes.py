@@ -6,8 +6,10 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TypeVar
@@ -148,8 +150,50 @@ def to(endpoint: str, *signals: str) -> tuple[str, ...]:
     )
 
 
+class ReferenceServer(Process):
+    """The server of examples/ under opentelemetry-instrument, exporting to ``endpoint``."""
+
+    def __init__(self, endpoint: str, instance: str, **settings: object) -> None:
+        self.port = free_port()
+        env = {f"SSE_SERVER_{name.upper()}": str(value) for name, value in settings.items()}
+        super().__init__(
+            *(str(INSTRUMENT), sys.executable, "-m", "server"),
+            **{
+                **exporter_environment(endpoint),
+                "PYTHONPATH": str(CONFIGS.parent / "examples"),
+                "SSE_SERVER_PORT": str(self.port),
+                "OTEL_SERVICE_NAME": "server",
+                "OTEL_RESOURCE_ATTRIBUTES": f"service.instance.id={instance}",
+                # Less than a second between two exports is no rate.
+                "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+                **env,
+            },
+        )
+
+    def start(self) -> None:
+        super().start()
+        wait_until(self._listens)
+
+    def _listens(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5):
+            return True
+        return False
+
+    def request(self) -> int:
+        """The status of a new client's answer; the client disconnects at once."""
+        address = f"http://127.0.0.1:{self.port}/events"
+        try:
+            with urllib.request.urlopen(address, timeout=PATIENCE) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+        except OSError:
+            return 0
+
+
 class App(Process):
-    """apps/streams.py under opentelemetry-instrument, told to ``endpoint``."""
+    """apps/streams.py under opentelemetry-instrument, exporting to ``endpoint``."""
 
     def __init__(self, endpoint: str, **env: str) -> None:
         self.port = free_port()
@@ -172,23 +216,23 @@ class App(Process):
         self.ready(f"http://127.0.0.1:{self.port}/page")
 
     def read(self, path: str, wait: float = 0.0, seconds: float = 10.0) -> bytes:
-        """What comes of a response: the client begins to read after the wait, and leaves at the
-        end, or when it has read for the seconds.
+        """What comes of a response: the client begins to read after the wait, and disconnects
+        at the end, or when it has read for the seconds.
         """
         with self.open(path) as sock:
             time.sleep(wait)
             received = sock.recv(1)
             end = time.monotonic() + seconds
             with contextlib.suppress(TimeoutError, ConnectionError):
-                while (left := end - time.monotonic()) > 0:
-                    sock.settimeout(left)
+                while (remaining := end - time.monotonic()) > 0:
+                    sock.settimeout(remaining)
                     if not (part := sock.recv(2**20)):
                         break
                     received += part
         return received
 
     def open(self, path: str) -> socket.socket:
-        """A client that has asked, and does not read."""
+        """A client that has sent its request, and does not read."""
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
         sock.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
         return sock

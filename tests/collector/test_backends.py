@@ -1,4 +1,4 @@
-"""Real backends: what an instrumented application told is read back by their own queries."""
+"""Real backends: their own queries return what an instrumented application exported."""
 
 import contextlib
 import itertools
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from collector.processes import App, Collector, Process, get
-from collector.told import MEMORY, Told
+from collector.simulated import MEMORY, SimulatedProcess
 from helpers.servers import free_port
 from helpers.tools import tool
 from helpers.waiting import wait_until
@@ -41,7 +41,7 @@ class Jaeger(Process):
                     "storage": {"traces": "memory"},
                     "http": {"endpoint": f"127.0.0.1:{self.query}"},
                     "grpc": {"endpoint": f"127.0.0.1:{grpc}"},
-                    # Or it tells of its own queries, to port 4317.
+                    # Or it exports spans of its own queries to port 4317.
                     "enable_tracing": False,
                 },
                 "jaeger_storage": {"backends": {"memory": {"memory": {"max_traces": 1000}}}},
@@ -79,8 +79,8 @@ def test_jaeger_shows_streams_segments_links_events_and_reasons(
     """
     with Jaeger(tmp_path) as jaeger:
         with _way(through, jaeger.endpoint) as endpoint:
-            told = {"OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
-            with App(endpoint, **told, **SHORT) as app:
+            options = {"OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
+            with App(endpoint, **options, **SHORT) as app:
                 app.read("/ticker", seconds=3.5)
                 app.read("/broken")
                 app.stop()
@@ -150,22 +150,22 @@ def ask(url: str, query: str) -> dict[tuple[str, ...], float]:
 
 @THROUGH
 def test_victoriametrics_answers_promql(through: bool, tmp_path: Path) -> None:
-    """The exact counters and the reasons of the endings, by the names that the rules use."""
+    """The exact counters and the reasons of the closes, by the names that the rules use."""
     with VictoriaMetrics(tmp_path) as victoria:
         direct = f"{victoria.endpoint}/opentelemetry/v1/metrics"
         with _way(through, victoria.endpoint) as endpoint:
-            told = {"OTEL_TRACES_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
+            options = {"OTEL_TRACES_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
             if not through:
-                told["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"] = direct
-            with App(endpoint, **told) as app:
+                options["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"] = direct
+            with App(endpoint, **options) as app:
                 for _ in range(3):
                     app.read("/chat")
                 app.read("/broken")
                 app.stop()
             messages = "sum by (http_route) (sse_server_messages_total)"
             wait_until(lambda: victoria.ask(messages) == {("/chat",): 60, ("/broken",): 1})
-            endings = "sum by (sse_close_reason) (sse_server_connection_duration_seconds_count)"
-            wait_until(lambda: victoria.ask(endings) == {("completed",): 3, ("error",): 1})
+            closes = "sum by (sse_close_reason) (sse_server_connection_duration_seconds_count)"
+            wait_until(lambda: victoria.ask(closes) == {("completed",): 3, ("error",): 1})
             open_now = victoria.ask("sum(sse_server_active_connections)")
             assert open_now == {(): 0}
 
@@ -173,11 +173,11 @@ def test_victoriametrics_answers_promql(through: bool, tmp_path: Path) -> None:
 def test_victoriametrics_has_an_alert_while_it_lasts(tmp_path: Path) -> None:
     """``sse.alert`` over OTLP: it is there with the breach, and ends with it."""
     with VictoriaMetrics(tmp_path) as victoria, _collector(victoria.endpoint) as collector:
-        process = Told(collector.endpoint, start=60)
-        process.tell({MEMORY: 2**31}, seconds=30)
+        process = SimulatedProcess(collector.endpoint, start=60)
+        process.export({MEMORY: 2**31}, seconds=30)
         found = wait_until(lambda: victoria.ask("sum by (alert, severity, threshold) (sse_alert)"))
         assert found == {("SSEMemoryHigh", "warning", "1024"): 2048}
-        process.tell({MEMORY: 2**20}, seconds=30)
+        process.export({MEMORY: 2**20}, seconds=30)
         wait_until(
             lambda: victoria.ask("process_memory_usage_bytes") and not victoria.ask("sse_alert")
         )
@@ -216,16 +216,16 @@ def test_remote_write_has_the_names_of_the_scrape(
     with kind(tmp_path) as prometheus:
         endpoint["REMOTE_WRITE_ENDPOINT"] = f"{prometheus.endpoint}/api/v1/write"
         with Collector("thresholds.collector", "remote-write", **endpoint) as collector:
-            process = Told(collector.endpoint, start=60)
+            process = SimulatedProcess(collector.endpoint, start=60)
             opened = {semconv.CONNECTIONS: 11}
-            process.tell({semconv.ACTIVE: 11, semconv.MESSAGES: 5, **opened}, seconds=30)
+            process.export({semconv.ACTIVE: 11, semconv.MESSAGES: 5, **opened}, seconds=30)
             wait_until(lambda: prometheus.ask("sse_alert"))
             by = "sum by (job, instance, alert, severity, threshold)"
             assert prometheus.ask(f"{by} (sse_alert)") == {
                 ("SSEConnectionsHigh", process.instance, "shop", "critical", "10"): 11
             }
             wait_until(lambda: prometheus.ask("sum(sse_server_messages_total)") == {(): 5})
-            process.tell({semconv.ACTIVE: 10, semconv.MESSAGES: 50, **opened}, seconds=30)
+            process.export({semconv.ACTIVE: 10, semconv.MESSAGES: 50, **opened}, seconds=30)
             wait_until(lambda: prometheus.ask("sum(sse_server_active_connections)") == {(): 10})
             wait_until(lambda: prometheus.ask("sse_alert") == {})
 

@@ -1,5 +1,5 @@
-"""The files of collector/: each is valid, they go together, and each does what it says to real
-data.
+"""The files of collector/: each is valid, they go together, and each does to real data what
+it describes.
 """
 
 import contextlib
@@ -60,7 +60,13 @@ def test_what_goes_together_is_valid(files: tuple[str, ...]) -> None:
 
 def test_every_config_is_tried() -> None:
     """A file that is added to collector/ is among those above, or this fails."""
-    tried = {"base", "builder", "thresholds", *(name for files in TOGETHER for name in files)}
+    tried = {
+        "base",
+        "builder",
+        "objectives",
+        "thresholds",
+        *(name for files in TOGETHER for name in files),
+    }
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == tried
 
 
@@ -78,10 +84,27 @@ def test_the_readmes_commands_are_valid() -> None:
 
 def test_the_readme_knows_every_threshold() -> None:
     """Its table has each alert with its severity, variable and default, and no other."""
-    rows = re.findall(r"^\| (SSE\w+) \| (\w+) \| (?:`(\w+)` \| ([\d.]+))?", _readme(), re.MULTILINE)
+    section = _readme().partition("\n## The thresholds\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (SSE\w+) \| (\w+) \| (?:`(\w+)` \| ([\d.]+))?", section, re.MULTILINE)
     assert rows == [
         (each["alert"], each["severity"], each.get("variable", ""), str(each.get("default", "")))
         for each in yaml.safe_load((CONFIGS / "thresholds.yaml").read_text())
+    ]
+
+
+def test_the_readme_knows_every_objective() -> None:
+    """Its tables have each objective and each alert on its error budget, and no other."""
+    content = yaml.safe_load((CONFIGS / "objectives.yaml").read_text())
+    objectives = re.findall(
+        r"^\| .* \| `(\w+)` \| `(\w+)` \| ([\d.]+) \|$", _readme(), re.MULTILINE
+    )
+    assert objectives == [
+        (each["slo"], each["variable"], str(each["default"])) for each in content["objectives"]
+    ]
+    row = r"^\| (SSE\w+) \| (\w+) \| `(\w+)` \| ([\d.]+) \| .* and "
+    assert re.findall(row, _readme(), re.MULTILINE) == [
+        (each["alert"], each["severity"], each["variable"], str(each["default"]))
+        for each in content["alerts"]
     ]
 
 
@@ -90,11 +113,11 @@ def _readme() -> str:
 
 
 def test_no_two_added_files_replace_the_same_list() -> None:
-    """Merged files replace lists: each is said by one added file at most, or by all alike."""
-    said: dict[tuple[str, ...], list[Any]] = {}
+    """Merged files replace lists: one added file at most sets each, or all alike."""
+    lists: dict[tuple[str, ...], list[Any]] = {}
     for name in ADDED:
         for path, value in _lists(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())):
-            values = said.setdefault(path, [])
+            values = lists.setdefault(path, [])
             assert value in values or not values, (name, path)
             values.append(value)
 
@@ -135,7 +158,7 @@ def test_all_parts_are_of_the_stock_distribution() -> None:
 
 @pytest.fixture(scope="module")
 def cleaned() -> Iterator[tuple[Receiver, Receiver, Collector]]:
-    """What an application under contrib's instrumentation tells: as it is, and as it comes out."""
+    """An application under contrib's instrumentation, its export before and after the collector."""
     with Receiver() as raw, Receiver() as clean:
         control = (
             f"exporters::otlp_http/raw::endpoint: {raw.endpoint}",
@@ -160,8 +183,8 @@ def cleaned() -> Iterator[tuple[Receiver, Receiver, Collector]]:
                 app.stop()
             # Not noise, though each is nearly called so.
             spans = Spans(collector.endpoint)
-            spans.tell_one("render", "opentelemetry.instrumentation.templates")
-            spans.tell_one("mail http send", "shop")
+            spans.export_one("render", "opentelemetry.instrumentation.templates")
+            spans.export_one("mail http send", "shop")
             raw.wait_for(lambda: raw.value("sse.server.connection.duration") == 2)
             raw.wait_for(lambda: len(raw.spans("SSE")) == 2)
             yield raw, clean, collector
@@ -187,8 +210,8 @@ def test_noise_is_dropped_and_nothing_else(cleaned: Cleaned) -> None:
 
 
 def test_streams_are_kept_out_of_the_latency_of_http(cleaned: Cleaned) -> None:
-    """The routes that are named lose their durations, the page keeps its own; what is told of the
-    streams stays.
+    """The routes that are named lose their durations, the page keeps its own; the streams' own
+    metrics stay.
     """
     raw, _, collector = cleaned
     targets = {point.attributes["http.target"] for point in raw.points("http.server.duration")}
@@ -263,7 +286,7 @@ def test_tail_sampling_keeps_errors_and_slow_sends(tmp_path: Path) -> None:
 
 
 class Spans:
-    """Tells spans by the SDK, each in a request of its own."""
+    """Exports spans by the SDK, each in a request of its own."""
 
     def __init__(self, endpoint: str) -> None:
         resource = Resource({"service.name": "numbers"})
@@ -271,11 +294,11 @@ class Spans:
         exporter = OTLPSpanExporter(f"{endpoint}/v1/traces")
         self.provider.add_span_processor(SimpleSpanProcessor(exporter))
 
-    def tell(self, first: int, last: int) -> None:
+    def export(self, first: int, last: int) -> None:
         for number in range(first, last):
-            self.tell_one(f"span {number}", "test")
+            self.export_one(f"span {number}", "test")
 
-    def tell_one(self, name: str, scope: str) -> None:
+    def export_one(self, name: str, scope: str) -> None:
         self.provider.get_tracer(scope).start_span(name).end()
 
 
@@ -285,41 +308,41 @@ def _numbers(*receivers: Receiver) -> set[int]:
 
 def test_a_restart_and_an_absent_backend_lose_nothing(tmp_path: Path) -> None:
     """Killed, and stopped, while no backend is there: all that it took arrives, once one is."""
-    nobody = f"http://127.0.0.1:{free_port()}"
+    absent = f"http://127.0.0.1:{free_port()}"
     files = (THRESHOLDS, "jaeger", "persistence")
     queue = {"SSE_QUEUE_DIR": str(tmp_path / "queue")}
-    with Collector(*files, JAEGER_ENDPOINT=nobody, **queue) as collector:
-        Spans(collector.endpoint).tell(0, 20)
+    with Collector(*files, JAEGER_ENDPOINT=absent, **queue) as collector:
+        Spans(collector.endpoint).export(0, 20)
         collector.kill()
-    with Collector(*files, JAEGER_ENDPOINT=nobody, **queue) as collector:
-        Spans(collector.endpoint).tell(20, 40)
+    with Collector(*files, JAEGER_ENDPOINT=absent, **queue) as collector:
+        Spans(collector.endpoint).export(20, 40)
         collector.stop()
     with (
         Receiver() as receiver,
         Collector(*files, JAEGER_ENDPOINT=receiver.endpoint, **queue) as collector,
     ):
-        Spans(collector.endpoint).tell(40, 60)
+        Spans(collector.endpoint).export(40, 60)
         receiver.wait_for(lambda: len(_numbers(receiver)) == 60, 60)
         assert _numbers(receiver) == set(range(60))
 
 
 def test_without_persistence_the_same_is_lost(tmp_path: Path) -> None:
     """The test above can fail: a killed collector without the file forgets its queue."""
-    nobody = f"http://127.0.0.1:{free_port()}"
-    with Collector("jaeger", JAEGER_ENDPOINT=nobody) as collector:
-        Spans(collector.endpoint).tell(0, 20)
+    absent = f"http://127.0.0.1:{free_port()}"
+    with Collector("jaeger", JAEGER_ENDPOINT=absent) as collector:
+        Spans(collector.endpoint).export(0, 20)
         collector.kill()
     with (
         Receiver() as receiver,
         Collector("jaeger", JAEGER_ENDPOINT=receiver.endpoint) as collector,
     ):
-        Spans(collector.endpoint).tell(20, 21)
+        Spans(collector.endpoint).export(20, 21)
         receiver.wait_for(lambda: 20 in _numbers(receiver))
         assert _numbers(receiver) == {20}
 
 
 def test_a_collector_restarted_midway_loses_nothing_of_a_live_application() -> None:
-    """Streams go on while the collector is away for a moment: every ending is told in the end."""
+    """Streams go on while the collector is away for a moment: every close arrives in the end."""
     with Receiver() as receiver:
         settings = to(receiver.endpoint, "traces", "metrics", "logs")
         with Collector(settings=settings) as collector, App(collector.endpoint) as app:
@@ -341,12 +364,12 @@ def test_a_collector_restarted_midway_loses_nothing_of_a_live_application() -> N
 
 def test_agents_behind_haproxy_stay_at_a_gateway_and_survive_its_loss(tmp_path: Path) -> None:
     """Each of four agents' spans come to one gateway; when one gateway dies, the other gets all
-    that is told from then on, and nothing is lost.
+    that is exported from then on, and nothing is lost.
     """
     with Receiver() as one, Receiver() as two, _Hosts(tmp_path, one, two) as hosts:
-        tellers = [Spans(agent.endpoint) for agent in hosts.agents]
-        for number, teller in enumerate(tellers):
-            teller.tell(number * 100, number * 100 + 10)
+        sources = [Spans(agent.endpoint) for agent in hosts.agents]
+        for number, source in enumerate(sources):
+            source.export(number * 100, number * 100 + 10)
         wanted = {number * 100 + each for number in range(4) for each in range(10)}
         wait_until(lambda: _numbers(one, two) == wanted)
         at_one, at_two = ({n // 100 for n in _numbers(each)} for each in (one, two))
@@ -355,8 +378,8 @@ def test_agents_behind_haproxy_stay_at_a_gateway_and_survive_its_loss(tmp_path: 
         assert not at_one & at_two
 
         hosts.gateways[0].kill()
-        for number, teller in enumerate(tellers):
-            teller.tell(number * 100 + 10, number * 100 + 20)
+        for number, source in enumerate(sources):
+            source.export(number * 100 + 10, number * 100 + 20)
         wanted |= {each + 10 for each in wanted}
         wait_until(lambda: _numbers(one, two) == wanted, 90)
 
@@ -401,7 +424,7 @@ class _Hosts:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         try:
             connection.request("GET", "/")
-            # The gateway's own word: it takes only POSTs.
+            # The gateway's own answer: it takes only POSTs.
             return connection.getresponse().status in (404, 405)
         except OSError:
             return False

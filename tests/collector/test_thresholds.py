@@ -1,6 +1,7 @@
 """Thresholds inside the collector: ``sse.alert`` of a process, exactly while it breaches them."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,9 +9,10 @@ from typing import Any, Final
 
 import pytest
 import yaml
-from collector.processes import CONFIGS, App, Collector, to
-from collector.told import MEMORY, Told
+from collector.processes import CONFIGS, App, Collector, ReferenceServer, to
+from collector.simulated import ERRORS, MEMORY, REJECTED, SimulatedProcess
 from helpers.otlp import Receiver
+from helpers.servers import free_port
 from helpers.waiting import wait_until
 
 from otel_sse import semconv as sse
@@ -40,7 +42,7 @@ AFTER: Final[dict[sse.Metric, Any]] = {
     sse.SEND_TIME: {"/a": 1.6, "/b": 1.6},
 }
 INFO: Final = "SSEProcessingElevated"
-# Alert, what is told instead just below and just above its threshold, the value above, and the
+# Alert, what is exported instead just below and just above its threshold, the value above, and the
 # other alerts that are then right, too.
 CASES: Final[list[tuple[str, dict[sse.Metric, Any], dict[sse.Metric, Any], float, set[str]]]] = [
     (
@@ -109,6 +111,28 @@ CASES: Final[list[tuple[str, dict[sse.Metric, Any], dict[sse.Metric, Any], float
         set(),
     ),
     ("SSEConnectionsPerClient", {sse.PER_CLIENT_MAX: 100}, {sse.PER_CLIENT_MAX: 101}, 101, set()),
+    # Series that are not there before: the first export of each counts whole.
+    (
+        "SSEDroppedMessages",
+        {sse.DROPPED: {"/a": 30, "/b": 30}},
+        {sse.DROPPED: {"/a": 30, "/b": 31}},
+        61 / 60,
+        set(),
+    ),
+    (
+        "SSERejectedConnections",
+        {REJECTED: {"memory": 0}},
+        {REJECTED: {"memory": 1, "connections_per_client": 2}},
+        3 / 60,
+        set(),
+    ),
+    (
+        "SSEBrokerErrors",
+        {ERRORS: {"timeout": 3, "unknown": 3, "rate_limit": 1000}},
+        {ERRORS: {"timeout": 3, "unknown": 4, "rate_limit": 1000}},
+        7 / 60,
+        set(),
+    ),
 ]
 
 
@@ -119,27 +143,27 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture
-def process(collector: Collector) -> Told:
-    return Told(collector.endpoint)
+def process(collector: Collector) -> SimulatedProcess:
+    return SimulatedProcess(collector.endpoint)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
 def test_silent_just_below_present_just_above_and_gone_at_the_next_export(
-    case: tuple[str, Any, Any, float, set[str]], collector: Collector, process: Told
+    case: tuple[str, Any, Any, float, set[str]], collector: Collector, process: SimulatedProcess
 ) -> None:
     """At exports 60 s apart a threshold is compared with the process's figure in its unit, and
     the series ends with the breach, not after the exporter's expiration.
     """
     alert, below, above, value, others = case
     below_too = {INFO} if alert == "SSEProcessingSlow" else set()
-    process.tell(BEFORE)
+    process.export(BEFORE)
     assert collector.alerts(process.instance) == {}
-    process.tell({**AFTER, **below})
+    process.export({**AFTER, **below})
     assert set(collector.alerts(process.instance)) == below_too
 
-    process = Told(collector.endpoint)
-    process.tell(BEFORE)
-    process.tell({**AFTER, **above})
+    process = SimulatedProcess(collector.endpoint)
+    process.export(BEFORE)
+    process.export({**AFTER, **above})
     found = collector.alerts(process.instance)
     assert set(found) == {alert, *others}
     severity, threshold, measured = found[alert]
@@ -148,11 +172,14 @@ def test_silent_just_below_present_just_above_and_gone_at_the_next_export(
     assert measured == pytest.approx(value)
 
     # Counters go on from where they are, at the ordinary pace.
-    told = {**AFTER, **above}
-    process.tell({**AFTER, **{each: _more(told[each], AFTER, each) for each in _COUNTED}})
+    last = {**AFTER, **above}
+    level = {each: last[each] for each in _EVENTS if each in last}
+    more = {each: _more(last[each], AFTER, each) for each in _COUNTED}
+    process.export({**AFTER, **level, **more})
     assert collector.alerts(process.instance) == {}
 
 
+_EVENTS: Final = (sse.DROPPED, REJECTED, ERRORS)
 _COUNTED: Final = (sse.MESSAGES, sse.IO, sse.SEND_TIME)
 
 
@@ -196,136 +223,141 @@ def test_the_default_thresholds_are_those_that_are_documented() -> None:
     }
 
 
-def test_a_mean_ends_with_the_messages(collector: Collector, process: Told) -> None:
+def test_a_mean_ends_with_the_messages(collector: Collector, process: SimulatedProcess) -> None:
     """Where no message is written any more there is no slow or large one either."""
-    process.tell(BEFORE)
+    process.export(BEFORE)
     slow = {**AFTER, sse.SEND_TIME: {"/a": 1.0, "/b": 10_000.0}, sse.IO: 100_000_000}
-    process.tell(slow)
+    process.export(slow)
     assert set(collector.alerts(process.instance)) == {
         "SSEProcessingSlow",
         INFO,
         "SSEMessagesLarge",
     }
-    process.tell({**slow, sse.ACTIVE: {"/a": 0, "/b": 0}, sse.IO: 100_000_020})
+    process.export({**slow, sse.ACTIVE: {"/a": 0, "/b": 0}, sse.IO: 100_000_020})
     assert collector.alerts(process.instance) == {}
 
 
 def test_alerts_are_of_a_process(collector: Collector) -> None:
-    """Two processes with 6,000 connections each breach nothing; one with 10,001 does by itself."""
-    one, two = Told(collector.endpoint), Told(collector.endpoint)
+    """Two processes with 6,000 connections each breach nothing; one with 10,001 does."""
+    one, two = SimulatedProcess(collector.endpoint), SimulatedProcess(collector.endpoint)
     for each in (one, two):
-        each.tell({**BEFORE, sse.ACTIVE: {"/a": 6000}})
+        each.export({**BEFORE, sse.ACTIVE: {"/a": 6000}})
     assert collector.alerts(one.instance) == collector.alerts(two.instance) == {}
-    one.tell({**AFTER, sse.ACTIVE: {"/a": 10_001}})
-    two.tell({**AFTER, sse.ACTIVE: {"/a": 6000}})
+    one.export({**AFTER, sse.ACTIVE: {"/a": 10_001}})
+    two.export({**AFTER, sse.ACTIVE: {"/a": 6000}})
     assert set(collector.alerts(one.instance)) == {"SSEConnectionsHigh"}
     assert collector.alerts(two.instance) == {}
 
 
-def test_an_idle_service_is_silent(collector: Collector, process: Told) -> None:
+def test_an_idle_service_is_silent(collector: Collector, process: SimulatedProcess) -> None:
     """No connection, no message, for hours: that is no low rate."""
     figures = {**BEFORE, sse.ACTIVE: {"/a": 0, "/b": 0}, sse.IDLE_MAX: 0.0}
     for _ in range(3):
-        process.tell(figures)
+        process.export(figures)
         assert collector.alerts(process.instance) == {}
 
 
-def test_a_stream_that_has_just_begun_is_not_slow(collector: Collector, process: Told) -> None:
+def test_a_stream_that_has_just_begun_is_not_slow(
+    collector: Collector, process: SimulatedProcess
+) -> None:
     """The first client of a quiet service has had no minute yet; an export later it is silent, too,
-    and only one that then gets nothing is told of.
+    and only one that then gets nothing has a low rate.
     """
     quiet = {**BEFORE, sse.ACTIVE: {"/a": 0}}
-    process.tell(quiet)
-    process.tell(quiet)
+    process.export(quiet)
+    process.export(quiet)
     opened = {**BEFORE, sse.ACTIVE: {"/a": 1}, sse.CONNECTIONS: {"/a": 101, "/b": 100}}
-    process.tell(opened)
+    process.export(opened)
     assert collector.alerts(process.instance) == {}
-    process.tell(opened)
+    process.export(opened)
     assert collector.alerts(process.instance) == {"SSEMessageRateLow": ("warning", "1", 0)}
 
 
 def test_a_process_that_never_wrote_a_message_has_a_rate(
-    collector: Collector, process: Told
+    collector: Collector, process: SimulatedProcess
 ) -> None:
     """There is no series of messages before the first one: with streams open that is a rate of
     zero, and the first message is not lost in it.
     """
     mute = {metric: value for metric, value in BEFORE.items() if metric is not sse.MESSAGES}
-    process.tell(mute)
-    process.tell(mute)
+    process.export(mute)
+    process.export(mute)
     assert collector.alerts(process.instance) == {"SSEMessageRateLow": ("warning", "1", 0)}
-    process.tell({**mute, sse.MESSAGES: {"/a": 6001}})
+    process.export({**mute, sse.MESSAGES: {"/a": 6001}})
     alerts = collector.alerts(process.instance)
     assert {name: value for name, (*_, value) in alerts.items()} == {
         "SSEMessageRateHigh": pytest.approx(6001 / 60)
     }
 
 
-def test_exports_in_quick_succession_are_no_rate(collector: Collector, process: Told) -> None:
-    """A process that is told to stop exports several times at once: between two of them no message
+def test_exports_in_quick_succession_are_no_rate(
+    collector: Collector, process: SimulatedProcess
+) -> None:
+    """A process that receives SIGTERM exports several times at once: between two of them no message
     is no low rate, two are no high one, and what was breached before is not held on to.
     """
-    process.tell(BEFORE)
-    process.tell(AFTER)
-    process.tell(AFTER, seconds=0.01)
+    process.export(BEFORE)
+    process.export(AFTER)
+    process.export(AFTER, seconds=0.01)
     assert collector.alerts(process.instance) == {}
-    process.tell({**AFTER, sse.MESSAGES: {"/a": 1602, "/b": 1600}}, seconds=0.01)
+    process.export({**AFTER, sse.MESSAGES: {"/a": 1602, "/b": 1600}}, seconds=0.01)
     assert collector.alerts(process.instance) == {}
 
     slow = {**AFTER, sse.SEND_TIME: {"/a": 10_000.0, "/b": 1.6}}
-    process.tell({**slow, sse.MESSAGES: {"/a": 2200, "/b": 2200}})
+    process.export({**slow, sse.MESSAGES: {"/a": 2200, "/b": 2200}})
     assert set(collector.alerts(process.instance)) == {"SSEProcessingSlow", INFO}
-    process.tell({**slow, sse.MESSAGES: {"/a": 2201, "/b": 2200}}, seconds=0.01)
+    process.export({**slow, sse.MESSAGES: {"/a": 2201, "/b": 2200}}, seconds=0.01)
     assert collector.alerts(process.instance) == {}
 
 
-def test_a_new_series_is_no_burst(collector: Collector, process: Told) -> None:
+def test_a_new_series_is_no_burst(collector: Collector, process: SimulatedProcess) -> None:
     """An event type that is seen for the first time counts as what came in the interval."""
-    process.tell(BEFORE)
-    process.tell({**AFTER, sse.MESSAGES: {"/a": 1000, "/b": 1000, "/new": 5000}})
+    process.export(BEFORE)
+    process.export({**AFTER, sse.MESSAGES: {"/a": 1000, "/b": 1000, "/new": 5000}})
     assert collector.alerts(process.instance) == {}
 
 
-def test_a_collector_that_starts_late_takes_no_total_for_a_rate(process: Told) -> None:
+def test_a_collector_that_starts_late_takes_no_total_for_a_rate(process: SimulatedProcess) -> None:
     """After a restart of the collector a process's long history is not what it did just now."""
     with Collector("thresholds.collector", "scrape") as collector:
-        late = Told(collector.endpoint)
-        late.tell({**BEFORE, sse.MESSAGES: {"/a": 10**9}, sse.SEND_TIME: 10.0**9})
+        late = SimulatedProcess(collector.endpoint)
+        late.export({**BEFORE, sse.MESSAGES: {"/a": 10**9}, sse.SEND_TIME: 10.0**9})
         assert collector.alerts(late.instance) == {}
 
 
 def test_a_breach_does_not_flap_and_a_dead_process_goes(collector: Collector) -> None:
     """Between two exports the series stays; after ``metric_expiration`` without any it goes."""
-    process = Told(collector.endpoint)
-    process.tell({**BEFORE, MEMORY: 2048 * MB})
+    process = SimulatedProcess(collector.endpoint)
+    process.export({**BEFORE, MEMORY: 2048 * MB})
     assert set(collector.alerts(process.instance)) == {"SSEMemoryHigh"}
     config = yaml.safe_load((CONFIGS / "scrape.yaml").read_text())
     expiration = config["exporters"]["prometheus"]["metric_expiration"]
     assert expiration == "${env:SSE_METRIC_EXPIRATION:-5m}"
     with Collector("thresholds.collector", "scrape", SSE_METRIC_EXPIRATION="1s") as short:
-        gone = Told(short.endpoint)
-        gone.tell({**BEFORE, MEMORY: 2048 * MB})
-        assert set(short.alerts(gone.instance)) == {"SSEMemoryHigh"}
-        wait_until(lambda: short.alerts(gone.instance) == {})
+        killed = SimulatedProcess(short.endpoint)
+        killed.export({**BEFORE, MEMORY: 2048 * MB})
+        assert set(short.alerts(killed.instance)) == {"SSEMemoryHigh"}
+        wait_until(lambda: short.alerts(killed.instance) == {})
     assert set(collector.alerts(process.instance)) == {"SSEMemoryHigh"}
 
 
-def test_each_threshold_is_its_variables(process: Told) -> None:
-    """Every number is changed by the environment of the collector, and told with the alert."""
+def test_each_threshold_is_its_variables(process: SimulatedProcess) -> None:
+    """The environment of the collector changes every number, and the alert bears it."""
     variables = {
         each["variable"]: "99999999" if each["variable"].startswith("SSE_MIN") else "0.0000001"
         for each in THRESHOLDS.values()
         if "collector" in each
     }
     with Collector("thresholds.collector", "scrape", **variables) as collector:
-        process = Told(collector.endpoint)
-        process.tell(BEFORE)
-        process.tell({**AFTER, sse.STALLED: 1, sse.BACKLOG_MAX: 1})
-        told = {
+        process = SimulatedProcess(collector.endpoint)
+        process.export(BEFORE)
+        level = dict.fromkeys((sse.STALLED, sse.BACKLOG_MAX, *_EVENTS), 1)
+        process.export({**AFTER, **level})
+        thresholds = {
             name: threshold
             for name, (_, threshold, _) in collector.alerts(process.instance).items()
         }
-    assert told == {
+    assert thresholds == {
         each["alert"]: variables[each["variable"]]
         for each in THRESHOLDS.values()
         if "collector" in each
@@ -333,8 +365,8 @@ def test_each_threshold_is_its_variables(process: Told) -> None:
 
 
 def test_a_real_application_crosses_every_threshold() -> None:
-    """What the instrumentation and the system metrics tell has the names, types and units that the
-    thresholds expect; when the clients are gone only the memory is left.
+    """What the instrumentation and the system metrics export has the names, types and units that
+    the thresholds expect; when the clients are gone only the memory is left.
     """
     low = {
         "SSE_MAX_CONNECTIONS": "3",
@@ -349,16 +381,20 @@ def test_a_real_application_crosses_every_threshold() -> None:
         "SSE_MAX_BACKLOG_BYTES": "1000",
         "SSE_MAX_PER_CLIENT": "3",
     }
-    wanted = {name for name, each in THRESHOLDS.items() if "collector" in each}
+    wanted = {
+        name
+        for name, each in THRESHOLDS.items()
+        if each.get("collector", "").startswith(("sse.server.", "process."))
+    }
     with Collector("thresholds.collector", "scrape", **low) as collector:
-        # The protocol that opentelemetry-instrument takes by itself.
-        told = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_PYTHON_SSE_STALL_SECONDS": "0.5"}
+        # The default protocol of opentelemetry-instrument.
+        options = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_PYTHON_SSE_STALL_SECONDS": "0.5"}
         named = {"OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=real"}
         # Less than a second between two exports is no rate.
         named["OTEL_METRIC_EXPORT_INTERVAL"] = "1000"
-        with App(f"http://127.0.0.1:{collector.ports['grpc']}", **told, **named) as app:
+        with App(f"http://127.0.0.1:{collector.ports['grpc']}", **options, **named) as app:
             wait_until(lambda: set(collector.alerts("real")) == {"SSEMemoryHigh"})
-            paths = ("/ticker", "/silent", "/bursts", "/ticker")
+            paths = ("/ticker", "/silent", "/bursts", "/lossy")
             clients = [app.open(path) for path in paths]
             wait_until(lambda: set(collector.alerts("real")) == wanted)
             memory = collector.alerts("real")["SSEMemoryHigh"][2]
@@ -372,22 +408,49 @@ def test_a_real_application_crosses_every_threshold() -> None:
         assert [line for line in collector.log.splitlines() if "\terror\t" in line] == []
 
 
+def test_the_reference_servers_refusals_and_errors_breach() -> None:
+    """A client that the real server refuses, and a broker that it cannot reach, are alerts within
+    two exports, each alone; and they end when no more happens.
+    """
+    with Collector("thresholds.collector", "scrape") as collector:
+        end = collector.endpoint
+        with ReferenceServer(end, "refusing", max_connections_per_client=1) as server:
+            wait_until(lambda: collector.scraped(_ALWAYS, instance="refusing"))
+            with socket.create_connection(("127.0.0.1", server.port)) as first:
+                first.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert first.recv(15) == b"HTTP/1.1 200 OK"
+                assert server.request() == 503
+                found = wait_until(lambda: collector.alerts("refusing"))
+            assert set(found) == {"SSERejectedConnections"}
+            wait_until(lambda: collector.alerts("refusing") == {})
+        nothing_there = f"redis://127.0.0.1:{free_port()}/0"
+        with ReferenceServer(end, "alone", redis_url=nothing_there):
+            found = wait_until(lambda: collector.alerts("alone"))
+            assert set(found) == {"SSEBrokerErrors"}
+
+
+# There is no process with streams that does not export it.
+_ALWAYS: Final = "sse_server_connections_per_client_max"
+
+
 def test_what_breaches_is_on_the_collectors_log_and_nothing_else(collector: Collector) -> None:
-    """base.yaml alone shows the alerts to whoever looks at the log."""
-    process = Told(collector.endpoint)
-    process.tell(BEFORE)
+    """base.yaml alone writes the alerts to the collector's log."""
+    process = SimulatedProcess(collector.endpoint)
+    process.export(BEFORE)
     assert process.instance not in collector.log
-    process.tell({**AFTER, sse.ACTIVE: {"/a": 10_001}})
+    process.export({**AFTER, sse.ACTIVE: {"/a": 10_001}})
     lines = [line for line in collector.log.splitlines() if "sse.alert{" in line]
     assert any("alert=SSEConnectionsHigh" in line and line.endswith(" 10001") for line in lines)
     assert not any("SSEMemoryLeak" in line or "sse.server" in line for line in lines)
 
 
-def test_the_alerts_make_one_metric_without_a_unit(collector: Collector, process: Told) -> None:
+def test_the_alerts_make_one_metric_without_a_unit(
+    collector: Collector, process: SimulatedProcess
+) -> None:
     """Figures of several units and types are one gauge with the three attributes of the contract,
     beside the resource's.
     """
-    process.tell({**BEFORE, MEMORY: 2048 * MB, sse.ACTIVE: {"/a": 10_001}, sse.STALLED: 101})
+    process.export({**BEFORE, MEMORY: 2048 * MB, sse.ACTIVE: {"/a": 10_001}, sse.STALLED: 101})
     samples = collector.scraped("sse_alert", instance=process.instance)
     assert len(samples) == 3
     for labels, _ in samples:
@@ -401,9 +464,9 @@ def test_an_alert_bears_the_process_as_it_named_itself() -> None:
         breached = ("service::pipelines::metrics/test::processors: [filter/breached]",)
         settings = (*to(receiver.endpoint, "metrics"), *breached)
         with Collector("thresholds.collector", settings=settings) as collector:
-            process = Told(collector.endpoint)
-            process.tell(BEFORE)
-            process.tell({**AFTER, sse.ACTIVE: {"/a": 10_001}})
+            process = SimulatedProcess(collector.endpoint)
+            process.export(BEFORE)
+            process.export({**AFTER, sse.ACTIVE: {"/a": 10_001}})
         (point,) = receiver.points("sse.alert")
         assert point.value == 10_001
         assert point.unit == ""
@@ -419,7 +482,12 @@ def test_an_alert_bears_the_process_as_it_named_itself() -> None:
 
 def test_the_rendered_files_are_up_to_date(tmp_path: Any) -> None:
     """What is checked in is what render.py makes of thresholds.yaml with no variable set."""
-    made = ("thresholds.collector.yaml", "prometheus/alerts.yaml", "prometheus/recording.yaml")
+    made = (
+        "thresholds.collector.yaml",
+        "prometheus/alerts.yaml",
+        "prometheus/recording.yaml",
+        "prometheus/slo.yaml",
+    )
     copy = tmp_path / "collector"
     subprocess.run(["cp", "-r", str(CONFIGS), str(copy)], check=True)
     for name in made:

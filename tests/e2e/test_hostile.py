@@ -179,14 +179,14 @@ async def test_different_paths_clients_and_ids_take_no_memory() -> None:
             assert sum(point.value for point in metric.data.data_points) == 4000
 
 
-# A response's content types, and whether it is a stream: the first one counts.
+# A response's content types, and whether it is a stream: the last one counts.
 CONTENT_TYPES = [
-    ([b"text/event-stream", b"text/html"], True),
-    ([b"text/html", b"text/event-stream"], False),
+    ([b"text/event-stream", b"text/html"], False),
+    ([b"text/html", b"text/event-stream"], True),
     ([b"text/event-stream;charset=\xff\xfe"], True),
     ([b"text/event-stream;" + b"x" * 100_000], True),
     ([b" TEXT/Event-Stream ; a=b"], True),
-    ([b"text/event-stream, text/event-stream"], False),
+    ([b"text/event-stream, text/event-stream"], True),
     ([b"text/event-streams"], False),
     ([b"\xff\x80"], False),
     ([b""], False),

@@ -1,6 +1,7 @@
 """The commands that the examples' docstrings give, and where they are run."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -11,18 +12,31 @@ SMALL: Final = EXAMPLES / "small"
 _PROGRAMS: Final = ("pip", "opentelemetry-instrument", "python", "uvicorn")
 
 
+# What may stand before it: the service's name.
+_VARIABLE: Final = re.compile(r"^OTEL_SERVICE_NAME=\S+ ")
+
+
 class Command(NamedTuple):
     """A line of a module's docstring that a person types."""
 
     file: Path
     text: str
 
+    @property
+    def program(self) -> str:
+        """The command without the variables before it."""
+        return _VARIABLE.sub("", self.text)
+
 
 def commands(file: Path) -> list[Command]:
     """Those of the file's docstring, in their order."""
     lines = (ast.get_docstring(ast.parse(file.read_text()), clean=False) or "").splitlines()
     indented = (line.strip() for line in lines if line.startswith("    "))
-    return [Command(file, line) for line in indented if line.split(" ")[0] in _PROGRAMS]
+    return [
+        Command(file, line)
+        for line in indented
+        if _VARIABLE.sub("", line).split(" ")[0] in _PROGRAMS
+    ]
 
 
 def all_commands() -> Iterator[Command]:
@@ -37,4 +51,4 @@ def start(name: str) -> str:
         each for each in commands(SMALL / f"{name}.py") if not each.text.startswith("pip")
     )
     assert command.text.count("8000") == 1, command
-    return command.text.replace("8000", "{port}")
+    return command.program.replace("8000", "{port}")

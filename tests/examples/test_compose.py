@@ -46,7 +46,7 @@ PROMETHEUS_3: Final = (
 
 
 def check(file: Path) -> "subprocess.CompletedProcess[str]":
-    """What the Compose Specification's schema says of a file."""
+    """How the Compose Specification's schema judges a file."""
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     return subprocess.run([*command, str(file)], capture_output=True, text=True)
 
@@ -173,8 +173,8 @@ class Started(Process):
 
 
 def test_prometheus_starts_as_composed(tmp_path: Path) -> None:
-    """By its command: it scrapes the collector, tells Alertmanager, and has every rule. The sources
-    are not touched.
+    """By its command: it scrapes the collector, notifies Alertmanager, and has every rule. The
+    sources are not touched.
     """
     before = {each: each.read_bytes() for each in (CONFIGS / "prometheus").iterdir()}
     with Started("prometheus", tmp_path) as prometheus:
@@ -229,7 +229,7 @@ def test_secrets_are_where_alertmanager_looks() -> None:
 
 def test_grafana_is_provisioned() -> None:
     """The dashboard takes whatever source of its type is the default, and there is one; the file is
-    where Grafana is told to look.
+    where Grafana is configured to look.
     """
     dashboard = json.loads(mounted("grafana", "/dashboards/dashboard.json").read_text())
     (source,) = (each for each in dashboard["templating"]["list"] if each["type"] == "datasource")
@@ -276,7 +276,7 @@ def test_addresses_are_services() -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_each_service_is_fit_to_run(name: str) -> None:
     """Bounded in memory and log, restarted, unprivileged, on this machine's address alone, and
-    waited for by what can tell that it is there.
+    waited for by what can check that it is there.
     """
     service = SERVICES[name]
     assert service["restart"] == "unless-stopped"
@@ -306,10 +306,10 @@ def test_the_workers_are_where_haproxy_looks() -> None:
     assert len(set(homes.values())) == len(homes)
     for each in map(ipaddress.ip_address, homes.values()):
         assert each in network
-        # Nobody else is given it.
+        # No other service is given it.
         assert each not in others
-    said = SERVICES["haproxy"]["environment"]
-    assert [said[f"SSE_WORKER_{number}"] for number in (1, 2, 3, 4)] == [
+    environment = SERVICES["haproxy"]["environment"]
+    assert [environment[f"SSE_WORKER_{number}"] for number in (1, 2, 3, 4)] == [
         f"{homes[each]}:{SERVICES[each]['environment']['SSE_SERVER_PORT']}" for each in WORKERS
     ]
     for each in WORKERS:

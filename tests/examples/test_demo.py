@@ -27,8 +27,8 @@ def start(seconds: int, **variables: str) -> "subprocess.Popen[str]":
 
 
 def test_it_shows_streams_their_endings_and_an_alert() -> None:
-    """It ends by itself; every kind of ending, the alert of the rush and what came of it all is
-    said; and another receiver is told the same.
+    """It ends on its own; every kind of close, the alert of the rush and what was received is
+    printed; and another receiver gets the same.
     """
     with Receiver() as receiver:
         demo = start(18, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
@@ -55,9 +55,24 @@ def test_it_shows_streams_their_endings_and_an_alert() -> None:
         )
         assert re.search(r"^Alerts: .*SSEConnectionsHigh", output, re.MULTILINE), output
         reasons = output.partition("Connections that ended, by reason:")[2].partition("Alerts:")[0]
-        told = sum(int(line.split()[0]) for line in reasons.splitlines() if line.strip())
-        assert told == len(receiver.records("sse.connection.closed")) >= 10
+        closed_streams = sum(int(line.split()[0]) for line in reasons.splitlines() if line.strip())
+        assert closed_streams == len(receiver.records("sse.connection.closed")) >= 10
         assert re.search(r"Sent to .+: \d+ requests; 0 failed\.", output), output
+
+
+@pytest.mark.parametrize("seconds", ["abc", "-1", "nan", "1"])
+def test_a_bad_duration_is_a_sentence(seconds: str) -> None:
+    """It names the variable, the value and what it takes."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "demo"],
+        cwd=EXAMPLES,
+        env={**os.environ, "DEMO_SECONDS": seconds},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.returncode == 1
+    assert ran.stderr == f"DEMO_SECONDS={seconds!r}: it takes a number of seconds above 3\n"
 
 
 def test_it_ends_cleanly_on_an_interrupt() -> None:

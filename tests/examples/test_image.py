@@ -1,5 +1,5 @@
 """What the compose file makes of the reference server: the image holds what the server needs, and
-HAProxy and the server take what they are told.
+HAProxy and the server take what they are given.
 """
 
 import ast
@@ -171,12 +171,12 @@ def _get(port: int, path: str) -> int:
 
 def test_haproxy_takes_its_environment() -> None:
     """The server's own file, as mounted, with the workers' addresses: all that it asks for."""
-    said = SERVICES["haproxy"]["environment"]
+    environment = SERVICES["haproxy"]["environment"]
     file = SERVER / "haproxy.cfg"
-    assert set(re.findall(r"\$\{(\w+)", file.read_text())) == said.keys()
+    assert set(re.findall(r"\$\{(\w+)", file.read_text())) == environment.keys()
     checked = subprocess.run(
         [tool("haproxy"), "-c", "-f", str(file)],
-        env={**os.environ, **said},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
     )

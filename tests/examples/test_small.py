@@ -1,5 +1,5 @@
 """The small examples, each started by the command of its docstring, read by a real client, and what
-they tell.
+they record.
 """
 
 import asyncio
@@ -8,15 +8,19 @@ import os
 import re
 import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import pytest
+from aiohttp import web
 from examples.commands import EXAMPLES, SMALL, all_commands, commands, start
 from helpers.otlp import Receiver, Span
 from helpers.processes import ALONE, BIN, Served, serve
+from helpers.servers import free_port, serve_aiohttp
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
@@ -48,7 +52,7 @@ async def read(port: int, path: str, method: str = "GET", **request: Any) -> lis
 
 
 def ended(receiver: Receiver, name: str, count: int = 1) -> list[Span]:
-    """The spans of that many streams, all of which were told to their end."""
+    """The spans of that many streams, all of which were recorded to their end."""
     spans = receiver.spans(name)
     assert len(spans) == count, str(receiver)
     assert all(span.attributes["sse.segment.final"] for span in spans)
@@ -59,7 +63,7 @@ def ended(receiver: Receiver, name: str, count: int = 1) -> list[Span]:
     return spans
 
 
-async def test_prices_tells_what_a_reader_missed(receiver: Receiver) -> None:
+async def test_prices_counts_what_a_reader_missed(receiver: Receiver) -> None:
     """``dropped`` of the metric is, exactly, the gaps in the numbers that the reader got."""
     async with started("prices", receiver) as served:
         messages = await read(served.port, "/prices/ACME?count=5")
@@ -71,17 +75,17 @@ async def test_prices_tells_what_a_reader_missed(receiver: Receiver) -> None:
 
     (span,) = ended(receiver, "SSE /prices/{symbol}")
     assert span.attributes["sse.close.reason"] == "completed"
-    told = {"http__route": "/prices/{symbol}", "http__request__method": "GET"}
-    assert receiver.value("sse.server.messages", sse__event__type="price", **told) == 5
-    dropped = receiver.points("sse.server.dropped_messages", **told)
+    route = {"http__route": "/prices/{symbol}", "http__request__method": "GET"}
+    assert receiver.value("sse.server.messages", sse__event__type="price", **route) == 5
+    dropped = receiver.points("sse.server.dropped_messages", **route)
     assert [(each.attributes["sse.drop.reason"], each.value) for each in dropped] == [
         ("conflated", missed)
     ]
 
 
-async def test_tokens_tells_of_an_answer(receiver: Receiver) -> None:
+async def test_tokens_records_an_answer(receiver: Receiver) -> None:
     """A POST: the tokens by their type, the time to the first, the gaps between them, and the work
-    in the generator as the stream's child; a reader who leaves is told as such.
+    in the generator as the stream's child; a reader that disconnects is recorded as such.
     """
     async with started("tokens", receiver) as served:
         messages = await read(served.port, "/chat", "POST", json={"question": "What?"})
@@ -96,28 +100,28 @@ async def test_tokens_tells_of_an_answer(receiver: Receiver) -> None:
     kinds = [each["event"] for each in messages]
     assert kinds == ["status", *["token"] * 17, "done"]
 
-    whole, left = ended(receiver, "SSE /chat", 2)
-    told = {"http__route": "/chat", "http__request__method": "POST"}
+    whole, cut = ended(receiver, "SSE /chat", 2)
+    route = {"http__route": "/chat", "http__request__method": "POST"}
     assert whole.attributes["sse.close.reason"] == "completed"
     assert whole.attributes["sse.messages"] == 19
-    assert left.attributes["sse.close.reason"] == "client_disconnect"
-    assert 2 <= left.attributes["sse.messages"] < 19
-    assert receiver.value("sse.server.messages", sse__event__type="done", **told) == 1
-    assert receiver.value("sse.server.messages", sse__event__type="status", **told) == 2
-    tokens = receiver.value("sse.server.messages", sse__event__type="token", **told)
-    assert tokens == 17 + left.attributes["sse.messages"] - 1
-    assert receiver.value("sse.server.connection.time_to_first_message", **told) == 2
+    assert cut.attributes["sse.close.reason"] == "client_disconnect"
+    assert 2 <= cut.attributes["sse.messages"] < 19
+    assert receiver.value("sse.server.messages", sse__event__type="done", **route) == 1
+    assert receiver.value("sse.server.messages", sse__event__type="status", **route) == 2
+    tokens = receiver.value("sse.server.messages", sse__event__type="token", **route)
+    assert tokens == 17 + cut.attributes["sse.messages"] - 1
+    assert receiver.value("sse.server.connection.time_to_first_message", **route) == 2
     # One fewer gap than messages, for each of the two.
-    gaps = receiver.value("sse.server.message.gap", **told)
-    assert gaps == whole.attributes["sse.messages"] + left.attributes["sse.messages"] - 2
+    gaps = receiver.value("sse.server.message.gap", **route)
+    assert gaps == whole.attributes["sse.messages"] + cut.attributes["sse.messages"] - 2
     searches = receiver.spans("search")
     assert {(each.trace_id, each.parent_id) for each in searches} == {
         (whole.trace_id, whole.span_id),
-        (left.trace_id, left.span_id),
+        (cut.trace_id, cut.span_id),
     }
 
 
-async def test_progress_tells_of_an_mcp_servers_tools(receiver: Receiver) -> None:
+async def test_progress_records_an_mcp_servers_tools(receiver: Receiver) -> None:
     """The package's own client: each report and the result are a message, and while the one tool is
     at work the other names its stream.
     """
@@ -145,15 +149,15 @@ async def test_progress_tells_of_an_mcp_servers_tools(receiver: Receiver) -> Non
     # An answer without a report is plain JSON.
     (span,) = ended(receiver, "SSE /mcp")
     assert span.attributes["sse.messages"] == 51
-    # The client has the result, and may leave before the stream's end.
+    # The client has the result, and may disconnect before the stream's end.
     assert span.attributes["sse.close.reason"] in ("completed", "client_disconnect")
-    told = {"http__route": "/mcp", "http__request__method": "POST"}
-    assert receiver.value("sse.server.messages", **told) == 51
-    assert receiver.value("sse.server.message.gap", **told) == 50
+    route = {"http__route": "/mcp", "http__request__method": "POST"}
+    assert receiver.value("sse.server.messages", **route) == 51
+    assert receiver.value("sse.server.message.gap", **route) == 50
 
 
-async def test_clock_says_why_it_ended(receiver: Receiver) -> None:
-    """Django, through the middleware: the reason is the application's word, everywhere."""
+async def test_clock_sets_why_it_ended(receiver: Receiver) -> None:
+    """Django, through the middleware: the reason is the application's, everywhere."""
     async with started("clock", receiver) as served:
         messages = await read(served.port, "/clock?seconds=2")
     assert len(messages) >= 4
@@ -169,9 +173,9 @@ async def test_clock_says_why_it_ended(receiver: Receiver) -> None:
     assert "http.route" not in lived.attributes
 
 
-async def test_by_hand_tells_everything_before_it_ends(receiver: Receiver) -> None:
-    """No ``opentelemetry-instrument``: the stream that is live at SIGTERM is told to its end, event
-    types that are made up as ``_OTHER``, and the process ends well.
+async def test_by_hand_exports_everything_before_it_ends(receiver: Receiver) -> None:
+    """No ``opentelemetry-instrument``: the stream that is live at SIGTERM is recorded to its end,
+    event types that are made up as ``_OTHER``, and the process ends well.
     """
     command = start("by_hand")
     assert INSTRUMENT not in command
@@ -195,18 +199,18 @@ async def test_by_hand_tells_everything_before_it_ends(receiver: Receiver) -> No
     (span,) = ended(receiver, "SSE /ticks")
     assert span.attributes["sse.close.reason"] == "server_shutdown"
     assert span.resource["service.name"] == "by-hand"
-    told = {"http__route": "/ticks"}
-    ticks = receiver.value("sse.server.messages", sse__event__type="tick", **told)
-    others = receiver.value("sse.server.messages", sse__event__type="_OTHER", **told)
+    route = {"http__route": "/ticks"}
+    ticks = receiver.value("sse.server.messages", sse__event__type="tick", **route)
+    others = receiver.value("sse.server.messages", sse__event__type="_OTHER", **route)
     # Of every five the first has a name of its own.
     assert (ticks, others) == (seen.count("event: tick"), len(seen) - seen.count("event: tick"))
     assert ticks + others == span.attributes["sse.messages"] >= 7
 
 
-async def test_reader_tells_how_long_messages_were_on_their_way(receiver: Receiver) -> None:
-    """Against prices.py that marks its messages: each is timed, and both ends are linked."""
+async def test_reader_records_how_long_messages_were_on_their_way(receiver: Receiver) -> None:
+    """Against prices.py that writes trace comments: each is timed, and both ends are linked."""
     async with started("prices", receiver, OTEL_PYTHON_SSE_PROPAGATE="true") as served:
-        text = commands(SMALL / "reader.py")[-1].text.replace("8000", str(served.port))
+        text = commands(SMALL / "reader.py")[-1].program.replace("8000", str(served.port))
         wrapper, *command = shlex.split(text)
         reading = await asyncio.create_subprocess_exec(
             *(str(BIN / wrapper), str(BIN / command[0]), *command[1:]),
@@ -230,17 +234,94 @@ async def test_reader_tells_how_long_messages_were_on_their_way(receiver: Receiv
     skewed = receiver.value("sse.client.delivery.skewed")
     assert timed + skewed == 5
     assert timed > 0
-    # The marks are in nobody's count.
+    # The trace comments are in no count.
     assert receiver.value("sse.server.comments") == receiver.value("sse.client.comments") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("by_hand", (), "usage: by_hand.py PORT"),
+        ("by_hand", ("x",), "usage: by_hand.py PORT"),
+        ("reader", (), "usage: reader.py URL"),
+        ("reader", ("http://127.0.0.1:1/",), "could not be read: "),
+        ("reader", ("http://[",), "could not be read: "),
+    ],
+)
+def test_a_bad_argument_ends_in_a_sentence(
+    name: str, arguments: tuple[str, ...], expected: str
+) -> None:
+    """One line that names what is wrong, and no traceback."""
+    command = [sys.executable, f"{name}.py", *arguments]
+    ran = subprocess.run(command, cwd=SMALL, capture_output=True, text=True, timeout=60)
+    assert ran.returncode != 0
+    assert expected in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("prices", "/prices/ACME?count=x"), ("clock", "/clock?seconds=x")]
+)
+async def test_a_bad_query_is_a_400(name: str, path: str, receiver: Receiver) -> None:
+    """The answer names the parameter, and it is no error of the server."""
+    async with started(name, receiver) as served, httpx.AsyncClient(trust_env=False) as client:
+        answer = await client.get(f"http://127.0.0.1:{served.port}{path}", timeout=30)
+        assert answer.status_code == 400
+        assert "takes a" in answer.text
+
+
+async def test_reader_reports_when_to_try_again() -> None:
+    """A 503 with Retry-After ends in a sentence with the wait."""
+
+    async def full(_: web.Request) -> web.Response:
+        return web.json_response({"error": "full"}, status=503, headers={"Retry-After": "7"})
+
+    app = web.Application()
+    app.router.add_get("/", full)
+    async with serve_aiohttp(app) as port:
+        reading = await asyncio.create_subprocess_exec(
+            *(sys.executable, "reader.py", f"http://127.0.0.1:{port}/"),
+            cwd=SMALL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, errors = await asyncio.wait_for(reading.communicate(), 60)
+    assert reading.returncode == 1
+    assert b"try again in 7 seconds" in errors
+
+
+async def test_by_hand_without_a_collector_prints_so(unused_endpoint: str) -> None:
+    """One line in place of an error for each failed export, and the streams are served."""
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": unused_endpoint}
+    with serve(start("by_hand"), None, SMALL, **env) as served:
+        await served.started()
+        async with (
+            httpx.AsyncClient(timeout=30, trust_env=False) as client,
+            client.stream("GET", f"http://127.0.0.1:{served.port}/ticks") as response,
+        ):
+            assert b"event: " in await anext(response.aiter_bytes())
+        status, output = await asyncio.to_thread(served.ended, signal.SIGTERM)
+    assert status == 0, output
+    assert f"No collector listens at {unused_endpoint}: nothing is exported." in output
+    assert "Traceback" not in output
+    assert "ERROR" not in output
+
+
+@pytest.fixture
+def unused_endpoint() -> str:
+    return f"http://127.0.0.1:{free_port()}"
 
 
 @pytest.mark.parametrize("file", SMALL_FILES, ids=lambda file: file.stem)
 def test_each_is_a_page_with_two_commands(file: Path) -> None:
-    """At most 100 lines; its docstring says how to install and how to start it, and no more."""
+    """At most 100 lines; its docstring has the commands to install and to start it, and no more."""
     assert len(file.read_text().splitlines()) <= 100
     install, run = commands(file)
-    assert install.text.startswith("pip install 'otel-sse[otlp]'")
-    assert file.stem in run.text
+    # The package is on no index: it comes from this checkout, two folders up.
+    assert install.text.startswith("pip install '../..[otlp]'")
+    assert 'name = "otel-sse"' in (file.parent / "../../pyproject.toml").read_text()
+    assert file.stem in run.program
+    if run.program.startswith(INSTRUMENT):
+        assert run.text == f"OTEL_SERVICE_NAME={file.stem} {run.program}"
 
 
 def test_each_is_run_here() -> None:
@@ -257,7 +338,7 @@ def test_every_command_names_what_there_is() -> None:
     found = [each for each in all_commands() if not each.text.startswith("pip")]
     assert len(found) >= len(SMALL_FILES)
     for command in found:
-        named = list(_named(command.text))
+        named = list(_named(command.program))
         assert named, command
         for file, name in named:
             homes = [each / file for each in (command.file.parent, EXAMPLES, EXAMPLES.parent)]
@@ -267,7 +348,7 @@ def test_every_command_names_what_there_is() -> None:
 
 
 def _named(command: str) -> Iterator[tuple[str, str | None]]:
-    """The files of a command, with the name of an application in them where it says one."""
+    """The files of a command, with the name of an application in them where it has one."""
     words = shlex.split(command)
     for before, word in zip(["", *words], words, strict=False):
         module, colon, name = word.partition(":")

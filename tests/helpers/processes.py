@@ -28,13 +28,18 @@ class Served:
     """A server process; its exporters wait for a minute before their first export."""
 
     def __init__(
-        self, command: str, receiver: Receiver | None, folder: Path = APPS, **env: str
+        self,
+        command: str,
+        receiver: Receiver | None,
+        folder: Path = APPS,
+        programs: Path = BIN,
+        **env: str,
     ) -> None:
         self.port = free_port()
         program, *arguments = command.format(port=self.port).split()
-        around = [str(INSTRUMENT)] if receiver is not None else []
+        around = [str(programs / INSTRUMENT.name)] if receiver is not None else []
         self.process = subprocess.Popen(
-            [*around, str(BIN / program), *arguments],
+            [*around, str(programs / program), *arguments],
             env={**os.environ, **(receiver.environment if receiver else {}), **ALONE, **env},
             cwd=folder,
             stdout=subprocess.PIPE,
@@ -72,9 +77,13 @@ class Served:
 
 @contextlib.contextmanager
 def serve(
-    command: str, receiver: Receiver | None, folder: Path = APPS, **env: str
+    command: str,
+    receiver: Receiver | None,
+    folder: Path = APPS,
+    programs: Path = BIN,
+    **env: str,
 ) -> Iterator[Served]:
-    served = Served(command, receiver, folder, **env)
+    served = Served(command, receiver, folder, programs, **env)
     try:
         yield served
     finally:

@@ -215,27 +215,6 @@ def running(*processes: Process) -> Iterator[None]:
         yield
 
 
-class HAProxy(Process):
-    """The shipped configuration, without the workers that there are not."""
-
-    def __init__(self, folder: Path, *ports: int) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        shipped = (EXAMPLES / "server" / "haproxy.cfg").read_text()
-        env = {f"SSE_WORKER_{n}": f"127.0.0.1:{port}" for n, port in enumerate(ports, 1)}
-        lines = [
-            line
-            for line in shipped.splitlines(keepends=True)
-            if not line.startswith("    server ") or any(f"{name}-" in line for name in env)
-        ]
-        assert len(shipped.splitlines()) - len(lines) == 4 - len(ports)
-        config = folder / "haproxy.cfg"
-        config.write_text("".join(lines))
-        super().__init__(
-            tool("haproxy"), "-db", "-f", str(config), SSE_BIND=f"127.0.0.1:{self.port}", **env
-        )
-
-
 @contextlib.asynccontextmanager
 async def visiting(url: str) -> AsyncIterator[Site]:
     """The server that listens there, once it is ready."""

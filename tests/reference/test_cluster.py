@@ -1,4 +1,4 @@
-"""Workers as processes behind the shipped HAProxy, with a real Redis."""
+"""The reference server in several processes behind the shipped HAProxy, with a real Redis."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,8 @@ from aiohttp import web
 from helpers.raw_client import RawClient
 from helpers.servers import serve_aiohttp
 from helpers.waiting import until
-from reference.served import HAProxy, RedisServer, Site, Worker, running, visiting
+from reference.balancer import HAProxy
+from reference.served import RedisServer, Site, Worker, eventually, running, visiting
 
 CLIENTS = 400
 MESSAGES = 40
@@ -26,10 +27,12 @@ async def _read(site: Site, after: str, found: list[int]) -> None:
             return
 
 
-async def test_each_message_exactly_once_whatever_becomes_of_the_workers(tmp_path: Path) -> None:
+async def test_each_message_exactly_once_while_workers_stop(
+    tmp_path: Path,
+) -> None:
     """Four workers and 400 clients. One worker is killed and another is stopped while messages
-    are published; every client comes back to those that remain, by its last id, and has every
-    message once and in order.
+    are published; every client comes back to the other two, by its last id, and has every message
+    once and in order.
     """
     store = RedisServer(tmp_path)
     settings = {
@@ -119,8 +122,8 @@ async def _chunk(client: RawClient) -> bytes:
 
 
 async def test_a_client_cannot_choose_its_address(tmp_path: Path) -> None:
-    """Behind HAProxy the limit for each address is for the client's own, whatever header it has; a
-    client that is refused gets a 503 where no other worker takes it.
+    """Behind HAProxy the limit for each address applies to the client's real one, whatever
+    X-Forwarded-For it sends; a client that no worker takes gets the workers' own refusal.
     """
     async with _behind_haproxy(tmp_path, max_connections_per_client=1) as site:
         first = await RawClient.get(site.port, "/events", "X-Forwarded-For: 10.0.0.1")
@@ -132,8 +135,8 @@ async def test_a_client_cannot_choose_its_address(tmp_path: Path) -> None:
         await second.close()
 
 
-async def test_a_workers_own_pages_are_not_for_all(tmp_path: Path) -> None:
-    """HAProxy shows no client a worker's dashboard, status and alerts, however it is asked."""
+async def test_a_workers_own_pages_are_not_public(tmp_path: Path) -> None:
+    """HAProxy serves no worker's dashboard, status and alerts, under any spelling of the path."""
     async with _behind_haproxy(tmp_path) as site:
         for path in ("/", "/status", "/status/events", "/alerts", "//status", "/healthz/../status"):
             client = await RawClient.get(site.port, path)
@@ -145,8 +148,8 @@ async def test_a_workers_own_pages_are_not_for_all(tmp_path: Path) -> None:
         await site.publish("x")
 
 
-async def test_a_worker_that_answers_late_is_not_left(tmp_path: Path) -> None:
-    """One that sends a message to very many has no time for a health check that comes then."""
+async def test_a_late_health_check_does_not_take_a_worker_out(tmp_path: Path) -> None:
+    """A worker that sends a message to very many clients answers a check that comes then late."""
     checked = 0
 
     async def late(_: web.Request) -> web.Response:
@@ -157,16 +160,59 @@ async def test_a_worker_that_answers_late_is_not_left(tmp_path: Path) -> None:
 
     app = web.Application()
     app.router.add_get("/healthz", late)
+    app.router.add_get("/readyz", late)
     async with serve_aiohttp(app) as port:
         with HAProxy(tmp_path, port) as proxy:
-            await until(lambda: checked == 3)
-            client = await RawClient.get(proxy.port, "/healthz")
-            assert await asyncio.wait_for(client.until(b"\r\n"), 10) == b"HTTP/1.1 200 OK\r\n"
-            await client.close()
+            await until(lambda: checked == 6)
+            for path in ("/healthz", "/readyz"):
+                client = await RawClient.get(proxy.port, path)
+                status = await asyncio.wait_for(client.until(b"\r\n"), 10)
+                assert status == b"HTTP/1.1 200 OK\r\n"
+                await client.close()
 
 
-async def test_a_stopping_worker_is_left_by_the_balancer_first(tmp_path: Path) -> None:
-    """While it drains, a new client is served by another worker, and sees no refusal."""
+@pytest.mark.parametrize("outage", [signal.SIGKILL, signal.SIGSTOP], ids=["away", "hung"])
+async def test_newcomers_in_a_redis_outage_are_served(
+    outage: signal.Signals, tmp_path: Path
+) -> None:
+    """Without Redis, and with one that does not answer, no worker is taken out: a new client gets
+    its stream at once, and its messages when Redis is back.
+    """
+    store = RedisServer(tmp_path)
+    settings = {"redis_url": store.url, "proxy": "127.0.0.1", "heartbeat_seconds": 1}
+    workers = [Worker(**settings) for _ in range(2)]
+    with running(store, *workers):
+        for worker in workers:
+            async with visiting(worker.url):
+                pass
+        with HAProxy(tmp_path, *(each.port for each in workers)) as proxy:
+            async with visiting(proxy.url) as site:
+                store.process.send_signal(outage)
+                if outage == signal.SIGKILL:
+                    store.process.wait(20)
+                # Some checks have seen it then.
+                await asyncio.sleep(8)
+                client = await RawClient.get(site.port, "/events?topic=a")
+                head = await asyncio.wait_for(client.until(b"\r\n\r\n"), 10)
+                assert head.startswith(b"HTTP/1.1 200 "), head
+                if outage == signal.SIGKILL:
+                    store.start()
+                    await store.answers()
+                else:
+                    store.process.send_signal(signal.SIGCONT)
+
+                async def published() -> bool:
+                    body = {"topic": "a", "data": "back"}
+                    answer = await site.http.post(f"{site.url}/publish", json=body)
+                    return answer.status_code == 200
+
+                await eventually(published, 60)
+                await asyncio.wait_for(client.until(b"data: back\n\n"), 30)
+                await client.close()
+
+
+async def test_a_stopping_worker_gets_no_new_clients(tmp_path: Path) -> None:
+    """While a worker drains, new clients are served by the other one, and see no refusal."""
     store = RedisServer(tmp_path)
     settings = {"redis_url": store.url, "proxy": "127.0.0.1", "drain_seconds": 2}
     workers = [Worker(**settings) for _ in range(2)]

@@ -22,6 +22,7 @@ def test_defaults_are_the_documented_ones(monkeypatch: pytest.MonkeyPatch) -> No
         "event_types": frozenset(),
         "capture_event_id": False,
         "propagate": False,
+        "shutdown_seconds": 10.0,
     }
 
 
@@ -38,6 +39,7 @@ def test_defaults_are_the_documented_ones(monkeypatch: pytest.MonkeyPatch) -> No
         ("event_types", "token, done ,", frozenset({"token", "done"})),
         ("capture_event_id", "true", True),
         ("propagate", "True", True),
+        ("shutdown_seconds", "25", 25.0),
     ],
 )
 def test_a_variable_and_a_keyword_are_read_alike(
@@ -62,6 +64,8 @@ BAD = [
     ("slow_send_seconds", "inf"),
     ("capture_event_id", "perhaps"),
     ("propagate", "1"),
+    ("shutdown_seconds", "0"),
+    ("shutdown_seconds", "inf"),
     ("excluded_urls", "([a-z"),
 ]
 

@@ -1,16 +1,31 @@
-"""A streaming server that misbehaves when it is asked to."""
+"""A streaming server that misbehaves on request."""
 
 import asyncio
 import mmap
+import sys
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+from opentelemetry import metrics
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+import otel_sse
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples"))
+
+from server.meters import Meters
+
 _MIB = 2**20
+# The counters of the reference server, which this one counts in as if it refused and failed.
+_meters = Meters()
+# As a server does whose pool holds so many streams.
+metrics.get_meter("misbehaving").create_observable_gauge(
+    "sse.server.connection.limit", [lambda _: [metrics.Observation(8)]], "{connection}"
+)
 _stop = threading.Event()
 
 
@@ -21,7 +36,7 @@ async def _ticks(count: int, pause: float) -> AsyncIterator[str]:
 
 
 async def _silent() -> AsyncIterator[str]:
-    yield ": nothing to say\n\n"
+    yield ": no message\n\n"
     await asyncio.Event().wait()
 
 
@@ -36,9 +51,23 @@ async def _broken() -> AsyncIterator[str]:
     raise LookupError("on purpose")
 
 
+async def _lossy() -> AsyncIterator[str]:
+    while True:
+        otel_sse.current().record_dropped(1, "slow_client")
+        _meters.rejected.add(1, {"reason": "connections"})
+        _meters.errors.add(1, {"class": "timeout", "pattern": "frequent"})
+        yield "data: x\n\n"
+        await asyncio.sleep(0.1)
+
+
+async def lossy(_: Request) -> Response:
+    """A stream that drops a message, and counts a refusal and an error, ten times a second."""
+    return StreamingResponse(_lossy(), media_type="text/event-stream")
+
+
 async def ticker(request: Request) -> Response:
-    said = request.query_params
-    ticks = _ticks(int(said.get("count", "100000")), float(said.get("pause", "0.05")))
+    query = request.query_params
+    ticks = _ticks(int(query.get("count", "100000")), float(query.get("pause", "0.05")))
     return StreamingResponse(ticks, media_type="text/event-stream")
 
 
@@ -78,6 +107,7 @@ async def stop(_: Request) -> Response:
 app = Starlette(
     routes=[
         Route("/ticker", ticker),
+        Route("/lossy", lossy),
         Route("/silent", silent),
         Route("/large", large),
         Route("/broken", broken),

@@ -1,4 +1,6 @@
-"""An ordinary Starlette application with event streams and one page; it knows of no telemetry."""
+"""An ordinary Starlette application with event streams and one page. Of telemetry it knows only how
+to record the messages that it drops.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,17 +10,19 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+import otel_sse
+
 
 def stream(messages: AsyncIterator[str]) -> Response:
     return StreamingResponse(messages, media_type="text/event-stream")
 
 
 async def chat(_: Request) -> Response:
-    async def words() -> AsyncIterator[str]:
+    async def tokens() -> AsyncIterator[str]:
         for number in range(20):
             yield f"event: token\ndata: {number}\n\n"
 
-    return stream(words())
+    return stream(tokens())
 
 
 async def ticker(_: Request) -> Response:
@@ -51,9 +55,21 @@ async def bursts(_: Request) -> Response:
     return stream(much_and_little())
 
 
+async def lossy(_: Request) -> Response:
+    """Of three messages it drops two."""
+
+    async def every_third() -> AsyncIterator[str]:
+        while True:
+            otel_sse.current().record_dropped(2, "sampling")
+            yield "data: x\n\n"
+            await asyncio.sleep(0.05)
+
+    return stream(every_third())
+
+
 async def silent(_: Request) -> Response:
     async def nothing() -> AsyncIterator[str]:
-        yield ": nothing to say\n\n"
+        yield ": no message\n\n"
         await asyncio.Event().wait()
 
     return stream(nothing())
@@ -69,6 +85,7 @@ app = Starlette(
         Route("/ticker", ticker),
         Route("/broken", broken),
         Route("/bursts", bursts),
+        Route("/lossy", lossy),
         Route("/silent", silent),
         Route("/page", page),
     ]

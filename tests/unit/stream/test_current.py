@@ -103,9 +103,10 @@ async def test_nonsense_is_logged_and_ignored(
     assert backend.value("sse.server.dropped_messages") == 0
 
 
-async def test_spans_of_another_task_are_children_of_the_segment(backend: Backend) -> None:
-    """A producer task that was started before the response is in the stream's trace, from the
-    stream's start on.
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_spans_of_another_task(when: str, backend: Backend) -> None:
+    """Those of a task that starts after the response are children of the segment. A task that
+    started before it keeps the parent that it has without us: none.
     """
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -117,8 +118,11 @@ async def test_spans_of_another_task_are_children_of_the_segment(backend: Backen
                 pass
             asked.set()
 
-        task = asyncio.create_task(produce())
+        if when == "before":
+            task = asyncio.create_task(produce())
         await send(START)
+        if when == "after":
+            task = asyncio.create_task(produce())
         started.set()
         await asked.wait()
         await send(END)
@@ -127,8 +131,8 @@ async def test_spans_of_another_task_are_children_of_the_segment(backend: Backen
     await run(backend, app)
     (query,) = backend.spans("query")
     (stream,) = backend.spans("SSE")
-    assert query.parent is not None
-    assert query.parent.span_id == stream.context.span_id
+    parent = query.parent and query.parent.span_id
+    assert parent == (stream.context.span_id if when == "after" else None)
 
 
 async def test_the_proxy_stands_for_the_parent_span_until_the_stream_starts(

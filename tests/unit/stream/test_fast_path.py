@@ -11,7 +11,7 @@ from opentelemetry.context import Context
 from otel_sse.servers.asgi import _getter
 from otel_sse.stream import base, segments, sharing
 from otel_sse.stream.info import ServerStreamInfo
-from otel_sse.stream.request_span import RequestSpan
+from otel_sse.stream.request import RequestState
 from otel_sse.stream.server import ServerStream
 from otel_sse.telemetry.providers import Providers
 from otel_sse.telemetry.telemetry import Telemetry
@@ -51,8 +51,8 @@ def obtain(backend: Backend, user: object, **options: Any) -> Telemetry:
 
 
 def connect(telemetry: Telemetry) -> ServerStream:
-    request = RequestSpan()
-    request.started, request.parent_context = STARTED, Context()
+    request = RequestState()
+    request.started, request.context = STARTED, Context()
     stream = sharing.open_server_stream(telemetry, INFO, request)
     assert stream is not None
     return stream

@@ -1,4 +1,4 @@
-"""What processes tell, with figures and times that a test chooses, by the SDK's own exporter.
+"""Simulated processes: they export figures and times that a test chooses, by the SDK's exporter.
 
 Sixty seconds between two exports need not be waited for: a point bears its own time.
 """
@@ -27,13 +27,28 @@ from otel_sse import semconv
 SCOPE: Final = InstrumentationScope("otel_sse", "0")
 SYSTEM: Final = InstrumentationScope("opentelemetry.instrumentation.system_metrics", "0")
 MEMORY: Final = semconv.Metric("process.memory.usage", "By", "")
-COUNTERS: Final = (semconv.CONNECTIONS, semconv.MESSAGES, semconv.IO, semconv.SEND_TIME)
+# The reference server's own.
+REJECTED: Final = semconv.Metric("server.rejected_connections", "{connection}", "")
+ERRORS: Final = semconv.Metric("server.errors", "{error}", "")
+SERVER: Final = InstrumentationScope("server", "0")
+COUNTERS: Final = (
+    semconv.CONNECTIONS,
+    semconv.MESSAGES,
+    semconv.IO,
+    semconv.SEND_TIME,
+    semconv.DROPPED,
+    REJECTED,
+    ERRORS,
+)
+_SCOPES: Final = {MEMORY: SYSTEM, REJECTED: SERVER, ERRORS: SERVER}
+# The attribute of a metric that has another than the route.
+_ATTRIBUTES: Final = {REJECTED: "reason", ERRORS: "class"}
 GAUGES: Final = (semconv.IDLE_MAX, semconv.BACKLOG_MAX, semconv.PER_CLIENT_MAX)
 _NUMBERS: Final = itertools.count()
 
 
-class Told:
-    """One process of a service: exports what it is told to. It began ``start`` seconds ago."""
+class SimulatedProcess:
+    """One process of a service; it began ``start`` seconds ago and exports what a test gives."""
 
     def __init__(self, endpoint: str, start: float = 3600.0) -> None:
         self.instance = f"instance-{next(_NUMBERS)}"
@@ -42,14 +57,14 @@ class Told:
         self._start = time.time_ns() - round(start * 1e9)
         self._now = self._start
 
-    def tell(self, figures: dict[semconv.Metric, Any], seconds: float = 60.0) -> None:
+    def export(self, figures: dict[semconv.Metric, Any], seconds: float = 60.0) -> None:
         """One export, that long after the one before. A figure is the value of a series, or of
-        several by their attributes.
+        several by their attribute.
         """
         self._now += round(seconds * 1e9)
         scopes: dict[InstrumentationScope, list[Metric]] = {}
         for metric, values in figures.items():
-            scope = SYSTEM if metric is MEMORY else SCOPE
+            scope = _SCOPES.get(metric, SCOPE)
             scopes.setdefault(scope, []).append(self._metric(metric, values))
         data = MetricsData(
             [
@@ -63,10 +78,11 @@ class Told:
         assert self._exporter.export(data) is MetricExportResult.SUCCESS
 
     def _metric(self, metric: semconv.Metric, values: Any) -> Metric:
+        attribute = _ATTRIBUTES.get(metric, "http.route")
         series = values if isinstance(values, dict) else {"/": values}
         points = [
-            NumberDataPoint({"http.route": route}, self._start, self._now, value)
-            for route, value in series.items()
+            NumberDataPoint({attribute: each}, self._start, self._now, value)
+            for each, value in series.items()
         ]
         cumulative = AggregationTemporality.CUMULATIVE
         data = Gauge(points) if metric in GAUGES else Sum(points, cumulative, metric in COUNTERS)

@@ -1,0 +1,8 @@
+"""What the registry has and the package does not emit yet; a test fails when it does."""
+
+from typing import Final
+
+# Metrics that otel_sse/semconv.py does not have yet.
+METRICS: Final = frozenset({"sse.server.connection.limit"})
+# Attributes that a metric of the package does not have yet.
+ATTRIBUTES: Final = frozenset({("sse.client.connect.duration", "error.type")})
