@@ -32,8 +32,8 @@ from otel_sse.wire.trace_comment import TraceCommentWriter
 
 Handler = Callable[[Any], Awaitable[Any]]
 
-# In the writer of a request: the request's state. Clones of a request, which middlewares make, share
-# its writer.
+# In the writer of a request: the state of the request. The clones that middlewares make of a request
+# share its writer.
 _KEY: Final = "_otel_sse"
 
 # The live streams by the protocol that serves them, each of its own loop.
