@@ -98,7 +98,7 @@ class ServerStream(Stream):
         if not self.disconnected and self.transport is not None:
             try:
                 if self.transport.is_closing():
-                    self.mark_disconnected(cut=self._telemetry.stopping)
+                    self.mark_disconnected()
             except Exception:
                 self._telemetry.failures.log_failure_once("a transport")
         return self.disconnected
