@@ -159,6 +159,9 @@ def _innermost(handler: Handler) -> Handler:
             if state.stream is not None:
                 state.error = error
             raise
+        finally:
+            # What the middlewares do after the handler is not the stream's.
+            state.detach()
 
     return innermost
 
