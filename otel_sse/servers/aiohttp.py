@@ -96,6 +96,10 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
     def _shutdown(self, original: Any) -> Any:
         @wraps(original)
         async def call(protocol: Any, *args: Any, **kwargs: Any) -> Any:
+            live = _live.get(protocol)
+            if live is not None:
+                # From now on it is the server that closes it.
+                live.transport = None
             result = await original(protocol, *args, **kwargs)
             # It has cancelled the handler, whose clean-up will find its peer disconnected.
             stream = _live.pop(protocol, None)

@@ -156,10 +156,10 @@ class ServerStream(Stream):
         return True
 
     def _classify(self, error: BaseException | None, cut: bool) -> tuple[str, BaseException | None]:
-        stopping = self._telemetry.stopping
-        if error is None and not (self._completed or cut or stopping):
+        cut = cut or self._telemetry.stopping
+        if not isinstance(error, Exception) and not self._completed:
+            # Cancelled or returned: the client may have disconnected long before.
             self.check_disconnected()
-        cut = cut or stopping
         error, self.disconnected = resolve_error(
             error, disconnected=self.disconnected, cut=cut, send_error=self._send_error
         )
