@@ -25,7 +25,7 @@ html_show_sourcelink = False
 
 
 def _name_files(app: Sphinx, docname: str, source: list[str]) -> None:
-    """A link to a file of the repository outside docs/ becomes its path: the site lacks that file."""
+    """A link to a file of the repository that is no page becomes its path: the site lacks it."""
     page = HERE / f"{docname}.md"
 
     def named(match: re.Match[str]) -> str:

@@ -20,9 +20,7 @@ from otel_sse import config, semconv
 HERE: Final = Path(__file__).resolve().parent
 NOTE: Final = "<!-- Written by docs/generate.py; do not edit. -->\n"
 EMITTED: Final = {
-    each.name
-    for role in (semconv.SERVER, semconv.CLIENT)
-    for each in role.metrics.values()
+    each.name for role in (semconv.SERVER, semconv.CLIENT) for each in role.metrics.values()
 }
 # How an SDK shows an instrument: by the registry's annotation `observable`.
 KINDS: Final = {"updowncounter": "up-down counter"}
@@ -89,10 +87,10 @@ def options() -> str:
         + """
 # Options
 
-Each option is an environment variable, and a keyword argument of `SSEMiddleware` and of the instrumentors'
-`instrument()`. The argument takes precedence. A bad argument raises `ValueError`; a bad variable logs a
-warning, and the default applies. Instrumentors that share a meter provider share one configuration: the
-first applies, and a different one logs a warning.
+Each option is an environment variable, and a keyword argument of `SSEMiddleware` and of the
+instrumentors' `instrument()`. The argument takes precedence. A bad argument raises `ValueError`;
+a bad variable logs a warning, and the default applies. Instrumentors that share a meter provider
+share one configuration: the first applies, and a different one logs a warning.
 
 """
         + _table(("argument", "variable", "default", "takes", "description"), rows)
@@ -128,8 +126,8 @@ def metrics(registry: Registry) -> str:
         + """
 # Metrics
 
-From the registry in [`docs/semconv/`](../semconv/README.md). Durations are in seconds, sizes in bytes. Stability:
-development.
+From the registry in [`docs/semconv/`](../semconv/README.md). Durations are in seconds,
+sizes in bytes. Stability: development.
 
 """
     )
@@ -173,7 +171,9 @@ def _metric(registry: Registry, metric: dict[str, Any]) -> str:
     if by == ["browser"]:
         text += "Emitted by the browser's module alone.\n\n"
     if "buckets" in annotations:
-        text += f"Buckets: {', '.join(f'{float(bound):.12g}' for bound in annotations['buckets'])}.\n\n"
+        text += (
+            f"Buckets: {', '.join(f'{float(bound):.12g}' for bound in annotations['buckets'])}.\n\n"
+        )
     attributes = list(registry.resolved(metric.get("attributes", ())))
     if attributes:
         rows = [(f"`{name}`", level) for name, level in attributes]
@@ -190,7 +190,8 @@ def traces(registry: Registry) -> str:
         + """
 # Spans and events
 
-From the registry in [`docs/semconv/`](../semconv/README.md). [How to read a trace](../tracing.md) shows them at work.
+From the registry in [`docs/semconv/`](../semconv/README.md).
+[How to read a trace](../tracing.md) shows them at work.
 
 """
     )
@@ -217,9 +218,9 @@ def attributes(registry: Registry) -> str:
         + """
 # Attributes
 
-Those of this project's own namespace, from the registry in [`docs/semconv/`](../semconv/README.md). `http.*`, `url.*`,
-`client.*`, `server.*`, `network.*`, `user_agent.*` and `error.type` are those of OpenTelemetry's stable
-conventions.
+Those of this project's own namespace, from the registry in
+[`docs/semconv/`](../semconv/README.md). `http.*`, `url.*`, `client.*`, `server.*`, `network.*`,
+`user_agent.*` and `error.type` are those of OpenTelemetry's stable conventions.
 
 """
     )

@@ -1,8 +1,8 @@
 """What may be reported of a stream: its close reason, its error type, its counts.
 
-It is written from the order of causes in docs/endings.md and shares nothing with the package. Its input is
-what the client read and what the application recorded. Where the order of two causes cannot be
-known from outside, both reasons are permitted.
+It is written from the order of causes in docs/endings.md and shares nothing with the
+package. Its input is what the client read and what the application recorded. Where the order of two
+causes cannot be known from outside, both reasons are permitted.
 """
 
 from __future__ import annotations
