@@ -7,7 +7,7 @@ says so. A budget is for the code, so it is held against the fastest turns, in w
 nothing else; the rounds' median stands beside it. Nothing fails here: a budget is
 printed as met or not met.
 
-``python benchmarks/bench.py [--quick] [--tcp] [--only SECTION ...]``
+``python benchmarks/bench.py [--quick] [--tcp] [--only SECTION ...] [--against WHEEL]``
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import platform
 import random
 import subprocess
 import sys
+import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from statistics import median
@@ -60,10 +62,15 @@ _WORKERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def measure(worker: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The figures of ``worker``, run in a fresh process without OpenTelemetry's environment."""
+def measure(worker: Callable[..., Any], *args: Any, build: str | None = None, **kwargs: Any) -> Any:
+    """The figures of ``worker``, run in a fresh process without OpenTelemetry's environment.
+
+    ``build`` is a folder with another build of otel_sse than the installed one.
+    """
     task = json.dumps([worker.__name__, args, kwargs])
     environment = {name: value for name, value in os.environ.items() if name[:5] != "OTEL_"}
+    if build is not None:
+        environment["PYTHONPATH"] = build
     done = subprocess.run(
         [sys.executable, __file__, "--worker", task],
         env=environment,
@@ -229,6 +236,45 @@ def crowd(quick: bool, tcp: bool) -> None:
     )
 
 
+def against(wheel: str, quick: bool, tcp: bool) -> None:
+    """Prints what this build and that of ``wheel`` cost, measured by turns in one run."""
+    with tempfile.TemporaryDirectory() as other:
+        zipfile.ZipFile(wheel).extractall(other)
+        builds = {"installed": None, "against": other}
+        processes, rounds = (4, 100) if quick else (10, 200)
+        print(f"us of CPU that each build adds; against {os.path.basename(wheel)}")
+        print(f"  {'':24}{'installed':>11}{'against':>9}{'difference':>12}{'of medians':>12}")
+        for what, worker, options in (
+            ("message, Starlette", sockets.starlette_streams, {"tcp": tcp}),
+            ("message, aiohttp", sockets.aiohttp_streams, {"tcp": tcp}),
+            ("request, Starlette", inprocess.starlette_json, {}),
+            ("request, aiohttp", inprocess.aiohttp_json, {}),
+        ):
+            us: dict[str, list[float]] = {name: [] for name in builds}
+            plain: dict[str, list[float]] = {name: [] for name in builds}
+            for _ in range(processes):
+                for name, build in random.sample(list(builds.items()), len(builds)):
+                    one = measure(worker, OURS, rounds, build=build, **options)
+                    us[name] += one[OURS]
+                    plain[name] += one[PLAIN]
+            ours, theirs = (Added(us[name], plain[name]) for name in builds)
+            print(
+                f"  {what:24}{ours.fastest:+11.2f}{theirs.fastest:+9.2f}"
+                f"{ours.fastest - theirs.fastest:+12.2f}{ours.median - theirs.median:+12.2f}"
+            )
+        connections = 500 if quick else 2_000
+        held = {}
+        for name, build in builds.items():
+            found = [
+                measure(inprocess.memory, variant, connections, 3, 500, build=build)
+                for variant in (PLAIN, BARE)
+            ]
+            held[name] = found[1]["few"] - found[0]["few"] - found[1]["span"]
+        ours_bytes, their_bytes = held.values()
+        print(f"  {'bytes a connection':24}{ours_bytes:11.0f}{their_bytes:9.0f}", end="")
+        print(f"{ours_bytes - their_bytes:+12.0f}")
+
+
 SECTIONS: dict[str, Callable[[bool, bool], None]] = {
     section.__name__: section for section in (starlette, aiohttp, requests, clients, memory, crowd)
 }
@@ -239,6 +285,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--quick", action="store_true", help="less of everything: under a minute")
     parser.add_argument("--tcp", action="store_true", help="loopback TCP, not Unix sockets")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--against", metavar="WHEEL", help="compare with another build instead")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.worker is not None:
@@ -252,6 +299,9 @@ def main(arguments: Sequence[str]) -> None:
         f"{platform.machine()}, {os.cpu_count()} CPUs; "
         + ", ".join(f"{library} {version(library)}" for library in _LIBRARIES)
     )
+    if chosen.against is not None:
+        against(chosen.against, chosen.quick, chosen.tcp)
+        return
     for name in chosen.only:
         section = SECTIONS[name]
         print(f"\n{name}: {section.__doc__}")

@@ -55,7 +55,7 @@ class CountingClient:
     async def run(self) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
         try:
-            writer.write(b"GET /events HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n")
+            writer.write(b"GET /events HTTP/1.1\r\nHost: [::1]\r\nAccept-Encoding: gzip\r\n\r\n")
             while chunk := await reader.read(2**16):
                 self.bytes += len(chunk)
         finally:

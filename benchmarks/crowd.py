@@ -52,7 +52,7 @@ class Client(asyncio.Protocol):
         self.transport = transport
         last = b"Last-Event-ID: %s\r\n" % self._place if self._place else b""
         transport.write(
-            b"GET /events?topic=%s HTTP/1.1\r\nHost: x\r\n%s\r\n" % (self._name.encode(), last)
+            b"GET /events?topic=%s HTTP/1.1\r\nHost: [::1]\r\n%s\r\n" % (self._name.encode(), last)
         )
         self._rest = b""
 

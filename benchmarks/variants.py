@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from typing import Any
 
 from opentelemetry import _logs, metrics, trace
@@ -118,13 +119,10 @@ def instrumented(framework: str, variant: str) -> Iterator[None]:
 
 
 def _instrumentor(framework: str) -> Any:
-    if framework == "starlette":
-        from otel_sse.servers.starlette import SSEStarletteInstrumentor
-
-        return SSEStarletteInstrumentor()
-    from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
-
-    return SSEAiohttpServerInstrumentor()
+    # By its entry point, since another build may have it in another module.
+    name = {"starlette": "sse_starlette", "aiohttp": "sse_aiohttp_server"}[framework]
+    (found,) = entry_points(group="opentelemetry_instrumentor", name=name)
+    return found.load()()
 
 
 def check(

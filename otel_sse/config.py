@@ -34,6 +34,8 @@ class Config:
         capture_event_id: whether the ``id`` field of a message is recorded.
         propagate: whether a server writes a trace comment in front of each message.
         shutdown_seconds: time from the stop signal until the process is killed, in seconds.
+        final_events: event types by which a protocol ends its stream, beside ``data: [DONE]``: a
+            reader that closes the stream behind one has read all of it.
 
     """
 
@@ -49,6 +51,9 @@ class Config:
     propagate: bool = False
     # `docker stop` allows 10 s, the shortest of the usual limits.
     shutdown_seconds: float = 10.0
+    final_events: frozenset[str] = frozenset(
+        {"message_stop", "response.completed", "response.failed", "response.incomplete"}
+    )
 
     def excludes(self, url: str) -> bool:
         return self.excluded_urls is not None and self.excluded_urls.search(url) is not None
@@ -156,4 +161,5 @@ _OPTIONS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "capture_event_id": _SWITCH,
     "propagate": _SWITCH,
     "shutdown_seconds": ("a number of seconds, more than 0", _seconds),
+    "final_events": ("names, separated by commas", _names),
 }

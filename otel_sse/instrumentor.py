@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-defined]
@@ -13,6 +16,8 @@ from otel_sse.semconv import SERVER
 from otel_sse.stream.sharing import acquire_telemetry, release_telemetry
 from otel_sse.telemetry.providers import Providers
 from otel_sse.telemetry.telemetry import Telemetry
+
+_log = logging.getLogger("otel_sse")
 
 
 class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
@@ -46,7 +51,17 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             kwargs.pop("logger_provider", None),
         )
         self.telemetry = acquire_telemetry(self, providers, kwargs, self.role)
-        self._install()
+        try:
+            self._install()
+        except (AttributeError, ImportError) as error:
+            # A part that is private to the framework is not where it was.
+            self._uninstrument()
+            _log.warning(
+                "otel_sse: %s is skipped, since %s (%s); please report it with that version",
+                type(self).__name__,
+                error,
+                ", ".join(self._installed_versions()) or "version unknown",
+            )
 
     def _uninstrument(self, **_: Any) -> None:
         for owner, name, original, ours in reversed(self._patches):
@@ -61,9 +76,18 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         """Patches the framework, by ``_patch``."""
         raise NotImplementedError
 
+    def _installed_versions(self) -> Iterator[str]:
+        for dependency in self.instrumentation_dependencies():
+            name = dependency.partition(" ")[0]
+            with suppress(PackageNotFoundError):
+                yield f"{name} {version(name)}"
+
     def _patch(self, owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
         # Another instrumentation may have replaced the owner by a subclass.
-        owner = next(each for each in getattr(owner, "__mro__", [owner]) if name in vars(each))
+        owners = [each for each in getattr(owner, "__mro__", [owner]) if name in vars(each)]
+        if not owners:
+            raise AttributeError(f"{owner.__name__} has no {name}")
+        owner = owners[0]
         original = vars(owner)[name]
         ours = wrap(original)
         setattr(owner, name, ours)

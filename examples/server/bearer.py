@@ -6,9 +6,9 @@ from aiohttp import hdrs, web
 
 
 def bears(request: web.Request, token: str) -> bool:
-    """Whether the request bears that token; where there is none, everybody may."""
+    """Whether the request bears that token; where there is none, every request passes."""
     if not token:
         return True
-    scheme, _, said = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-    same = hmac.compare_digest(said.strip().encode("utf-8", "surrogateescape"), token.encode())
+    scheme, _, given = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+    same = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), token.encode())
     return scheme.lower() == "bearer" and same

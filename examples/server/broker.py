@@ -1,4 +1,4 @@
-"""Messages, their order, and who brings them from those who publish to those who read.
+"""Messages, their order, and how they get from publishers to readers.
 
 All topics share one order of ids, so one ``Last-Event-ID`` is a place in all of them. A reader
 that comes back first reads the history from there and is joined to the live messages when it has
@@ -25,10 +25,15 @@ from server.settings import Settings
 _ID: Final = re.compile(r"(\d{1,20})-(\d{1,20})", re.ASCII)
 _MOST: Final = 2**64 - 1
 _NEWLINE: Final = re.compile(r"\r\n|\r|\n")
+# Bytes that a message's objects take beside its data and its frame, measured on CPython 3.12.
+OVERHEAD: Final = 350
 # Bytes that the history in memory may hold, whatever its length.
 HISTORY_BYTES: Final = 64 * 2**20
-# The type of the event that says that messages are missing.
+# The type of the event by which a client learns that messages are missing.
 GAP: Final = "gap"
+# Types that a client would take for something else.
+RESERVED: Final = (GAP, "open", "error")
+MAX_TYPE: Final = 100
 
 
 class Id(NamedTuple):
@@ -62,7 +67,7 @@ class Message:
     @property
     def size(self) -> int:
         """Bytes of memory that it takes, about."""
-        return len(self.frame) + sys.getsizeof(self.data)
+        return len(self.frame) + sys.getsizeof(self.data) + OVERHEAD
 
     @cached_property
     def frame(self) -> bytes:
@@ -72,16 +77,25 @@ class Message:
         return f"id: {self.id}\n{kind}{lines}\n".encode()
 
 
+def is_event_type(text: str) -> bool:
+    """Whether messages may have that type: a line of printable characters. Others, as U+2028 and
+    those that change the direction of writing, look like another type, or become one where they
+    are removed.
+    """
+    return 0 < len(text) <= MAX_TYPE and text.isprintable() and text not in RESERVED
+
+
 def gap(**what: object) -> bytes:
-    """The event that tells a client that it misses messages, and which; it has no id."""
+    """The event by which a client learns that it misses messages, and which; it has no id."""
     return f"event: {GAP}\ndata: {json.dumps(what)}\n\n".encode()
 
 
 class Unavailable(Exception):
-    """The broker cannot be reached now; ``retry_after`` is in seconds."""
+    """The broker did not take it; ``reason`` is the error's class, ``retry_after`` in seconds."""
 
-    def __init__(self, why: str, retry_after: float = 1.0) -> None:
+    def __init__(self, why: str, reason: str, retry_after: float = 1.0) -> None:
         super().__init__(why)
+        self.reason = reason
         self.retry_after = retry_after
 
 
@@ -100,7 +114,7 @@ class Reader(Protocol):
 
 
 class Broker(ABC):
-    """``publish``, ``subscribe``, ``ping`` and ``close``; how is up to its children."""
+    """``publish``, ``subscribe``, ``reachable`` and ``close``; how is up to its subclasses."""
 
     def __init__(self, settings: Settings, meters: Meters) -> None:
         self._meters = meters
@@ -122,13 +136,14 @@ class Broker(ABC):
         """Gives a message to all readers of the topic.
 
         Raises:
-            Unavailable: it was not taken, or nobody knows whether it was.
+            Unavailable: it was not taken, or it is not known whether it was.
 
         """
 
-    @abstractmethod
-    async def ping(self) -> None:
-        """Raises Unavailable where messages would not get through."""
+    @property
+    def reachable(self) -> bool:
+        """Whether messages get through now."""
+        return True
 
     async def subscribe(self, reader: Reader, after: Id | None) -> AsyncGenerator[bytes, None]:
         """What the reader has missed after that id, in portions. When it is exhausted, the reader
@@ -221,8 +236,9 @@ class MemoryBroker(Broker):
         super().__init__(settings, meters)
         self._messages: list[Message] = []
         self._bytes = 0
-        # What was before is known to nobody.
+        # What was before is not known.
         self._last: Id = Id(time.time_ns() // 1_000_000, 0)
+        meters.observe_history(lambda: self._bytes)
         self._forgotten = self._last
 
     async def publish(self, topic: str, type: str, data: str) -> Id:
@@ -239,9 +255,6 @@ class MemoryBroker(Broker):
             self._forgotten = oldest.id
         self._deliver(message)
         return message.id
-
-    async def ping(self) -> None:
-        pass
 
     async def _span(self) -> tuple[Id, Id]:
         return self._forgotten, self._last

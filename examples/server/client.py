@@ -6,7 +6,7 @@
 
 Not by httpx-sse, which gives out blocks without data, as the one that opens our streams, and
 reads ``retry: 1_000``; nor by httpx's own lines, which end at eight more characters than those of
-an event stream, as U+2028 in somebody's JSON.
+an event stream, as U+2028 in a JSON text.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _check(response: httpx.Response) -> None:
 
 
 def _seconds(retry_after: str) -> float:
-    """A date is taken for no wish: clocks disagree."""
+    """A date counts for 0: clocks disagree."""
     return min(float(retry_after), 3600.0) if retry_after.isdecimal() else 0.0
 
 

@@ -2,7 +2,7 @@
 
 aiohttp's own ``enable_compression`` leaves what was written last in the coder until more comes,
 and a message with it. From 3.12 on aiohttp takes another zlib, though, and this is one whose
-coders finish what they are given. README.md says when to take it, and when envelopes.
+coders finish what they are given. README.md compares it with envelopes.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class _Zlib:
 
 def takes_gzip(accepted: str) -> bool:
     """Whether a client with that ``Accept-Encoding`` can be sent gzip."""
-    said: dict[str, bool] = {}
+    accepts: dict[str, bool] = {}
     for each in accepted.split(","):
         name, _, weight = each.partition(";")
-        said[name.strip().lower()] = not _REFUSED.fullmatch(weight)
-    return said.get("gzip", said.get("*", False))
+        accepts[name.strip().lower()] = not _REFUSED.fullmatch(weight)
+    return accepts.get("gzip", accepts.get("*", False))
 
 
 def install() -> None:

@@ -52,7 +52,7 @@ def wrap(raw: bytes) -> str:
 
 
 def unwrap(data: str) -> str:
-    """The text that the data stands for. Whatever is no sound envelope stays what it is."""
+    """The text that the data stands for. Data that is no valid envelope is returned unchanged."""
     if not data.startswith("{") or '"gzip"' not in data:
         return data
     try:
@@ -63,7 +63,7 @@ def unwrap(data: str) -> str:
         if type(size) is not int or not 0 <= size <= MAX_SIZE:
             return data
         packed = base64.b64decode(envelope["data"], validate=True)
-        # What unpacks to more than it says is not unpacked to its end.
+        # What unpacks to more than its size is not unpacked to its end.
         inflate = zlib.decompressobj(wbits=31)
         raw = inflate.decompress(packed, size + 1)
         if len(raw) != size or not inflate.eof or inflate.unused_data:

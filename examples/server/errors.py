@@ -1,12 +1,14 @@
 """Errors: their class, their pattern, and what is done about each.
 
-| class              | done                                                                       |
-|--------------------|----------------------------------------------------------------------------|
-| connection_refused | tried again later and later; repeated: not for a while (circuit breaker)   |
-| timeout            | the time-out grows by half                                                 |
-| rate_limit         | who asked too fast is told to wait longer: the rate is cut to 0.8          |
-| memory_exhausted   | what waits for slow clients is thrown away                                 |
-| unknown            | the server goes on                                                         |
+| class              | action                                                                   |
+|--------------------|--------------------------------------------------------------------------|
+| connection_refused | `retry`, later and later, where nothing can have been done; otherwise    |
+|                    | `given_up`; repeated: `circuit_open`, nothing is tried for a while       |
+| timeout            | `longer_timeout`: it grows by half                                       |
+| rate_limit         | `rate_cut`: the next Retry-After is longer, which cuts the rate to 0.8   |
+| memory_exhausted   | `emergency_cleanup`: what waits for slow clients is dropped. In Redis:   |
+|                    | `history_halved`                                                         |
+| unknown            | `log_and_go_on`                                                          |
 
 Each is logged, unless it is repeated.
 """
@@ -50,7 +52,7 @@ def backoff(number: int, base: float = 0.1, most: float = 2.0) -> float:
 
 async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
     """As ``asyncio.wait_for``, which before Python 3.12 forgets that it was cancelled where the
-    work ends at the same time; whoever waits for its caller's end would then wait for ever.
+    work ends at the same time; a task that waits for its caller's end would then never return.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -63,11 +65,11 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
             task.cancel()
             await asyncio.wait({task})
         elif not task.cancelled():
-            task.exception()  # has been looked at, whoever has been cancelled
+            task.exception()  # so that asyncio does not log it as never retrieved
 
 
 def refused(error: BaseException) -> bool:
-    """Whether nothing can have been done: nobody took the connection, or the command."""
+    """Whether nothing can have been done: the connection or the command was not accepted."""
     return any(
         isinstance(each, ConnectionRefusedError)
         or "Connect call failed" in str(each)
@@ -81,7 +83,7 @@ def classify(error: BaseException) -> str:
     for each in _chain(error):
         names = {kind.__name__ for kind in type(each).__mro__}
         text = str(each).lower()
-        if "MemoryError" in names:
+        if "MemoryError" in names or broker_is_full(each):
             return MEMORY
         if "rate limit" in text or "max number of clients" in text:
             return RATE_LIMIT
@@ -90,6 +92,14 @@ def classify(error: BaseException) -> str:
         if "ConnectionError" in names or refused(each):
             return REFUSED
     return UNKNOWN
+
+
+def broker_is_full(error: BaseException) -> bool:
+    """Whether it is Redis's memory that is exhausted, which is not this process's."""
+    return any(
+        type(each).__name__ == "OutOfMemoryError" or str(each).startswith("OOM ")
+        for each in _chain(error)
+    )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -126,14 +136,14 @@ class Breaker:
         self._until = 0.0
         self.closed = True
 
-    def left(self) -> float:
+    def wait(self) -> float:
         """Seconds until it is half-open; 0 where a try is allowed, and that one is taken."""
         if self.closed:
             return 0.0
-        left = self._until - self._clock()
-        if left > 0:
-            return left
-        # Whatever becomes of this one try, the next one has to wait.
+        wait = self._until - self._clock()
+        if wait > 0:
+            return wait
+        # The next try has to wait, whether this one succeeds or not.
         self.open()
         return 0.0
 
@@ -148,7 +158,7 @@ class Breaker:
 
 
 class Grown:
-    """A number of seconds that bad news multiply and time brings back, step by step."""
+    """A number of seconds that errors multiply and time brings back, step by step."""
 
     CALM: Final = 10.0
 
@@ -179,27 +189,27 @@ class Errors:
         self._meters = meters
         self._patterns = Patterns(clock)
         self.breaker = Breaker(clock)
-        # How long an operation of the broker may take; how long who asks too fast has to wait.
+        # How long an operation of the broker may take; how long a refused client has to wait.
         self.time_out = Grown(2.0, 1.5, 10.0, clock)
         self.retry_after = Grown(1.0, 1 / 0.8, 60.0, clock)
-        # Frees memory; whoever can sets it.
+        # Frees memory of this process; limits.py sets it.
         self.cleanup: Callable[[], None] = lambda: None
 
-    def handle(self, error: BaseException, doing: str) -> str:
-        """Gives the action that was taken."""
+    def handle(self, error: BaseException, doing: str, *, retried: bool = False) -> str:
+        """Gives the action that was taken. ``retried``: the caller will try again."""
         kind = classify(error)
         pattern = self._patterns.note(kind)
         self._meters.errors.add(1, {"class": kind, "pattern": pattern})
-        action = self._recover(kind, pattern)
+        action = self._recover(error, kind, pattern, retried)
         self._meters.recoveries.add(1, {"action": action})
         if pattern != "repeated":
             _log.warning("%s: %s (%s), so: %s", doing, error or type(error).__name__, kind, action)
         return action
 
-    def _recover(self, kind: str, pattern: str) -> str:
+    def _recover(self, error: BaseException, kind: str, pattern: str, retried: bool) -> str:
         if kind == REFUSED:
             if pattern != "repeated":
-                return "retry"
+                return "retry" if retried else "given_up"
             self.breaker.open()
             return "circuit_open"
         if kind == TIMEOUT:
@@ -209,6 +219,9 @@ class Errors:
             self.retry_after.grow()
             return "rate_cut"
         if kind == MEMORY:
+            if broker_is_full(error):
+                # The broker has done it: nothing in this process would make room there.
+                return "history_halved"
             self.cleanup()
             return "emergency_cleanup"
         return "log_and_go_on"
@@ -228,17 +241,19 @@ class Errors:
         """
         number = 0
         while True:
-            left = self.breaker.left()
-            if left:
-                raise Unavailable(f"{doing}: the circuit is open", left)
+            wait = self.breaker.wait()
+            if wait:
+                raise Unavailable(f"{doing}: the circuit is open", REFUSED, wait)
             try:
                 result = await within(self.time_out.seconds, operation())
             except Exception as error:
-                self.handle(error, doing)
                 number += 1
-                if number == TRIES or not refused(error):
+                again = number < TRIES and refused(error)
+                self.handle(error, doing, retried=again)
+                if not again:
+                    kind = classify(error)
                     wait = self.retry_after.seconds
-                    raise Unavailable(f"{doing}: {classify(error)}", wait) from error
+                    raise Unavailable(f"{doing}: {kind}", kind, wait) from error
             else:
                 self.succeeded()
                 return result

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from typing import Any, Final
 
 from opentelemetry import metrics
@@ -26,6 +27,7 @@ from opentelemetry.sdk.metrics import (
 from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
 
 import otel_sse
+from server.meters import ERRORS, REJECTED, WRITES
 
 NO_METRICS: Final = (
     "This process keeps no metrics that could be shown: start it with `opentelemetry-instrument`, "
@@ -33,8 +35,9 @@ NO_METRICS: Final = (
 )
 # Seconds over which rates are taken.
 WINDOW: Final = 60.0
-# Client addresses that are told one by one.
+# Client addresses, and connections, that are listed one by one.
 MAX_CLIENTS: Final = 50
+MAX_CONNECTIONS: Final = 50
 _KINDS: Final = (
     CounterInstrument,
     Histogram,
@@ -45,6 +48,25 @@ _KINDS: Final = (
 )
 _VERBS: Final = ("add_metric_reader", "remove_metric_reader")
 _OPENED: Final = "sse.server.connections"
+# Is recorded wherever streams are, also before the first one.
+STREAMS: Final = "sse.server.connections_per_client.max"
+# Connections that were closed by an error: a histogram's count, as a counter.
+FAILED: Final = "failed connections"
+_STREAM_COUNTERS: Final = (
+    _OPENED,
+    "sse.server.messages",
+    "sse.server.dropped_messages",
+    "sse.server.io",
+    "sse.server.send.time",
+    "sse.server.slow_sends",
+)
+_STREAM_GAUGES: Final = (
+    "sse.server.active_connections",
+    "sse.server.stalled_connections",
+    "sse.server.connection.idle.max",
+)
+# Of open connections it is recorded only where it can be read.
+_BACKLOGS: Final = ("sse.server.backlog.max", "sse.server.backlog.size")
 
 
 class NoMetricsError(RuntimeError):
@@ -80,6 +102,8 @@ class Clients:
     busiest: list[tuple[str, int]] = field(default_factory=list)
     other_addresses: int = 0
     other_connections: int = 0
+    # The worst backlogs first, then the newest; at most MAX_CONNECTIONS.
+    listed: list[otel_sse.ConnectionInfo] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -99,12 +123,13 @@ class Reading:
     def figure(self, name: str) -> float | None:
         """One figure for the process: the sum of a metric's points, of a `.max` the largest.
 
-        A process that has streams and has told nothing of a counter yet has a zero there.
+        A process that records streams and has not counted a thing yet has a zero there.
         """
         values = [point.value for point in self.points(name)]
         if values:
             return float(max(values) if name.endswith(".max") else sum(values))
-        return 0.0 if name.startswith("sse.server.") and _OPENED in self.metrics else None
+        known = name.startswith("sse.server.") and STREAMS in self.metrics
+        return 0.0 if known or (name in (REJECTED, ERRORS) and WRITES in self.metrics) else None
 
     def by(self, name: str, attribute: str) -> dict[str, float]:
         """The values of a metric, or the counts of a histogram, for each value of an attribute."""
@@ -192,7 +217,28 @@ def _clients(live: list[otel_sse.ConnectionInfo]) -> Clients:
         busiest=busiest,
         other_addresses=len(addresses) - len(busiest),
         other_connections=len(live) - sum(count for _, count in busiest),
+        listed=nsmallest(MAX_CONNECTIONS, live, key=lambda each: (-(each.backlog or 0), each.age)),
     )
+
+
+@dataclass(frozen=True)
+class Part:
+    """The points of a metric without those that have one of these attributes."""
+
+    metric: str
+    without: tuple[tuple[str, str], ...]
+
+    def of(self, reading: Reading) -> float:
+        """Their sum; of a `.max` the largest."""
+        values = [
+            point.value
+            for point in reading.points(self.metric)
+            if not any((point.attributes or {}).get(key) == value for key, value in self.without)
+        ]
+        return float(max(values, default=0) if self.metric.endswith(".max") else sum(values))
+
+
+_NO_PARTS: Final[Mapping[str, Part]] = {}
 
 
 @dataclass(frozen=True)
@@ -204,16 +250,33 @@ class Sample:
     counters: frozenset[str]
 
     @classmethod
-    def of(cls, reading: Reading) -> Sample:
+    def of(cls, reading: Reading, parts: Mapping[str, Part] = _NO_PARTS) -> Sample:
+        """``parts`` are figures beside the metrics, by the name that they get."""
         plain = {name: each for name, each in reading.metrics.items() if not each.is_histogram}
         figures = {name: reading.figure(name) or 0.0 for name in plain}
         counters = frozenset(name for name, each in plain.items() if each.counter)
-        if _OPENED in figures:
-            # Where it has told nothing of them yet, it is because there was none.
-            for name in ("sse.server.messages", "sse.server.dropped_messages"):
-                figures.setdefault(name, 0.0)
-                counters |= {name}
+        # What is not recorded yet where the rest is: there was none.
+        if STREAMS in figures:
+            counters |= _zero(figures, _STREAM_COUNTERS)
+            _zero(figures, _STREAM_GAUGES)
+            if not figures["sse.server.active_connections"]:
+                _zero(figures, _BACKLOGS)
+            closes = reading.by("sse.server.connection.duration", "sse.close.reason")
+            figures[FAILED] = closes.get("error", 0.0)
+            counters |= {FAILED}
+        if WRITES in figures:
+            counters |= _zero(figures, (REJECTED, ERRORS))
+        for name, part in parts.items():
+            if part.metric in figures:
+                figures[name] = part.of(reading)
+                counters |= {name} if part.metric in counters else frozenset()
         return cls(reading.at, figures, counters)
+
+
+def _zero(figures: dict[str, float], names: Iterable[str]) -> frozenset[str]:
+    for name in names:
+        figures.setdefault(name, 0.0)
+    return frozenset(names)
 
 
 class Window:
@@ -245,7 +308,7 @@ class Window:
         return self._samples[-1].figures.get(name) if self._samples else None
 
     def gained(self, name: str) -> float:
-        """What a counter gained in the window. One that was not told before began at zero."""
+        """What a counter gained in the window. One that was not recorded before began at zero."""
         if not self._samples:
             return 0.0
         first, last = self._samples[0].figures, self._samples[-1].figures

@@ -1,4 +1,4 @@
-"""Who is let in, and who has to go: limits of number, of time and of memory."""
+"""Which clients are let in, and which are disconnected: limits of number, time and memory."""
 
 from __future__ import annotations
 
@@ -6,24 +6,31 @@ import asyncio
 import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 import psutil
 
 from server.errors import Errors
+from server.health import REFUSING, Condition
 from server.meters import Meters
 from server.outlet import Outlet
+from server.recent import Recent
 from server.settings import MIB, Settings
 
 SWEEP_SECONDS: Final = 1.0
+_REASONS: Final = {
+    "memory": "memory was short",
+    "connections": "all connections were taken",
+    "connections_per_client": "their address had all that one may have",
+}
 # In an emergency, the part of the connections that are behind that is cut: the worst ones.
 CUT: Final = 10
 
 
 class Refused(Exception):
-    """A client is not let in. It says ``rate limit``, which is the error's class."""
+    """A client is not let in. Its text has ``rate limit``, by which the error is classed."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"rate limit: {reason}")
@@ -54,9 +61,11 @@ class Limits:
         self._memory = memory
         self._outlets: dict[Outlet, None] = {}
         self._clients: Counter[str] = Counter()
-        # Memory is short, and nobody is let in.
+        # Memory is short, and no client is let in.
         self.short = False
+        self._refused = Recent()
         errors.cleanup = self._clean_up
+        meters.observe_queues(lambda: [each.bytes for each in self.outlets])
 
     @property
     def outlets(self) -> list[Outlet]:
@@ -77,6 +86,7 @@ class Limits:
         """
         reason = self._objection(client)
         if reason:
+            self._refused.add(reason)
             self._meters.rejected.add(1, {"reason": reason})
             error = Refused(reason)
             self._errors.handle(error, "let a client in")
@@ -107,16 +117,35 @@ class Limits:
             return "connections_per_client"
         return None
 
+    def conditions(self) -> Iterable[Condition]:
+        """What is wrong: no client, or not every client, is let in."""
+        settings = self._settings
+        texts = {
+            "memory": f"Memory is above its limit of {settings.memory_limit_mb:,} MB: "
+            "no client is let in.",
+            "connections": f"All {settings.max_connections:,} connections are taken: "
+            "no client is let in.",
+        }
+        full = self.full()
+        if full:
+            yield Condition(REFUSING, texts[full])
+        refused = self._refused.counts()
+        if refused:
+            reasons = ", ".join(f"{_REASONS[each]} ({count:,})" for each, count in refused.items())
+            yield Condition(
+                REFUSING, f"{refused.total():,} clients were refused in the last minute: {reasons}."
+            )
+
     async def sweep(self) -> None:
-        """Looks after the limits, for ever."""
+        """Enforces the limits, once a second, until it is cancelled."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
-                self.look()
+                self.enforce()
             except Exception as error:
-                self._errors.handle(error, "look after the limits")
+                self._errors.handle(error, "enforce the limits")
 
-    def look(self) -> None:
+    def enforce(self) -> None:
         now = time.monotonic()
         for outlet in self.outlets:
             if now - outlet.last > self._settings.idle_seconds:
@@ -129,7 +158,7 @@ class Limits:
         was, self.short = self.short, used > limit
         if self.short and (not was or self._behind()):
             error = MemoryExhausted(f"{used / MIB:.0f} MiB of {limit / MIB:.0f} MiB are used")
-            self._errors.handle(error, "look after memory")
+            self._errors.handle(error, "check memory")
 
     def _behind(self) -> list[Outlet]:
         """Those whose clients do not keep up, the worst first; others have messages for the time
@@ -140,7 +169,7 @@ class Limits:
         return sorted(behind, key=lambda each: -each.bytes)
 
     def _clean_up(self) -> None:
-        """Throws away all that waits for those who are behind, and cuts the worst of them."""
+        """Drops all that waits for the clients that are behind, and cuts the worst of them."""
         behind = self._behind()
         for number, outlet in enumerate(behind):
             if number * CUT < len(behind):

@@ -1,7 +1,7 @@
 """What waits for one client: a bounded queue, from which batches are taken.
 
-Whoever puts a message in never waits. Beyond the bounds the oldest messages are dropped, or the
-client is disconnected and comes back for them by its last id: the settings say which.
+Putting a message in never waits. Beyond the bounds the oldest messages are dropped, or the client
+is disconnected and comes back for them by its last id: a setting chooses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 
 import otel_sse
 from server.broker import Id, Message, gap
-from server.settings import DISCONNECT, Settings
+from server.settings import DISCONNECT, WRITE_BUFFER_BYTES, Settings
 
 # Between messages, so that proxies and clients see that the connection is alive.
 HEARTBEAT: Final = b": heartbeat\n\n"
@@ -28,9 +28,9 @@ class Outlet:
 
     Args:
         topics: those that the client wants; none: all.
-        told: the stream's telemetry, taken in the handler.
+        stream: what ``otel_sse.current()`` gave in the handler.
         abort: cuts the connection at once.
-        limited: is told the limit by which the server ends the connection.
+        limited: is called with the limit by which the server ends the connection.
 
     """
 
@@ -38,31 +38,31 @@ class Outlet:
         self,
         settings: Settings,
         topics: frozenset[str],
-        told: otel_sse.Current,
+        stream: otel_sse.Current,
         abort: Callable[[], None],
         limited: Callable[[str], None],
     ) -> None:
         self.topics = topics
         self.bytes = 0
         self._settings = settings
-        self._told = told
+        self._stream = stream
         self._abort = abort
         self._limited = limited
         self._queue: deque[Message] = deque()
-        # Since when the first of them waits; what is left of a batch has waited long enough.
+        # Since when the first of them waits; what a batch did not take has waited long enough.
         self._since = 0.0
-        # How many were dropped since the client was told, by reason.
+        # How many were dropped since the client was last sent a gap, by reason.
         self._dropped: Counter[str] = Counter()
         # All up to this one the client gets from the history.
         self._skipped = Id(0, 0)
         self.started = self.last = time.monotonic()
         # Not all that began together end together.
         self.lifetime = settings.age_seconds * random.uniform(0.9, 1.0)
-        # When it was told to end; the client then has FLUSH_SECONDS.
+        # When its end was asked for; the client then has FLUSH_SECONDS.
         self.ended: float | None = None
         # Is done from then on.
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # The one who takes, while it waits, and what ends its wait.
+        # What the handler waits for in `take`, and what ends its wait.
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -105,10 +105,16 @@ class Outlet:
         if not self._queue:
             return None if self.ended is not None else b"".join(self._gaps()) or HEARTBEAT
         chunk = self._gaps()
-        most = len(chunk) + settings.batch_size
-        while self._queue and len(chunk) < most:
+        most, size = len(chunk) + settings.batch_size, 0
+        # One message may be larger than the buffer; several are not put together beyond it.
+        while (
+            self._queue
+            and len(chunk) < most
+            and (not size or size + len(self._queue[0].frame) <= WRITE_BUFFER_BYTES)
+        ):
             chunk.append(self._queue.popleft().frame)
-            self.bytes -= len(chunk[-1])
+            size += len(chunk[-1])
+        self.bytes -= size
         self.last = time.monotonic()
         return b"".join(chunk)
 
@@ -134,10 +140,10 @@ class Outlet:
         return bool(self._dropped) and not self._queue
 
     def _gaps(self) -> list[bytes]:
-        """What the client is to be told of what it misses."""
-        told = [gap(reason=reason, dropped=count) for reason, count in self._dropped.items()]
+        """The events by which the client learns what it misses."""
+        gaps = [gap(reason=reason, dropped=count) for reason, count in self._dropped.items()]
         self._dropped.clear()
-        return told
+        return gaps
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -148,7 +154,7 @@ class Outlet:
         if self.ended is None:
             self.ended = time.monotonic()
             self.over.set_result(None)
-            self._told.set_close_reason(reason)
+            self._stream.set_close_reason(reason)
             self._wake()
 
     def expire(self, limit: str) -> None:
@@ -158,7 +164,7 @@ class Outlet:
             self.end("timeout")
 
     def drop_all(self, reason: str) -> None:
-        """Throws away what waits; the client goes on with what comes."""
+        """Drops what waits; the client goes on with what comes."""
         self._drop(len(self._queue), reason)
 
     def shed(self, limit: str) -> None:
@@ -175,7 +181,7 @@ class Outlet:
 
     def _drop(self, count: int, reason: str) -> None:
         if count:
-            self._told.record_dropped(count, reason)
+            self._stream.record_dropped(count, reason)
             self._dropped[reason] += count
             for _ in range(count):
                 self.bytes -= len(self._queue.popleft().frame)

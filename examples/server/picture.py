@@ -3,7 +3,7 @@
     python examples/server/picture.py http://127.0.0.1:8080/ examples/server/dashboard.png
 
 Start the server and let clients read for five minutes before. ``--dark``, ``--width`` and
-``--height`` (in pixels; 0: the whole page) take others.
+``--height`` (in pixels; 0: the whole page) change it.
 """
 
 import argparse
@@ -19,21 +19,21 @@ def main() -> None:
     parser.add_argument("--dark", action="store_true")
     parser.add_argument("--width", type=int, default=1120)
     parser.add_argument("--height", type=int, default=1180)
-    said = parser.parse_args()
+    given = parser.parse_args()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
         page = browser.new_page(
-            viewport={"width": said.width, "height": said.height or 900},
-            color_scheme="dark" if said.dark else "light",
+            viewport={"width": given.width, "height": given.height or 900},
+            color_scheme="dark" if given.dark else "light",
             reduced_motion="reduce",
         )
-        page.goto(said.url)
+        page.goto(given.url)
         page.wait_for_selector("[data-state=live]")
         # A moment of the charts, so that nothing is half drawn.
         page.wait_for_timeout(4000)
-        page.screenshot(path=said.file, full_page=not said.height)
+        page.screenshot(path=given.file, full_page=not given.height)
         browser.close()
 
 

@@ -1,8 +1,8 @@
 """The broker of many processes and hosts: one Redis stream, read once by each process.
 
-A process that was cut off goes on from the last message that it has given out, so a restart of
+A process that was cut off goes on from the last message that it has delivered, so a restart of
 Redis costs its readers time and nothing else. Redis has to keep its data for that: without
-persistence (``appendonly yes``) what it held is gone, and nobody can tell its readers.
+persistence (``appendonly yes``) what it held is lost, and readers do not learn of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from server.broker import Broker, Id, Message, Unavailable
+from server.broker import Broker, Id, Message, is_event_type
 from server.errors import Errors, backoff, within
 from server.meters import Meters
 from server.settings import PREFIX, SettingError, Settings
@@ -36,7 +36,7 @@ class RedisBroker(Broker):
         self._errors = errors
         self._pool = _pool(settings.redis_url)
         self._redis: Any = Redis.from_pool(self._pool)
-        # Those who come back leave connections to those who publish, and to the reading.
+        # Replays leave connections to publishers and to the reading.
         self._replays = asyncio.Semaphore(CONNECTIONS // 2)
         self._halving = asyncio.Lock()
         # The stream is being read.
@@ -63,16 +63,15 @@ class RedisBroker(Broker):
 
     async def _halve(self) -> None:
         """Nothing else would make room in a Redis that is full before the history is."""
-        # One for all who are refused at once.
+        # One for all publishers that are refused at once.
         if self._halving.locked():
             return
         async with self._halving:
             length = await self._ask(self._redis.xlen(KEY))
             await self._ask(self._redis.xtrim(KEY, maxlen=length // 2, approximate=True))
-            self._meters.recoveries.add(1, {"action": "history_halved"})
 
     async def _ask(self, command: Awaitable[Any]) -> Any:
-        """What Redis answers. Whoever waits for it may be cancelled, by a time-out for one."""
+        """What Redis answers. The caller may be cancelled meanwhile, by a time-out for one."""
         try:
             return await command
         except asyncio.CancelledError:
@@ -81,9 +80,9 @@ class RedisBroker(Broker):
             await self._pool.disconnect(inuse_connections=False)
             raise
 
-    async def ping(self) -> None:
-        if not self._up.is_set():
-            raise Unavailable("Redis cannot be reached")
+    @property
+    def reachable(self) -> bool:
+        return self._up.is_set()
 
     async def close(self) -> None:
         if self._reading is not None:
@@ -94,14 +93,14 @@ class RedisBroker(Broker):
             await self._redis.aclose()
 
     async def _read_on(self) -> None:
-        """Gives out what comes, for ever."""
+        """Delivers what comes, until it is cancelled."""
         failed = 0
         while True:
             try:
                 await self._follow()
             except Exception as error:
                 self._up.clear()
-                self._errors.handle(error, "read")
+                self._errors.handle(error, "read", retried=True)
                 # It goes on trying where the breaker does not: its success closes that.
                 await asyncio.sleep(backoff(failed))
                 failed += 1
@@ -139,7 +138,7 @@ class RedisBroker(Broker):
             return Id(0, 0), newest
         if first is None:
             return newest, newest
-        # What was trimmed last is not known: only that it was before the first that is left.
+        # What was trimmed last is not known: only that it was before the first that remains.
         ms, seq = _id(first[0])
         return (Id(ms, seq - 1) if seq else Id(ms - 1, 2**64 - 1)), newest
 
@@ -167,14 +166,30 @@ class RedisBroker(Broker):
                     wait = 10 + self._errors.time_out.seconds
                     return await within(wait, self._ask(operation()))
             except Exception as error:
-                self._errors.handle(error, "replay")
+                self._errors.handle(error, "replay", retried=True)
                 await asyncio.sleep(backoff(failed))
                 failed += 1
 
 
+class _Pool(BlockingConnectionPool):
+    """Gives out no connection that Redis has closed while it was unused: a command on it would fail
+    without being sent, and a message that nothing is wrong with would be refused.
+    """
+
+    async def ensure_connection(self, connection: Any) -> None:
+        # What has come from the socket by now, the end among it, is seen after two turns.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        # redis-py has no public name for it; without one, the check is its own.
+        reader = getattr(connection, "_reader", None)
+        if isinstance(reader, asyncio.StreamReader) and reader.at_eof():
+            await connection.disconnect()
+        await super().ensure_connection(connection)
+
+
 def _pool(url: str) -> Any:
     try:
-        return BlockingConnectionPool.from_url(
+        return _Pool.from_url(
             url,
             max_connections=CONNECTIONS,
             timeout=10,
@@ -184,7 +199,7 @@ def _pool(url: str) -> Any:
             retry=Retry(NoBackoff(), 0),
         )
     except ValueError:
-        # The URL, and what is said of it, may have a password.
+        # The URL, and the error's text, may have a password.
         raise SettingError(f"{PREFIX}REDIS_URL: it takes redis://host:6379/0") from None
 
 
@@ -196,6 +211,9 @@ def _id(text: str) -> Id:
 
 
 def _message(id_: str, fields: Any) -> Message:
-    """Whatever others have added to the stream is read as well as it can be."""
-    kind = "".join(fields.get("type", "").splitlines()) or "message"
+    """What other programs have added to the stream is read as well as it can be: a type that
+    could not be published here counts for none.
+    """
+    kind = fields.get("type", "")
+    kind = kind if is_event_type(kind) else "message"
     return Message(_id(id_), fields.get("topic", ""), kind, fields.get("data", ""))

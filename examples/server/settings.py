@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
@@ -11,11 +12,15 @@ PREFIX: Final = "SSE_SERVER_"
 DROP_OLDEST: Final = "drop_oldest"
 DISCONNECT: Final = "disconnect"
 MIB: Final = 2**20
+# What one client may hold beyond its queue: unsent bytes in the kernel, and in asyncio's buffer.
+KERNEL_BUFFER_BYTES: Final = 128 * 1024
+WRITE_BUFFER_BYTES: Final = 64 * 1024
+CLIENT_BUFFER_BYTES: Final = KERNEL_BUFFER_BYTES + WRITE_BUFFER_BYTES
 
 
 class SettingError(ValueError):
-    """A variable has a bad value; tells a person its name, the value where it can be no secret,
-    and what it takes.
+    """A variable has a bad value; the text has its name, the value where it can be no secret, and
+    what it takes.
     """
 
 
@@ -38,7 +43,9 @@ class Settings:
     batch_size: int = 10
     batch_seconds: float = 0.1
     heartbeat_seconds: float = 15.0
-    # What clients are told to wait before they come back.
+    # A message to each new client, of type "greeting"; empty: none.
+    greeting: str = ""
+    # How long clients are to wait before they reconnect.
     retry_seconds: float = 3.0
     # Of each connection: what may wait for it, and what happens beyond.
     queue_length: int = 1000
@@ -51,17 +58,23 @@ class Settings:
     max_connections_per_client: int = 100
     # Resident memory of the process (MiB) above which it sheds load; 0: no limit.
     memory_limit_mb: int = 1024
-    # The address of the proxy whose X-Forwarded-For is believed.
+    # The address of the proxy whose X-Forwarded-For is trusted.
     proxy: str = ""
-    # Whoever publishes has to know it; empty: anybody may.
+    # The bearer token of publishers; empty: none is needed.
     publish_token: str = ""
-    # Alertmanager has to know it to post to /alerts; empty: anybody may.
+    # Alertmanager's bearer token at /alerts; empty: none is needed from this machine, and from the
+    # address of the other.
     alerts_token: str = ""
+    alerts_from: str = ""
+    # The names, with commas between, by which clients ask beside addresses and localhost; *: any.
+    allowed_hosts: str = ""
+    # Where the page links to for the figures of all processes.
+    fleet_url: str = ""
     # The list of thresholds; empty: that of the checkout, collector/thresholds.yaml.
     thresholds: str = ""
-    # The origin whose pages may read the streams, besides the server's own; or *.
+    # The origin whose pages may read and publish, beside the server's own; or *.
     cors_origin: str = ""
-    # Seconds for which /healthz says 503 before a stopping server ends its streams.
+    # Seconds for which /readyz answers 503 before a stopping server ends its streams.
     drain_seconds: float = 1.0
 
 
@@ -75,9 +88,14 @@ _LEAST: Final[dict[str, float]] = {
 }
 _MOST: Final[dict[str, float]] = {
     "port": 65_535,
-    # Above, otel_sse tells the streams as cut before they have ended by themselves.
+    # Above, otel_sse reports the streams as cut before they have ended in order.
     "drain_seconds": 2.0,
 }
+# An IPv6 address, or a name or an IPv4 address.
+_ORIGIN: Final = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:(?P<port>[1-9]\d{0,4}))?"
+)
+_OWN_PORTS: Final = (("http", "80"), ("https", "443"))
 _CHOICES: Final = {"slow_client": (DROP_OLDEST, DISCONNECT), "content_coding": ("gzip",)}
 
 
@@ -104,6 +122,15 @@ def _read(name: str, kind: type, text: str) -> Any:
         choices = _CHOICES.get(name)
         if choices and text not in choices:
             raise _bad(name, text, " or ".join(choices))
+        if name == "cors_origin" and not _is_origin(text):
+            raise _bad(
+                name,
+                text,
+                "*, or an origin as a browser sends it: a scheme and a host in lower case, a port "
+                "that is not the scheme's own, and nothing after it, as in https://shop.example",
+            )
+        if name == "fleet_url" and not text.startswith(("http://", "https://")):
+            raise _bad(name, text, "an address that begins with http:// or https://")
         return text
     least, most = _LEAST.get(name), _MOST.get(name)
     wanted = "a whole number" if kind is int else "a number"
@@ -117,6 +144,14 @@ def _read(name: str, kind: type, text: str) -> Any:
     if not above or not value <= (1e12 if most is None else most):
         raise _bad(name, text, wanted)
     return value
+
+
+def _is_origin(text: str) -> bool:
+    """Whether a browser can send it: it never sends a path, not even the slash."""
+    if text == "*":
+        return True
+    found = _ORIGIN.fullmatch(text)
+    return found is not None and (found["scheme"], found["port"]) not in _OWN_PORTS
 
 
 def _bad(name: str, text: str, wanted: str) -> SettingError:

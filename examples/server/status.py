@@ -1,12 +1,13 @@
-"""The server's own eyes: /status as JSON, live as events on /status/events, the dashboard on /, and
-/alerts. ``add_status`` puts them into an application.
+"""What the server shows of itself: /status as JSON, live as events on /status/events, the dashboard
+on /, and /alerts. ``add_status`` adds them to an application.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -15,17 +16,27 @@ from aiohttp import web
 import otel_sse
 from server import thresholds
 from server.alerts import Alerts, Webhook
+from server.connections import bound_buffers
 from server.figures import NoMetricsError
+from server.health import DEGRADED, NOT_JUDGED, Condition, Health
 from server.refusal import Refusal
-from server.sampler import Sampler
+from server.sampler import FAILED, Sampler
 from server.settings import Settings
 
-# Dashboards that are shown at once; seconds after which one that does not take an event is left.
+# Dashboards that are shown at once; seconds after which one that does not take an event is
+# disconnected.
 MAX_VIEWERS: Final = 50
 _PATIENCE: Final = 30.0
 _RETRY_MS: Final = 2000
 _PAGE: Final = Path(__file__).resolve().parent / "dashboard"
-_FILES: Final = ("dashboard.css", "dashboard.js", "icon.svg")
+_FILES: Final = (
+    "chart.js",
+    "dashboard.css",
+    "dashboard.js",
+    "elements.js",
+    "format.js",
+    "icon.svg",
+)
 _HEADERS: Final = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -35,18 +46,24 @@ _HEADERS: Final = {
 }
 
 
-def add_status(app: web.Application, settings: Settings) -> None:
-    """Adds the routes, and what reads the metrics while the application runs.
+def add_status(
+    app: web.Application,
+    settings: Settings,
+    conditions: Callable[[], Iterable[Condition]] = tuple,
+) -> None:
+    """Adds the routes, and what reads the metrics while the application runs. ``conditions`` gives
+    what the application itself knows to be wrong.
 
     Raises:
         ValueError: the list of thresholds, or a variable of it, is not as it has to be.
 
     """
-    status = _Status(thresholds.load(settings.thresholds))
-    webhook = Webhook(status.alerts, settings.alerts_token)
+    judged = thresholds.load(settings.thresholds, thresholds.own_limits(settings))
+    status = _Status(judged, Health(conditions), settings.fleet_url)
+    webhook = Webhook(status.alerts, settings.alerts_token, settings.alerts_from)
     app.router.add_get("/", status.page)
     app.router.add_get("/dashboard/{name}", status.file)
-    app.router.add_get("/status", status.told)
+    app.router.add_get("/status", status.figures)
     app.router.add_get("/status/events", status.events)
     app.router.add_get("/alerts", webhook.get)
     app.router.add_post("/alerts", webhook.post)
@@ -55,9 +72,13 @@ def add_status(app: web.Application, settings: Settings) -> None:
 
 
 class _Status:
-    def __init__(self, judged: list[thresholds.Threshold] | None) -> None:
+    def __init__(
+        self, judged: list[thresholds.Threshold] | None, health: Health, fleet_url: str
+    ) -> None:
         self.alerts = Alerts(self._wake)
         self._thresholds = judged
+        self._health = health
+        self._fleet_url = fleet_url
         self._sampler: Sampler | None = None
         self._why_not = ""
         self._changed = asyncio.Event()
@@ -67,9 +88,10 @@ class _Status:
     async def sampling(self, _: web.Application) -> AsyncIterator[None]:
         """The readings, from the application's start to its end."""
         try:
-            self._sampler = Sampler(self.alerts, self._thresholds)
+            self._sampler = Sampler(self.alerts, self._thresholds, self._health, self._fleet_url)
         except NoMetricsError as error:
             self._why_not = str(error)
+            self._refusal()
             yield
             return
         task = asyncio.create_task(self._sampler.run(self._wake))
@@ -79,7 +101,7 @@ class _Status:
         self._sampler.close()
 
     async def stop(self, _: web.Application) -> None:
-        """Lets the viewers go."""
+        """Ends the viewers' streams."""
         self._stopping = True
         self._wake()
 
@@ -92,27 +114,30 @@ class _Status:
             raise web.HTTPNotFound
         return web.FileResponse(_PAGE / name, headers=_HEADERS)
 
-    async def told(self, _: web.Request) -> web.Response:
+    async def figures(self, _: web.Request) -> web.Response:
         sampler = self._sampler
         if sampler is None:
-            raise Refusal(503, self._why_not, _HEADERS)
+            raise self._refusal()
         while not (sampler.number or sampler.failed):
             await self._changed.wait()
         if sampler.failed:
-            raise Refusal(503, "The metrics cannot be read; the server's log says why.", _HEADERS)
+            health = sampler.health(self.alerts.active())
+            raise Refusal(503, FAILED, _HEADERS, health=health)
         sampler.refresh()
         return web.Response(body=sampler.json, content_type="application/json", headers=_HEADERS)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """The status as events, for as long as somebody looks at it."""
+        """The status as events, for as long as the page is open."""
         if self._sampler is None:
-            raise Refusal(503, self._why_not, _HEADERS)
+            raise self._refusal()
         if self._viewers >= MAX_VIEWERS or self._stopping:
             why = f"{self._viewers} dashboards are open: no more at once"
             raise Refusal(503, why, _HEADERS, retry_after=10)
         response = web.StreamResponse(headers={**_HEADERS, "Content-Type": "text/event-stream"})
         self._viewers += 1
         try:
+            if request.transport is not None:
+                bound_buffers(request.transport)
             await response.prepare(request)
             await self._show(response, self._sampler)
         except asyncio.TimeoutError:
@@ -120,18 +145,18 @@ class _Status:
             if request.transport is not None:
                 request.transport.abort()
         except ConnectionError:
-            pass  # The viewer has left.
+            pass  # The viewer has disconnected.
         finally:
             self._viewers -= 1
         return response
 
     async def _show(self, response: web.StreamResponse, sampler: Sampler) -> None:
         """Writes what is new, as soon as the viewer has taken what was before: the newest status
-        alone, so a slow viewer has less of it, and nothing piles up.
+        alone, so a slow viewer gets fewer of them, and nothing piles up.
         """
         number, version = 0, -1
         await _write(response, f"retry: {_RETRY_MS}\n\n")
-        history = json.dumps([moment.told for moment in sampler.moments])
+        history = json.dumps([moment.shown for moment in sampler.moments])
         last = sampler.moments[-1] if sampler.moments else None
         await _write(response, _event("history", history))
         while not self._stopping:
@@ -146,9 +171,22 @@ class _Status:
                 await _write(response, _event("status", sampler.json.decode(), number))
             if sampler.moments and sampler.moments[-1] is not last:
                 last = sampler.moments[-1]
-                await _write(response, _event("moment", json.dumps(last.told)))
+                await _write(response, _event("moment", json.dumps(last.shown)))
             await changed.wait()
         otel_sse.current().set_close_reason("server_shutdown")
+
+    def _refusal(self) -> Refusal:
+        """Without metrics; what the application knows to be wrong is known all the same."""
+        now = time.time()
+        found = [Condition(NOT_JUDGED, self._why_not)]
+        found += [
+            Condition(DEGRADED, f"{each['alert']} is firing.")
+            for each in self.alerts.active()
+            if each.get("severity") != "info"
+        ]
+        health = self._health.judge(found, now)
+        health["since"] = thresholds.utc(health["since"])
+        return Refusal(503, self._why_not, _HEADERS, health=health)
 
     def _wake(self) -> None:
         self._changed.set()

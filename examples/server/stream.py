@@ -5,12 +5,12 @@ load balancer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import re
 import time
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Coroutine, Iterable
 from typing import Any, Final, TypeVar
 
 from aiohttp import web
@@ -18,23 +18,23 @@ from aiohttp import web
 import otel_sse
 from server import envelope
 from server.bearer import bears
-from server.broker import GAP, LAST, Broker, Id, Unavailable
+from server.broker import LAST, MAX_TYPE, RESERVED, Broker, Id, Unavailable, is_event_type
 from server.coding import takes_gzip
-from server.errors import Errors
+from server.connections import BODY_SECONDS, bound_buffers
+from server.cors import is_foreign
+from server.errors import Errors, within
+from server.health import DEGRADED, REFUSING, Condition
 from server.limits import Limits, Refused
 from server.meters import Meters
-from server.origin import foreign
 from server.outlet import FLUSH_SECONDS, HEARTBEAT, Outlet
+from server.recent import Recent
 from server.refusal import Refusal
 from server.settings import Settings
 
 T = TypeVar("T")
 
 _TOPIC: Final = re.compile(r"[\w.:/-]{1,100}")
-_TYPE: Final = re.compile(r"[^\r\n\0]{1,100}")
 MAX_TOPICS: Final = 20
-# Types that a client would take for something else.
-RESERVED: Final = (GAP, "open", "error")
 # Streams that a stopping server ends at a time: the loop has others to serve.
 _PORTION: Final = 100
 
@@ -56,21 +56,23 @@ class Streams:
         self._errors = errors
         self._meters = meters
         self._draining = False
+        self._unpublished = Recent()
         self._headers = {
             "Content-Type": "text/event-stream",
             "Cache-Control": "no-store",
-            # Nginx, and what took this over from it.
+            # Nginx, and other proxies that read it.
             "X-Accel-Buffering": "no",
         }
+        text = "".join(f"data: {line}\n" for line in settings.greeting.splitlines())
+        self._greeting = f"event: greeting\n{text}\n".encode() if text else b""
         if settings.content_coding:
             self._headers["Vary"] = "Accept-Encoding"
-        if settings.cors_origin:
-            self._headers["Access-Control-Allow-Origin"] = settings.cors_origin
 
     # --- reading ---------------------------------------------------------------------------
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """The messages of ``?topic=``, which may be given again, or of all topics."""
+        _only(request.query, ("topic", "last_event_id"), "parameter of /events")
         topics = frozenset(request.query.getall("topic", ()))
         if len(topics) > MAX_TOPICS or not all(map(_TOPIC.fullmatch, topics)):
             raise Refusal(400, f"topic is {_TOPIC.pattern}, at most {MAX_TOPICS} times")
@@ -80,8 +82,10 @@ class Streams:
         resumed = request.headers.get("Last-Event-ID") or request.query.get("last_event_id")
         transport = request.transport
         abort = transport.abort if transport is not None else _nothing
-        told = otel_sse.current()
-        outlet = Outlet(self._settings, topics, told, abort, self._limits.limited)
+        if transport is not None:
+            bound_buffers(transport)
+        stream = otel_sse.current()
+        outlet = Outlet(self._settings, topics, stream, abort, self._limits.limited)
         response = web.StreamResponse(headers=self._headers)
         accepted = ",".join(request.headers.getall("Accept-Encoding", ()))
         if self._settings.content_coding and takes_gzip(accepted):
@@ -94,13 +98,14 @@ class Streams:
             wait = self._errors.retry_after.seconds
             raise Refusal(503, str(refused), retry_after=wait) from None
         except ConnectionError:
-            pass  # the client has left
+            pass  # the client has disconnected
         return response
 
     async def _serve(self, response: web.StreamResponse, outlet: Outlet, after: Id | None) -> None:
         try:
-            await response.write(self._retry(1.0))
-            async with aclosing(self._broker.subscribe(outlet, after)) as history:
+            greeting = b"" if after else self._greeting
+            await response.write(self._retry(1.0) + greeting)
+            async with contextlib.aclosing(self._broker.subscribe(outlet, after)) as history:
                 while outlet.ended is None:
                     chunk = await self._patiently(_next(history), outlet, response)
                     if chunk is None:
@@ -112,8 +117,10 @@ class Streams:
                 # from the last that it has.
                 outlet.skip_to(LAST)
             while (batch := await outlet.take()) is not None:
+                if batch is not HEARTBEAT:
+                    self._meters.writes += 1
                 await response.write(batch)
-            # Not all of them come back at once.
+            # So that not all of them reconnect at once.
             await response.write_eof(self._retry(random.uniform(0.5, 1.5)))
         finally:
             self._broker.unsubscribe(outlet)
@@ -121,7 +128,7 @@ class Streams:
     async def _patiently(
         self, work: Coroutine[Any, Any, T], outlet: Outlet, response: web.StreamResponse
     ) -> T | None:
-        """What the work gives, with heartbeats meanwhile: the broker may be away. None where the
+        """The work's result, with heartbeats meanwhile: the broker may be away. None where the
         stream is ended before.
         """
         task = asyncio.create_task(work)
@@ -150,25 +157,31 @@ class Streams:
         if not bears(request, self._settings.publish_token):
             asked = {"WWW-Authenticate": "Bearer"}
             raise Refusal(401, "Authorization is to be: Bearer, and the token", asked)
-        if foreign(request, self._settings.cors_origin):
+        if is_foreign(request, self._settings.cors_origin):
             raise Refusal(403, "pages of that origin may not publish")
         topic, kind, data = self._message(await _json(request))
         packed = await envelope.pack(data, self._settings.compress_from, self._meters)
         try:
             id_ = await self._broker.publish(topic, kind, packed)
         except Unavailable as error:
+            self._unpublished.add(error.reason)
             raise Refusal(503, str(error), retry_after=error.retry_after) from None
         return web.json_response({"id": str(id_)})
 
     def _message(self, body: Any) -> tuple[str, str, str]:
         if not isinstance(body, dict):
             raise Refusal(400, "the body is to be a JSON object")
+        _only(body, ("topic", "type", "data"), "key of a message")
         topic, kind = body.get("topic"), body.get("type", "message")
         data = body.get("data")
         if not isinstance(topic, str) or not _TOPIC.fullmatch(topic):
             raise Refusal(400, f"topic is to be a text of {_TOPIC.pattern}")
-        if not isinstance(kind, str) or not _TYPE.fullmatch(kind) or kind in RESERVED:
-            raise Refusal(400, f"type is to be a line of 1 to 100 characters, not of {RESERVED}")
+        if not isinstance(kind, str) or not is_event_type(kind):
+            raise Refusal(
+                400,
+                f"type is to be a line of 1 to {MAX_TYPE} printable characters, and none of "
+                f"{RESERVED}",
+            )
         if not isinstance(data, str):
             raise Refusal(400, "data is to be a text")
         try:
@@ -179,7 +192,7 @@ class Streams:
             raise Refusal(413, f"data has {size} of {self._settings.max_message_bytes} bytes")
         return topic, kind, data
 
-    # --- the balancer ----------------------------------------------------------------------
+    # --- the load balancer -----------------------------------------------------------------
 
     async def healthz(self, _: web.Request) -> web.Response:
         """200 while the process answers: a reason to restart it would be that this does not."""
@@ -193,29 +206,28 @@ class Streams:
         reason = "the server is stopping" if self._draining else self._limits.full()
         if reason:
             raise Refusal(503, f"no new client is served: {reason}", retry_after=1)
-        broker = "ok" if await self.broker_reachable() else "unavailable"
+        broker = "ok" if self._broker.reachable else "unavailable"
         return web.json_response({"status": "ready", "broker": broker})
 
-    async def broker_reachable(self) -> bool:
-        try:
-            await self._broker.ping()
-        except Unavailable:
-            return False
-        return True
-
-    async def preflight(self, _: web.Request) -> web.Response:
-        """A page of another origin may send ``Last-Event-ID``, where it may read at all."""
-        headers = {"Access-Control-Allow-Headers": "Last-Event-ID"}
-        origin = self._settings.cors_origin
-        if origin:
-            headers["Access-Control-Allow-Origin"] = origin
-        return web.Response(status=204, headers=headers)
+    def conditions(self) -> Iterable[Condition]:
+        """What is wrong: the server stops, or messages are not published."""
+        if self._draining:
+            yield Condition(REFUSING, "The server is stopping: no client is let in.")
+        if not self._broker.reachable:
+            yield Condition(
+                DEGRADED, "Redis cannot be reached: nothing is published, and clients wait."
+            )
+        failed = self._unpublished.counts()
+        if failed:
+            classes = ", ".join(f"{each} ({count:,})" for each, count in failed.items())
+            count = f"{failed.total():,} messages could not be published in the last minute"
+            yield Condition(DEGRADED, f"{count}: {classes}.")
 
     async def drain(self) -> None:
-        """Ends all streams in order: first the balancer is to know, then the clients."""
+        """Ends all streams in order: the load balancer learns of it first, then the clients."""
         self._draining = True
         await asyncio.sleep(self._settings.drain_seconds)
-        # Those who may take longest come first.
+        # Those that may take longest come first.
         outlets = sorted(self._limits.outlets, key=lambda each: -each.bytes)
         for number, outlet in enumerate(outlets, 1):
             outlet.end("server_shutdown")
@@ -239,11 +251,20 @@ async def _next(source: AsyncGenerator[bytes, None]) -> bytes | None:
 
 async def _json(request: web.Request) -> Any:
     try:
-        return json.loads(await request.read())
+        return json.loads(await within(BODY_SECONDS, request.read()))
+    except asyncio.TimeoutError:
+        raise Refusal(408, f"the body did not come within {BODY_SECONDS:g} s") from None
     except web.HTTPRequestEntityTooLarge:
         raise Refusal(413, "the body is larger than that of any message") from None
     except (ValueError, RecursionError):
         raise Refusal(400, "the body is to be JSON in UTF-8") from None
+
+
+def _only(given: Iterable[str], known: tuple[str, ...], what: str) -> None:
+    """Refuses a slip of the pen by its name, which would else look as if it had an effect."""
+    unknown = [each for each in given if each not in known]
+    if unknown:
+        raise Refusal(400, f"{unknown[0][:100]!r} is no {what}: {', '.join(known)}")
 
 
 def _nothing() -> None:

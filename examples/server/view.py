@@ -1,14 +1,16 @@
-"""What /status says of a reading, and of the last minute: its keys bear their units."""
+"""The figures of /status, from a reading and the last minute: their keys bear their units."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Final
 
+import otel_sse
 from server import heap
-from server.figures import Metric, Reading, Sample, Window
+from server.figures import FAILED, Metric, Reading, Sample, Window
+from server.meters import ERRORS, REJECTED, WRITES
 
-# Routes, event types and points of the application's own metrics that are told one by one.
+# Routes, event types and points of the application's own metrics that are listed one by one.
 _MOST: Final = 20
 _MAX_METRICS: Final = 50
 _ACTIVE: Final = "sse.server.active_connections"
@@ -24,7 +26,7 @@ class Moment:
 
     at: float
     figures: dict[str, float]
-    told: dict[str, float | None]
+    shown: dict[str, float | None]
 
     @classmethod
     def of(cls, sample: Sample, unix: float, before: Moment | None) -> Moment:
@@ -41,7 +43,7 @@ class Moment:
             return None if more is None or before is None else more / (sample.at - before.at)
 
         messages, waited = gained(_MESSAGES), gained(_SEND_TIME)
-        told = {
+        shown = {
             "time": unix,
             "connections": figures.get(_ACTIVE, 0.0),
             "messages_per_second": rate(_MESSAGES),
@@ -50,8 +52,16 @@ class Moment:
             "heap_bytes": figures.get(heap.NAME),
             "send_ms": 1000 * waited / messages if messages and waited is not None else None,
             "backlog_bytes": figures.get("sse.server.backlog.size"),
+            "worst_backlog_bytes": figures.get("sse.server.backlog.max"),
+            "dropped_per_minute": per_minute(rate("sse.server.dropped_messages")),
+            "refused_per_minute": per_minute(rate(REJECTED)),
+            "failed_per_minute": per_minute(rate(FAILED)),
         }
-        return cls(sample.at, figures, {name: _rounded(value) for name, value in told.items()})
+        return cls(sample.at, figures, {name: _rounded(value) for name, value in shown.items()})
+
+
+def per_minute(rate: float | None) -> float | None:
+    return None if rate is None else 60 * rate
 
 
 def view(reading: Reading, window: Window) -> dict[str, Any]:
@@ -67,8 +77,29 @@ def view(reading: Reading, window: Window) -> dict[str, Any]:
             "max_bytes": _whole(reading.figure("sse.server.backlog.max")),
             "bytes_by_layer": reading.by("sse.server.backlog.size", "sse.backlog.layer"),
         },
+        "failures": _failures(reading, window),
         "server": _application(reading),
     }
+
+
+def _failures(reading: Reading, window: Window) -> dict[str, Any]:
+    """What went wrong, in the window and since the start; null where it is not recorded."""
+    names = {
+        "dropped": "sse.server.dropped_messages",
+        "failed": FAILED,
+        "refused": REJECTED,
+        "errors": ERRORS,
+    }
+    failures: dict[str, Any] = {}
+    for key, name in names.items():
+        known = window.is_counter(name)
+        failures[f"{key}_in_window"] = round(window.gained(name)) if known else None
+        failures[f"{key}_total"] = _whole(window.figure(name))
+    attributes = {"refused": (REJECTED, "reason"), "errors": (ERRORS, "class")}
+    for key, (name, attribute) in attributes.items():
+        counts = reading.by(name, attribute)
+        failures[f"{key}_by_{attribute}"] = {each: count for each, count in counts.items() if count}
+    return failures
 
 
 def _connections(reading: Reading, window: Window) -> dict[str, Any]:
@@ -95,6 +126,7 @@ def _connections(reading: Reading, window: Window) -> dict[str, Any]:
         ),
         "max_messages": clients.max_messages,
         "active_by_route": _top(reading.by(_ACTIVE, "http.route")),
+        "list": [_connection(each) for each in clients.listed],
         "by_client_address": dict(clients.busiest),
         "other_client_addresses": clients.other_addresses,
         "other_client_connections": clients.other_connections,
@@ -104,11 +136,26 @@ def _connections(reading: Reading, window: Window) -> dict[str, Any]:
     }
 
 
+def _connection(info: otel_sse.ConnectionInfo) -> dict[str, Any]:
+    return {
+        "id": info.id,
+        "client_address": info.client_address,
+        "user_agent": getattr(info, "user_agent", None),
+        "route": info.route,
+        "age_seconds": _rounded(info.age),
+        "idle_seconds": _rounded(info.idle),
+        "messages": info.messages,
+        "bytes": info.bytes,
+        "backlog_bytes": info.backlog,
+    }
+
+
 def _messages(reading: Reading, window: Window) -> dict[str, Any]:
     return {
         "total": _whole(reading.figure(_MESSAGES)) or 0,
         "total_bytes": _whole(reading.figure(_IO)) or 0,
         "per_second": _rounded(window.rate(_MESSAGES)),
+        "per_write": _rounded(window.mean(_MESSAGES, WRITES)),
         "bytes_per_second": _rounded(window.rate(_IO)),
         "mean_bytes": _rounded(window.mean(_IO, _MESSAGES)),
         "total_by_type": _top(reading.by(_MESSAGES, "sse.event.type")),
@@ -142,33 +189,33 @@ def _application(reading: Reading) -> dict[str, Any]:
     own = [
         (name, metric)
         for name, metric in sorted(reading.metrics.items())
-        if metric.scope == "server" and name != heap.NAME
+        if metric.scope == "server" and name not in (heap.NAME, heap.TOTAL)
     ]
     return {name: _own(metric) for name, metric in own[:_MAX_METRICS]}
 
 
 def _own(metric: Metric) -> dict[str, Any]:
-    """A metric of the application's own, whatever it is."""
-    told: dict[str, Any] = {"unit": metric.unit}
+    """A metric of the application's own, of any kind."""
+    own: dict[str, Any] = {"unit": metric.unit}
     if metric.is_histogram:
         count = sum(point.count for point in metric.points)
         total = sum(point.sum for point in metric.points)
-        return {**told, "count": count, "mean": _rounded(total / count if count else None)}
-    told["value"] = _rounded(sum(point.value for point in metric.points))
+        return {**own, "count": count, "mean": _rounded(total / count if count else None)}
+    own["value"] = _rounded(sum(point.value for point in metric.points))
     by = {
         " ".join(map(str, point.attributes.values())): point.value
         for point in metric.points[:_MOST]
         if point.attributes
     }
-    return {**told, "by": by} if by else told
+    return {**own, "by": by} if by else own
 
 
 def _top(found: dict[str, float]) -> dict[str, float]:
     """The largest, and the rest as one."""
     pairs = list(found.items())
-    told, rest = dict(pairs[:_MOST]), sum(value for _, value in pairs[_MOST:])
+    largest, rest = dict(pairs[:_MOST]), sum(value for _, value in pairs[_MOST:])
     # A route or a type may be named so, too.
-    return told | ({"others": told.get("others", 0) + rest} if rest else {})
+    return largest | ({"others": largest.get("others", 0) + rest} if rest else {})
 
 
 def _whole(value: float | None) -> int | None:

@@ -1,31 +1,68 @@
 """aiohttp's client, and what reads by it.
 
-Where a session returns a response that is an event stream, the response's reader becomes one that
-records what is taken out of it: every way of reading passes there, after chunking and content
-coding. Readers have slots and no room for attributes, so their timer holds ours.
+Where the headers of a response have come, before any middleware, hook or ``raise_for_status`` of
+the application sees it, the reader of an event stream becomes one that records what is taken out of
+it: every way of reading passes there, after chunking and content coding. Readers have slots and no
+room for attributes, so their timer holds ours.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import weakref
 from collections.abc import Callable, Collection
+from contextvars import ContextVar
 from functools import wraps
 from time import perf_counter
 from typing import Any, Final
 
-from aiohttp import ClientError, ClientSession, StreamReader, client_reqrep, hdrs
-from aiohttp.http_exceptions import ContentEncodingError
+from aiohttp import (
+    ClientError,
+    ClientResponse,
+    ClientSession,
+    StreamReader,
+    client_reqrep,
+    compression_utils,
+    hdrs,
+)
+from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 from opentelemetry import context as otel_context
 
 from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.semconv import CLIENT
-from otel_sse.stream.client import ClientStream, suppress_nested
 from otel_sse.stream.info import ClientStreamInfo
-from otel_sse.stream.sharing import open_client_stream
+from otel_sse.stream.nested import ObservedStream
+from otel_sse.stream.sharing import open_client_stream, record_failed_connect
 from otel_sse.telemetry.telemetry import Telemetry
-from otel_sse.wire.media_type import is_event_stream
+from otel_sse.wire.media_type import is_event_stream, is_redirect
+from otel_sse.wire.opaque import is_encoded
+
+# The codings that aiohttp decodes where a session lets it; it passes on any other body as it is.
+_CODINGS: Final = {"gzip", "deflate", "br"} | (
+    {"zstd"} if hasattr(compression_utils, "HAS_ZSTD") else set()
+)
+
+
+class _Request:
+    """A request of the application's, with its redirects and retries.
+
+    Attributes:
+        started: monotonic, in seconds.
+        decompress: the body is decoded.
+        answered: the headers of a response that is no redirect have come.
+
+    """
+
+    __slots__ = ("answered", "decompress", "started")
+
+    def __init__(self, decompress: bool) -> None:
+        self.started = perf_counter()
+        self.decompress = decompress
+        self.answered = False
+
+
+# What a session has begun. Tasks inherit it, but each request of their own sets it anew.
+_request: Final[ContextVar[_Request | None]] = ContextVar("otel_sse_aiohttp_request", default=None)
 
 
 class SSEAiohttpClientInstrumentor(SSEInstrumentor):
@@ -37,70 +74,113 @@ class SSEAiohttpClientInstrumentor(SSEInstrumentor):
         return ("aiohttp >= 3.11",)
 
     def _install(self) -> None:
-        self._patch(ClientSession, "_request", self._request)
+        self._patch(ClientSession, "_request", self._send)
+        self._patch(ClientResponse, "start", self._start)
 
-    def _request(self, original: Any) -> Any:
+    def _send(self, original: Any) -> Any:
         @wraps(original)
-        async def request(session: Any, *args: Any, **kwargs: Any) -> Any:
-            started = perf_counter()
-            response = await original(session, *args, **kwargs)
-            telemetry = self.telemetry
-            if telemetry is not None and not suppress_nested.get():
+        async def send(session: Any, method: str, url: Any, **kwargs: Any) -> Any:
+            decompress = kwargs.get("auto_decompress")
+            request = _Request(session.auto_decompress if decompress is None else decompress)
+            token = _request.set(request)
+            try:
+                return await original(session, method, url, **kwargs)
+            except Exception as error:
+                if not request.answered:
+                    self._on_failure(session, method, url, kwargs, request, error)
+                raise
+            finally:
                 try:
-                    content_type = response.headers.get(hdrs.CONTENT_TYPE, "")
-                    if is_event_stream(response.method, response.status, content_type):
-                        _observe(session, response, telemetry, started)
+                    _request.reset(token)
+                except ValueError:
+                    pass  # a coroutine that is garbage is closed in another context
+
+        return send
+
+    def _start(self, original: Any) -> Any:
+        @wraps(original)
+        async def start(response: Any, connection: Any) -> Any:
+            result = await original(response, connection)
+            telemetry = self.telemetry
+            if telemetry is not None:
+                try:
+                    _observe(response, connection, telemetry)
                 except Exception:
                     telemetry.failures.log_failure_once("a stream's start")
-            return response
+            return result
 
-        return request
+        return start
+
+    def _on_failure(
+        self, session: Any, method: str, url: Any, kwargs: Any, request: _Request, error: Exception
+    ) -> None:
+        telemetry = self.telemetry
+        if telemetry is None:
+            return
+        try:
+            target = session._build_url(url)
+            headers = session._prepare_headers(kwargs.get("headers"))
+            info = _stream_info(method.upper(), target, headers, request.started)
+            record_failed_connect(telemetry, info, error)
+        except Exception:
+            telemetry.failures.log_failure_once("a failed connect")
 
 
-def _observe(session: Any, response: Any, telemetry: Telemetry, started: float) -> None:
-    url: Any = response.url
-    content: Any = response.content
-    version = response.version
-    info = ClientStreamInfo(
-        method=response.method,
+def _stream_info(method: str, url: Any, headers: Any, started: float) -> ClientStreamInfo:
+    """Of a request that has no response yet."""
+    return ClientStreamInfo(
+        method=method,
         scheme=url.scheme,
         host=url.host or "",
         port=url.port,
         known_path=url.path,
-        protocol=f"{version.major}.{version.minor}" if version else None,
-        status=response.status,
-        resumed="Last-Event-ID" in response.request_info.headers,
+        protocol=None,
+        status=0,
+        resumed="Last-Event-ID" in headers,
         context=otel_context.get_current(),
         started=started,
+        accept=headers.get(hdrs.ACCEPT, ""),
     )
-    timer = _Timer(content) if type(content) is StreamReader else None
-    stream = open_client_stream(
-        telemetry, timer or response, info, (ClientError,), (asyncio.TimeoutError,)
-    )
-    if stream is None:
+
+
+def _observe(response: Any, connection: Any, telemetry: Telemetry) -> None:
+    headers = response.headers
+    if is_redirect(response.status, headers.get(hdrs.LOCATION)):
         return
-    if timer is not None:
-        timer.stream = stream
-        if not session.auto_decompress and hdrs.CONTENT_ENCODING in response.headers:
-            # Nobody decodes it, so its messages are unknown.
-            timer.counted_offset = math.inf
-        weakref.finalize(response, timer.on_response_freed).atexit = False
-        content._timer = timer
-        content.__class__ = _Reader
+    request = _request.get() or _Request(decompress=True)
+    request.answered = True
+    version = response.version
+    info = _stream_info(
+        response.method, response.url, response.request_info.headers, request.started
+    )._replace(
+        protocol=f"{version.major}.{version.minor}" if version else None, status=response.status
+    )
+    content_type = ", ".join(headers.getall(hdrs.CONTENT_TYPE, ()))
+    if not is_event_stream(response.method, response.status, content_type):
+        record_failed_connect(telemetry, info)
+        return
+    encoding = headers.get(hdrs.CONTENT_ENCODING, "")
+    decoded = request.decompress and encoding.lower() in _CODINGS
+    content: Any = response.content
+    timer = _Timer(content, connection) if type(content) is StreamReader else None
+    stream = open_client_stream(
+        telemetry,
+        timer or response,
+        info._replace(encoded=is_encoded(encoding) and not decoded),
+        (ClientError,),
+        (asyncio.TimeoutError,),
+    )
+    if stream is None or timer is None:
+        return
+    timer.stream = stream
+    weakref.finalize(response, timer.on_response_freed).atexit = False
+    content._timer = timer
+    content.__class__ = _Reader
     # The stream may be over by now.
     if content.exception() is not None:
-        _close_on_error(stream, content.exception())
+        timer.close_on_error(content.exception())
     elif content.at_eof():
         stream.close(completed=True)
-
-
-def _close_on_error(stream: ClientStream, error: BaseException) -> None:
-    if error is getattr(client_reqrep, "_CONNECTION_CLOSED_EXCEPTION", None):
-        stream.close()  # the reader's own
-    elif isinstance(error.__cause__, ContentEncodingError):
-        stream.close(error.__cause__)
-    else:
-        stream.close(error)
 
 
 class _Timer:
@@ -109,22 +189,45 @@ class _Timer:
     Attributes:
         counted_offset: up to where the stream has been counted, in bytes.
         complete: all of it has arrived; the response is not needed to read the rest.
+        failure: what the last read raised of the reader's own limits; it may read on after it.
 
     """
 
-    __slots__ = ("__weakref__", "_timer", "complete", "counted_offset", "stream")
+    __slots__ = (
+        "__weakref__",
+        "_connector",
+        "_timer",
+        "complete",
+        "counted_offset",
+        "failure",
+        "stream",
+    )
 
-    stream: ClientStream
+    stream: ObservedStream
 
-    def __init__(self, content: Any) -> None:
+    def __init__(self, content: Any, connection: Any) -> None:
         self._timer = content._timer
+        self._connector = weakref.ref(connection._connector)
+        self.failure: Exception | None = None
         self.counted_offset: float = content._cursor
         self.complete: bool = content.is_eof()
 
     def on_response_freed(self) -> None:
         """The response is garbage, which closes its connection."""
         if not self.complete:
-            self.stream.close()
+            self.stream.on_owner_freed()
+
+    def close_on_error(self, error: BaseException) -> None:
+        """The reader will raise ``error`` from now on."""
+        connector = self._connector()
+        closed = getattr(client_reqrep, "_CONNECTION_CLOSED_EXCEPTION", None)
+        if error is closed or (connector is not None and connector.closed):
+            # By the application: the response, or the session. It may have failed before.
+            self.stream.close(self.failure)
+        elif isinstance(error.__cause__, ContentEncodingError):
+            self.stream.close(error.__cause__)
+        else:
+            self.stream.close(error)
 
     def __enter__(self) -> Any:
         self.stream.wait_started()
@@ -161,11 +264,21 @@ class _Reader(StreamReader):
             new = self._cursor + len(piece) - timer.counted_offset
             if new > 0:
                 timer.counted_offset += new
+                timer.failure = None
                 timer.stream.on_chunk(piece[-new:])
         chunk = _take(self, n)
         if self._eof and not self._buffer:
             timer.stream.close(completed=True)
         return chunk
+
+    async def readuntil(self, *args: Any, **kwargs: Any) -> bytes:
+        try:
+            return await super().readuntil(*args, **kwargs)
+        except (HttpProcessingError, ValueError) as error:
+            # A line too long: what it has read of it is lost to the reader.
+            timer: Any = self._timer
+            timer.failure = error
+            raise
 
     def feed_eof(self) -> None:
         timer: Any = self._timer
@@ -177,4 +290,4 @@ class _Reader(StreamReader):
     def set_exception(self, exc: BaseException, *args: Any, **kwargs: Any) -> None:
         super().set_exception(exc, *args, **kwargs)
         timer: Any = self._timer
-        _close_on_error(timer.stream, exc)
+        timer.close_on_error(exc)

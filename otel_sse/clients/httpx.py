@@ -2,13 +2,23 @@
 
 A client sends each request singly, behind its redirects and authentication: there a response is
 detected as an event stream, and its byte stream gets a ``ClientStream``. The classes of those byte
-streams are patched to record what is read. Where the content is encoded, its decoder is wrapped.
+streams are patched to record what is read. Where the content is encoded, its decoder is wrapped:
+the reader may have the bytes decoded or not, and the decoder may find the body incomplete only
+behind its end. Transports of other classes may send by another client; see ``stream.nested``.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator
+import weakref
+from collections.abc import (
+    AsyncGenerator,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+)
+from contextlib import nullcontext
 from functools import partial, wraps
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,12 +29,13 @@ from opentelemetry import context as otel_context
 
 from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.semconv import CLIENT
-from otel_sse.stream.client import ClientStream, nested_suppression, suppress_nested
 from otel_sse.stream.info import ClientStreamInfo
-from otel_sse.stream.sharing import open_client_stream
-from otel_sse.wire.media_type import is_event_stream
+from otel_sse.stream.nested import ObservedStream, TransportCall, iterate_within
+from otel_sse.stream.sharing import open_client_stream, record_failed_connect
+from otel_sse.wire.media_type import is_event_stream, is_redirect
+from otel_sse.wire.opaque import is_encoded
 
-# In a byte stream that is observed: its ClientStream, and whether the decoder gives the bytes.
+# In a byte stream that is observed: its ``_Reader``.
 _KEY: Final = "_otel_sse"
 _PACKAGES: Final = {"httpx": "httpx >= 0.25, < 1", "httpx2": "httpx2 >= 2.0"}
 
@@ -46,20 +57,23 @@ class SSEHttpxInstrumentor(SSEInstrumentor):
             self._patch(
                 client.AsyncClient, "_send_single_request", partial(self._send_async, package)
             )
-            self._patch(package.WSGITransport, "handle_request", _call_app)
-            self._patch(package.ASGITransport, "handle_async_request", _call_app_async)
-            self._patch(client.BoundSyncStream, "__iter__", partial(_iterate, _read))
+            self._patch(client.BoundSyncStream, "__iter__", _iterate)
             self._patch(client.BoundSyncStream, "close", _close)
-            self._patch(client.BoundAsyncStream, "__aiter__", partial(_iterate, _read_async))
+            self._patch(client.BoundAsyncStream, "__aiter__", _iterate_async)
             self._patch(client.BoundAsyncStream, "aclose", _close_async)
 
     def _send(self, package: Any, original: Any) -> Any:
         @wraps(original)
         def send(client: Any, request: Any) -> Any:
             started = perf_counter()
-            with nested_suppression(True):
-                response = original(client, request)
-            self._observe(package, request, response, started)
+            call = _transport_call(package, client, request)
+            try:
+                with call or nullcontext():
+                    response = original(client, request)
+            except Exception as error:
+                self._on_failure(request, started, error)
+                raise
+            self._observe(package, client, request, response, started, call)
             return response
 
         return send
@@ -68,35 +82,71 @@ class SSEHttpxInstrumentor(SSEInstrumentor):
         @wraps(original)
         async def send(client: Any, request: Any) -> Any:
             started = perf_counter()
-            with nested_suppression(True):
-                response = await original(client, request)
-            self._observe(package, request, response, started)
+            call = _transport_call(package, client, request)
+            try:
+                with call or nullcontext():
+                    response = await original(client, request)
+            except Exception as error:
+                self._on_failure(request, started, error)
+                raise
+            self._observe(package, client, request, response, started, call)
             return response
 
         return send
 
-    def _observe(self, package: Any, request: Any, response: Any, started: float) -> None:
+    def _on_failure(self, request: Any, started: float, error: Exception) -> None:
         telemetry = self.telemetry
-        # A transport may return a response that has been read.
-        if telemetry is None or suppress_nested.get() or response.is_closed:
+        if telemetry is None:
             return
         try:
-            content_type = response.headers.get("content-type", "")
-            if not is_event_stream(request.method, response.status_code, content_type):
+            record_failed_connect(telemetry, _stream_info(request, None, started), error)
+        except Exception:
+            telemetry.failures.log_failure_once("a failed connect")
+
+    def _observe(
+        self,
+        package: Any,
+        client: Any,
+        request: Any,
+        response: Any,
+        started: float,
+        call: TransportCall | None,
+    ) -> None:
+        if call is not None:
+            call.sending = False
+        telemetry = self.telemetry
+        if telemetry is None:
+            return
+        try:
+            headers = response.headers
+            status = response.status_code
+            # A transport may return a response that has been read.
+            if (
+                response.is_closed
+                or is_redirect(status, headers.get("location"))
+                or not is_event_stream(request.method, status, headers.get("content-type", ""))
+            ):
+                if status >= 400:
+                    record_failed_connect(telemetry, _stream_info(request, response, started))
                 return
+            encoded = is_encoded(headers.get("content-encoding", ""))
+            decodable = encoded and _is_decodable(package, headers)
+            info = _stream_info(request, response, started)
             stream = open_client_stream(
                 telemetry,
                 response.stream,
-                _stream_info(request, response, started),
+                info._replace(encoded=encoded and not decodable),
                 (package.NetworkError, package.RemoteProtocolError),
                 (package.TimeoutException,),
             )
-            if stream is None:
-                return
-            encoded = response.headers.get("content-encoding", "identity") != "identity"
-            vars(response.stream)[_KEY] = stream, encoded
-            if encoded:
-                response._decoder = _Decoder(response._get_content_decoder(), stream)
+            decoder = None
+            if stream is not None and decodable:
+                decoder = _Decoder(response._get_content_decoder(), stream)
+                response._decoder = decoder
+            if call is not None:
+                call.observed = stream is not None
+            if stream is not None or call is not None:
+                vars(response.stream)[_KEY] = _Reader(stream, decoder, call, client)
         except Exception:
             telemetry.failures.log_failure_once("a stream's start")
 
@@ -105,81 +155,173 @@ def _present() -> list[str]:
     return [name for name in _PACKAGES if name in sys.modules or find_spec(name) is not None]
 
 
-def _call_app(original: Any) -> Any:
-    """Of a transport that calls an application: that may make requests of its own."""
-
-    @wraps(original)
-    def answer(transport: Any, request: Any) -> Any:
-        with nested_suppression(False):
-            return original(transport, request)
-
-    return answer
-
-
-def _call_app_async(original: Any) -> Any:
-    @wraps(original)
-    async def answer(transport: Any, request: Any) -> Any:
-        with nested_suppression(False):
-            return await original(transport, request)
-
-    return answer
+def _transport_call(package: Any, client: Any, request: Any) -> TransportCall | None:
+    """None for a transport of the package: it sends by no other client. What an application does
+    that one calls is the application's own.
+    """
+    try:
+        transport = type(client._transport_for_url(request.url))
+    except Exception:
+        return None  # the client raises it again
+    known = (
+        package.HTTPTransport,
+        package.AsyncHTTPTransport,
+        package.WSGITransport,
+        package.ASGITransport,
+    )
+    return None if transport in known else TransportCall()
 
 
-def _stream_info(request: Any, response: Any, started: float) -> ClientStreamInfo:
+def _is_decodable(package: Any, headers: Any) -> bool:
+    """Whether the client has a decoder for each coding; it passes over what it does not know."""
+    known = import_module(package.__name__ + "._decoders").SUPPORTED_DECODERS
+    codings = headers.get_list("content-encoding", split_commas=True)
+    return all(coding.strip().lower() in known for coding in codings)
+
+
+def _stream_info(request: Any, response: Any | None, started: float) -> ClientStreamInfo:
+    """Of a response, or of a request that has none."""
     url = request.url
+    version = "" if response is None else response.http_version
     return ClientStreamInfo(
         method=request.method,
         scheme=url.scheme,
         host=url.host,
         port=url.port,
         known_path=url.path,
-        protocol=response.http_version.partition("/")[2] or None,
-        status=response.status_code,
+        protocol=version.partition("/")[2] or None,
+        status=0 if response is None else response.status_code,
         resumed="last-event-id" in request.headers,
         context=otel_context.get_current(),
         started=started,
+        accept=request.headers.get("accept", ""),
     )
 
 
-def _iterate(reader: Callable[..., Any], original: Any) -> Any:
+class _Reader:
+    """What is known of a byte stream, in between the library's reader and the ``ClientStream``."""
+
+    __slots__ = ("_client", "_raw", "call", "decoder", "stream")
+
+    def __init__(
+        self,
+        stream: ObservedStream | None,
+        decoder: _Decoder | None,
+        call: TransportCall | None,
+        client: Any,
+    ) -> None:
+        self.stream = stream
+        # None where the bytes count as they come.
+        self.decoder = decoder
+        self.call = call
+        self._client = weakref.ref(client)
+        # The chunk that is not known to be decoded.
+        self._raw = b""
+
+    def on_chunk(self, chunk: bytes) -> None:
+        if self.stream is None:
+            return
+        if self.decoder is None:
+            self.stream.on_chunk(chunk, waited=True)
+            return
+        self.stream.wait_ended()
+        if not self.decoder.used:
+            self._raw = chunk
+
+    def wait_started(self) -> None:
+        if self.stream is not None:
+            self._check_raw()
+            self.stream.wait_started()
+
+    def on_end(self, error: BaseException | None, *, completed: bool = False) -> None:
+        if self.stream is None:
+            return
+        self._check_raw()
+        client = self._client()
+        if isinstance(error, Exception) and client is not None and client.is_closed:
+            error = None  # its application has closed it, which breaks the read
+        if completed and self.decoder is not None:
+            error = self.decoder.finish()
+            completed = error is None
+        self.stream.close(error, completed=completed)
+
+    def on_close(self) -> None:
+        if self.stream is not None:
+            self._check_raw()
+            self.stream.close()
+
+    def _check_raw(self) -> None:
+        """Each chunk is decoded before the next one is asked for, or none is."""
+        raw, self._raw = self._raw, b""
+        if raw and self.stream is not None and self.decoder is not None and not self.decoder.used:
+            self.decoder = None
+            self.stream.set_opaque()
+            self.stream.on_chunk(raw)
+
+
+def _iterate(original: Any) -> Any:
     @wraps(original)
     def iterate(byte_stream: Any) -> Any:
-        observed = vars(byte_stream).get(_KEY)
+        reader = vars(byte_stream).get(_KEY)
         chunks = original(byte_stream)
-        return chunks if observed is None else reader(chunks, *observed)
+        return chunks if reader is None else _read(chunks, reader)
 
     return iterate
 
 
-def _read(chunks: Any, stream: ClientStream, encoded: bool) -> Generator[bytes, None, None]:
+def _iterate_async(original: Any) -> Any:
+    @wraps(original)
+    def iterate(byte_stream: Any) -> Any:
+        reader = vars(byte_stream).get(_KEY)
+        chunks = original(byte_stream)
+        return chunks if reader is None else _read_async(chunks, reader)
+
+    return iterate
+
+
+def _read(chunks: Any, reader: _Reader) -> Generator[bytes, None, None]:
     try:
-        with stream.read_to_eof():
-            for chunk in chunks:
-                _on_chunk(stream, chunk, encoded)
-                yield chunk
-                stream.wait_started()
+        reader.wait_started()
+        for chunk in chunks if reader.call is None else iterate_within(reader.call, chunks):
+            reader.on_chunk(chunk)
+            yield chunk
+            reader.wait_started()
+    except BaseException as error:
+        reader.on_end(error)
+        raise
+    else:
+        reader.on_end(None, completed=True)
     finally:
         chunks.close()
 
 
-async def _read_async(
-    chunks: Any, stream: ClientStream, encoded: bool
-) -> AsyncGenerator[bytes, None]:
+async def _read_async(chunks: Any, reader: _Reader) -> AsyncGenerator[bytes, None]:
+    source = chunks if reader.call is None else _within(reader.call, chunks)
     try:
-        with stream.read_to_eof():
-            async for chunk in chunks:
-                _on_chunk(stream, chunk, encoded)
-                yield chunk
-                stream.wait_started()
+        reader.wait_started()
+        async for chunk in source:
+            reader.on_chunk(chunk)
+            yield chunk
+            reader.wait_started()
+    except BaseException as error:
+        reader.on_end(error)
+        raise
+    else:
+        reader.on_end(None, completed=True)
     finally:
+        if source is not chunks:
+            await source.aclose()
         await chunks.aclose()
 
 
-def _on_chunk(stream: ClientStream, chunk: bytes, encoded: bool) -> None:
-    if encoded:
-        stream.wait_ended()
-    else:
-        stream.on_chunk(chunk, waited=True)
+async def _within(call: TransportCall, chunks: Any) -> AsyncGenerator[bytes, None]:
+    """``chunks``, each of them read within ``call``."""
+    while True:
+        with call:
+            chunk = await anext(chunks, None)
+        if chunk is None:
+            return
+        yield chunk
 
 
 def _close(original: Any) -> Any:
@@ -203,25 +345,29 @@ def _close_async(original: Any) -> Any:
 
 def _on_close(byte_stream: Any) -> None:
     if _KEY in vars(byte_stream):
-        vars(byte_stream)[_KEY][0].close()
+        vars(byte_stream)[_KEY].on_close()
 
 
 class _Decoder:
-    """A response's content decoder, observed. It returns bytes, or yields them in pieces."""
+    """A response's content decoder, observed. It returns bytes, or yields them in pieces.
 
-    def __init__(self, decoder: Any, stream: ClientStream) -> None:
+    Attributes:
+        used: something has been decoded.
+
+    """
+
+    def __init__(self, decoder: Any, stream: ObservedStream) -> None:
         self._decoder = decoder
         self._stream = stream
+        self.used = False
+        # What the flush at the end gave, or raised.
+        self._rest: Any = None
+        self._error: Exception | None = None
 
     def decode(self, data: bytes) -> Any:
-        return self._observed(partial(self._decoder.decode, data))
-
-    def flush(self) -> Any:
-        return self._observed(self._decoder.flush)
-
-    def _observed(self, decode: Callable[[], Any]) -> Any:
+        self.used = True
         try:
-            decoded = decode()
+            decoded = self._decoder.decode(data)
         except Exception as error:
             self._stream.close(error)
             raise
@@ -238,3 +384,27 @@ class _Decoder:
         except Exception as error:
             self._stream.close(error)
             raise
+
+    def finish(self) -> Exception | None:
+        """Flushes at the body's end, before the library does: it closes the response first.
+
+        Returns:
+            What that raised: the body is incomplete.
+
+        """
+        if not self.used:
+            return None
+        try:
+            rest = self._decoder.flush()
+            self._rest = rest if isinstance(rest, bytes) else list(rest)
+        except Exception as error:
+            self._error = error
+            return error
+        for piece in [self._rest] if isinstance(self._rest, bytes) else self._rest:
+            self._stream.on_chunk(piece)
+        return None
+
+    def flush(self) -> Any:
+        if self._error is not None:
+            raise self._error
+        return self._decoder.flush() if self._rest is None else self._rest

@@ -94,10 +94,10 @@ def is_server_stopping(channel: Any) -> bool:
     if not any(each.is_stopping() for each in _servers):
         return False
     identity = find_server(channel)
-    if identity is None:
-        # A server that is gone has no identity either.
-        return False
-    return any(each.identity() is identity and each.is_stopping() for each in _servers)
+    # A server that is gone has no identity either.
+    return identity is not None and any(
+        each.identity() is identity and each.is_stopping() for each in _servers
+    )
 
 
 def is_end_observed() -> bool:

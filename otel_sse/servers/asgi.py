@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from time import perf_counter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry._logs import LoggerProvider
@@ -41,20 +41,14 @@ Headers = Iterable[tuple[bytes, bytes]]
 RouteOf = Callable[[Any, dict[str, Any]], tuple["str | None", bool]]
 
 
-class Router(NamedTuple):
-    """How to find a route: ``route_of`` of ``owner``, with the paths before its routing. ``outer``
-    is the router around it.
-    """
-
-    route_of: RouteOf | None
-    owner: Any
-    path: str
-    root_path: str
-    outer: Router | None
-
+# How to find a route: a function and its owner, the path and the root path before its routing,
+# and the router around it. A plain tuple, since every request makes one.
+Router = tuple["RouteOf | None", Any, str, str, "Router | None"]
 
 # The key of the observer in the scope of its request.
 _KEY: Final = "otel_sse"
+# What headers usually are, and where there are none.
+_PLAIN: Final = (list, tuple, type(None))
 _BODIES: Final = ("http.response.body", "http.response.pathsend")
 
 
@@ -83,13 +77,8 @@ def wrap_asgi_app(
             return
         outer: RequestObserver | None = scope.get(_KEY)
         # The paths are read now: routing changes them, and so do some applications.
-        router = Router(
-            route_of,
-            owner,
-            scope["path"],
-            scope.get("root_path", ""),
-            None if outer is None else outer.router,
-        )
+        around = None if outer is None else outer.router
+        router: Router = (route_of, owner, scope["path"], scope.get("root_path", ""), around)
         if outer is not None:
             outer.router = router
             await _run_nested(outer, run, owner, scope, receive, send)
@@ -98,8 +87,9 @@ def wrap_asgi_app(
         previous = current_request.get()
         current_request.set(request)
         scope[_KEY] = observer = RequestObserver(telemetry, request, scope, receive, send)
+        observer.router = router
         # Not held by this frame, which lives as long as the stream.
-        observer.router, router = router, None  # type: ignore[assignment]
+        del router
         try:
             await run(owner, scope, observer.receive, observer.send)
         except BaseException as error:
@@ -171,7 +161,7 @@ async def _run_nested(
         # The span that is the parent in here may not be one outside.
         outer.request.detach()
         scope[_KEY], outer.inner = outer, None
-        outer.router = outer.router and outer.router.outer
+        outer.router = outer.router and outer.router[4]
         if outer.request.stream is None:
             outer.request.context = context
 
@@ -291,7 +281,14 @@ class RequestObserver:
             return
         last = not message.get("more_body", False) and kind in _BODIES
         # A peer that disconnects during this send was there when it began.
-        disconnected = stream.check_disconnected()
+        disconnected = stream.disconnected
+        if not disconnected and (transport := stream.transport) is not None:
+            try:
+                # Here rather than by a call of check_disconnected, since this is for every message.
+                disconnected = transport.is_closing() and stream.check_disconnected()
+            except Exception:
+                # A transport of another make.
+                stream.transport = None
         began = perf_counter()
         try:
             await self._send(message)
@@ -385,16 +382,16 @@ class RequestObserver:
         routers: list[Router] = []
         while router is not None:
             routers.insert(0, router)
-            router = router.outer
+            router = router[4]
         route = reached = None
-        for each in routers:
+        for route_of, owner, path, root_path, _ in routers:
             # Mounts are followed into the routers below them. Where middleware stands in between,
             # the next router goes on from where the last one ended.
-            if each.route_of is None or reached not in (None, each.root_path):
+            if route_of is None or reached not in (None, root_path):
                 continue
-            scope = {**self._scope, "path": each.path, "root_path": each.root_path}
+            scope = {**self._scope, "path": path, "root_path": root_path}
             try:
-                part, whole = each.route_of(each.owner, scope)
+                part, whole = route_of(owner, scope)
             except Exception:
                 # A router of another make: a missing route never costs the stream.
                 _log.debug("otel_sse: the route is unknown", exc_info=True)
@@ -429,8 +426,9 @@ def _joined(headers: Headers, wanted: bytes) -> str:
 def _with_header_list(message: Message) -> Message:
     """``message`` with headers that can be read twice: a server uses up an iterator."""
     try:
-        if isinstance(message.get("headers", ()), Iterator):
-            return {**message, "headers": list(message["headers"])}
+        headers = message.get("headers")
+        if type(headers) not in _PLAIN and isinstance(headers, Iterator):
+            return {**message, "headers": list(headers)}
     except Exception:
         # Not an ASGI message: the server refuses it as it would without us.
         pass

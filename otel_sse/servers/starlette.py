@@ -14,10 +14,11 @@ a background task begins.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial, wraps
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -45,46 +46,42 @@ class SSEStarletteInstrumentor(SSEInstrumentor):
         )
         self._patch(Route, "handle", _handle)
         self._patch(BackgroundTask, "__call__", _run_background_task)
-        # They may be imported later.
-        register_post_import_hook(self._install_fastapi, "fastapi.routing")
-        register_post_import_hook(self._install_sse_starlette, "sse_starlette.sse")
+        for name in _OPTIONAL:
+            module = sys.modules.get(name)
+            if module is not None:
+                self._patch_optional(module)
+            elif name not in _awaited:
+                # Once: a hook cannot be taken back. It does nothing while not instrumented.
+                _awaited.add(name)
+                register_post_import_hook(self._patch_optional, name)
 
-    def _install_fastapi(self, module: ModuleType) -> None:
-        route = getattr(module, "APIRoute", None)
-        if self.telemetry is not None and route is not None and "handle" in vars(route):
-            self._patch(route, "handle", _handle)
-
-    def _install_sse_starlette(self, module: ModuleType) -> None:
-        response = getattr(module, "EventSourceResponse", None)
-        if self.telemetry is not None and response is not None:
-            self._patch(response, "__call__", _call_response)
+    def _patch_optional(self, module: ModuleType) -> None:
+        class_name, method, wrap = _OPTIONAL[module.__name__]
+        owner = getattr(module, class_name, None)
+        if self.telemetry is not None and owner is not None and method in vars(owner):
+            self._patch(owner, method, wrap)
 
 
 def _handle(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @wraps(original)
     def handle(route: Any, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        # Not a coroutine function: most requests must not pay for another frame.
-        run = partial(original, route, scope, receive, send)
-        if getattr(route, "is_sse_stream", False) or _has_own_middleware(route):
-            return _run_attached(scope, run)
-        return run()
+        # Not a coroutine function: most requests must not pay for another frame. The endpoint runs
+        # in another task than its response where it has such a middleware of its own.
+        if getattr(route, "is_sse_stream", False) or isinstance(
+            getattr(route, "app", None), BaseHTTPMiddleware
+        ):
+            return _run_attached(scope, partial(original, route, scope, receive, send))
+        return original(route, scope, receive, send)
 
     return handle
-
-
-def _has_own_middleware(route: Any) -> bool:
-    """Whether the endpoint of ``route`` runs in another task than its response."""
-    app = getattr(route, "app", None)
-    return isinstance(app, BaseHTTPMiddleware)
 
 
 def _call_response(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @wraps(original)
     def call(response: Any, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        run = partial(original, response, scope, receive, send)
         if getattr(response, "data_sender_callable", None) is not None:
-            return _run_attached(scope, run)
-        return run()
+            return _run_attached(scope, partial(original, response, scope, receive, send))
+        return original(response, scope, receive, send)
 
     return call
 
@@ -109,6 +106,15 @@ def _run_background_task(
         return original(task)
 
     return call
+
+
+# Built on Starlette, and may be imported later: a module, its class, the method, its wrapper.
+_OPTIONAL: Final = {
+    "fastapi.routing": ("APIRoute", "handle", _handle),
+    "sse_starlette.sse": ("EventSourceResponse", "__call__", _call_response),
+}
+# Modules of these whose import is awaited.
+_awaited: Final[set[str]] = set()
 
 
 def _route(router: Router, scope: dict[str, Any]) -> tuple[str | None, bool]:

@@ -105,7 +105,10 @@ class Stream(Stalls):
         self._parser: EventStreamParser | OpaqueBody = (
             OPAQUE_BODY
             if info.encoded
-            else EventStreamParser(capture_id=telemetry.config.capture_event_id)
+            else EventStreamParser(
+                capture_id=telemetry.config.capture_event_id,
+                final_events=telemetry.config.final_events,
+            )
         )
         self.messages: list[int] = []
         self.io = 0
@@ -189,6 +192,8 @@ class Stream(Stalls):
                     telemetry.spans.emit_message(self, segment, message)
                 if full:
                     self.rotate_segment(began)
+            if messages and self._parser.final:
+                self._on_final_message()
         except Exception:
             telemetry.failures.log_failure_once("a message")
 
@@ -199,6 +204,9 @@ class Stream(Stalls):
     def _on_long_wait(self, wait: float) -> bool:
         """Called for a wait of at least ``_wait_threshold``; returns whether it is a slow one."""
         return False
+
+    def _on_final_message(self) -> None:
+        """The last message so far is one by which its protocol ends a stream; a reader's matter."""
 
     def _end(self, completed: bool) -> bool:
         """Fixes the counts and the duration; any call after the first does nothing."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import partial
 from threading import Lock
 from time import perf_counter, time_ns
@@ -22,24 +20,54 @@ from otel_sse.stream.info import ClientStreamInfo
 from otel_sse.telemetry.segment import Segment
 from otel_sse.telemetry.stall_state import StallState
 from otel_sse.telemetry.telemetry import Telemetry
+from otel_sse.wire.opaque import OPAQUE_BODY
 from otel_sse.wire.trace_comment import TraceComment, TraceCommentReader
 
 Errors = tuple[type[BaseException], ...]
 
-# An instrumented client makes a request: the libraries that it is built on record no stream.
-suppress_nested: Final[ContextVar[bool]] = ContextVar("otel_sse_suppress_nested", default=False)
-
-
-@contextlib.contextmanager
-def nested_suppression(suppress: bool) -> Iterator[None]:
-    """A block in which nested clients are suppressed; or, within such a block, are not."""
-    token = suppress_nested.set(suppress)
-    try:
-        yield
-    finally:
-        # A coroutine that is garbage is closed in another context.
-        with contextlib.suppress(ValueError):
-            suppress_nested.reset(token)
+# What a break of the connection is called where no library of the hooks raises it: by other
+# transports, or by the layer below. Module and class, since none of them need be installed.
+_DISCONNECTS: Final = frozenset(
+    {
+        ("aiohttp", "ClientConnectionError"),
+        ("aiohttp", "ClientPayloadError"),
+        ("anyio", "BrokenResourceError"),
+        ("anyio", "EndOfStream"),
+        ("anyio", "IncompleteRead"),
+        ("asyncio", "IncompleteReadError"),
+        ("h11", "RemoteProtocolError"),
+        ("h2", "ProtocolError"),
+        ("http", "HTTPException"),
+        ("httpcore", "NetworkError"),
+        ("httpcore", "RemoteProtocolError"),
+        ("httpcore2", "NetworkError"),
+        ("httpcore2", "RemoteProtocolError"),
+        ("httpx", "NetworkError"),
+        ("httpx", "RemoteProtocolError"),
+        ("httpx2", "NetworkError"),
+        ("httpx2", "RemoteProtocolError"),
+        ("requests", "ChunkedEncodingError"),
+        ("requests", "ConnectionError"),
+        ("trio", "BrokenResourceError"),
+        ("urllib3", "ProtocolError"),
+        ("urllib3", "SSLError"),
+    }
+)
+_TIMEOUTS: Final = frozenset(
+    {
+        ("httpcore", "TimeoutException"),
+        ("httpcore2", "TimeoutException"),
+        ("httpx", "TimeoutException"),
+        ("httpx2", "TimeoutException"),
+        ("requests", "Timeout"),
+        ("urllib3", "TimeoutError"),
+    }
+)
+# A read that finds its own side closed: by the application, through its client or transport.
+_OWN_CLOSES: Final = frozenset({("anyio", "ClosedResourceError"), ("trio", "ClosedResourceError")})
+# Of any meaning, and OSErrors by inheritance only.
+_NO_OS_ERRORS: Final = frozenset({("requests", "RequestException")})
+_MAX_CAUSES: Final = 20
 
 
 class ClientStream(Stream):
@@ -65,6 +93,7 @@ class ClientStream(Stream):
         "_comment_of_next",
         "_comments",
         "_disconnect_errors",
+        "_final_sequence",
         "_linked",
         "_lock",
         "_maintained",
@@ -88,8 +117,11 @@ class ClientStream(Stream):
         self._disconnect_errors = disconnect_errors
         self._timeouts = timeouts + TIMEOUTS
         self.skewed = 0
+        # The number of the last message by which its protocol ends a stream. The fast path takes no
+        # such message, so it is the last one of all as long as no other was counted.
+        self._final_sequence = 0
         # None once a first message has come without a trace comment.
-        self._comments: TraceCommentReader | None = TraceCommentReader()
+        self._comments: TraceCommentReader | None = None if info.encoded else TraceCommentReader()
         self._comment_of_next: TraceComment | None = None
         # The senders that a segment's span links to, and that segment.
         self._senders: set[int] = set()
@@ -98,7 +130,13 @@ class ClientStream(Stream):
         if self.loop is None:
             self.loop = _any_thread
         self._register()
-        telemetry.record(semconv.CONNECT_DURATION, self, self._accounted_until - info.started)
+        attributes = self.series.attributes
+        if info.failed:
+            attributes = {**attributes, semconv.ERROR_TYPE: str(info.status)}
+        connected = info.connected or self._accounted_until
+        telemetry.histograms.record(
+            semconv.CONNECT_DURATION, connected - info.started, attributes, self.context()
+        )
 
     def idle(self, now: float) -> float:
         return super().idle(now if self._waits else self._accounted_until)
@@ -165,16 +203,20 @@ class ClientStream(Stream):
             self._senders.add(span_id)
             self._segment.span.add_link(comment.sender)
 
-    @contextlib.contextmanager
-    def read_to_eof(self) -> Iterator[None]:
-        """A block that reads until there is no more, or something is raised."""
-        self.wait_started()
-        try:
-            yield
-        except BaseException as error:
-            self.close(error)
-            raise
-        self.close(completed=True)
+    def _on_final_message(self) -> None:
+        self._final_sequence = self.sequence
+
+    def set_opaque(self) -> None:
+        """The reader takes the encoded bytes: from here on there are bytes alone, and no stall."""
+        self._comments = None
+        self._parser = OPAQUE_BODY
+
+    def on_owner_freed(self) -> None:
+        """A finalizer's callback. It may run wherever an object is freed, and any lock may be held
+        there: it only queues.
+        """
+        if self._is_live():
+            gc_safety.defer(self.close)
 
     def run_maintenance(self) -> None:
         with self._lock:
@@ -208,14 +250,48 @@ class ClientStream(Stream):
     def _classify(self, error: BaseException | None, cut: bool) -> tuple[str, BaseException | None]:
         if self._completed:
             return semconv.COMPLETED, error
-        if isinstance(error, self._timeouts):
-            return semconv.TIMEOUT, error
-        if isinstance(error, self._disconnect_errors):
-            return semconv.DISCONNECTED, error
-        if isinstance(error, Exception):
-            return semconv.ERROR, error
-        # Closed, cancelled or dropped by the reader.
-        return semconv.CLIENT_CLOSE, error
+        if isinstance(error, Exception) and not _is_own_close(error):
+            return self._classify_break(_causes(error)), error
+        # Closed, cancelled or dropped by the reader: behind the protocol's last message it has read
+        # all of the stream.
+        completed = self._final_sequence and self._final_sequence == self.sequence
+        return semconv.COMPLETED if completed else semconv.CLIENT_CLOSE, error
+
+    def _classify_break(self, causes: list[BaseException]) -> str:
+        for error in causes:
+            if isinstance(error, self._timeouts) or _is_named(error, _TIMEOUTS):
+                return semconv.TIMEOUT
+            # An OSError is of the connection, TLS included: the reader's own do not pass here.
+            broken = isinstance(error, OSError) and not _is_named(error, _NO_OS_ERRORS)
+            if (
+                broken
+                or isinstance(error, self._disconnect_errors)
+                or _is_named(error, _DISCONNECTS)
+            ):
+                return semconv.DISCONNECTED
+        return semconv.ERROR
+
+
+def _causes(error: BaseException, *, contexts: bool = False) -> list[BaseException]:
+    """``error`` and the errors that it was raised from; ``contexts``: or while handling them."""
+    found: list[BaseException] = []
+    each: BaseException | None = error
+    # Bounded: causes may form a circle.
+    while each is not None and len(found) < _MAX_CAUSES:
+        found.append(each)
+        each = each.__cause__ or (each.__context__ if contexts else None)
+    return found
+
+
+def _is_own_close(error: BaseException) -> bool:
+    # httpcore hides the cause, but not the context.
+    return any(_is_named(each, _OWN_CLOSES) for each in _causes(error, contexts=True))
+
+
+def _is_named(error: BaseException, names: frozenset[tuple[str, str]]) -> bool:
+    return any(
+        (kind.__module__.partition(".")[0], kind.__name__) in names for kind in type(error).__mro__
+    )
 
 
 class _AnyThread:

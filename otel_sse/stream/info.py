@@ -59,8 +59,11 @@ class ServerStreamInfo(NamedTuple):
 
 
 class ClientStreamInfo(NamedTuple):
-    """A stream that is read; ``context`` is that of the call, ``started`` when the request was made
-    (monotonic, s).
+    """A stream that is read, or a request for one that failed.
+
+    ``context`` is that of the call; ``started`` is when the request was made, ``connected`` when
+    the response's headers came, None: now (monotonic, s). ``accept``: the request's header.
+    ``encoded``: the reader gets a body with a content coding, so its messages are not read.
     """
 
     method: str
@@ -73,6 +76,8 @@ class ClientStreamInfo(NamedTuple):
     resumed: bool
     context: Context
     started: float
+    accept: str = ""
+    connected: float | None = None
 
     encoded: bool = False
     client: None = None
@@ -80,8 +85,20 @@ class ClientStreamInfo(NamedTuple):
     transport: None = None
 
     def series(self, telemetry: Telemetry) -> MetricSeries:
-        method = known_method(self.method)
+        return telemetry.streams.series(self._values(telemetry), f"SSE {known_method(self.method)}")
+
+    def attributes(self, telemetry: Telemetry) -> dict[str, Any]:
+        """The base attributes, without a series."""
+        pairs = zip(telemetry.role.metric_attributes, self._values(telemetry), strict=True)
+        return {name: value for name, value in pairs if value is not None}
+
+    @property
+    def failed(self) -> bool:
+        """Whether an event stream was asked for, and the response's status refuses it."""
+        return self.status >= 400 and semconv.MEDIA_TYPE in self.accept.lower()
+
+    def _values(self, telemetry: Telemetry) -> tuple[str, str, int | None]:
         port = self.port or {"http": 80, "https": 443}.get(self.scheme)
         known = telemetry.routes_or_hosts(f"{self.host}:{port}") != semconv.OTHER
         host, port = (self.host, port) if known else (semconv.OTHER, None)
-        return telemetry.streams.series((method, host, port), f"SSE {method}")
+        return known_method(self.method), host, port

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import threading
 import weakref
+from functools import partial
+from time import perf_counter
 from typing import Any, Final
 
 from opentelemetry import metrics
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
+from otel_sse import semconv
 from otel_sse.config import keep_first_config, load
 from otel_sse.process import gc_safety
 from otel_sse.process.fork import run_in_forked_child
 from otel_sse.process.shutdown import ShutdownHandler
 from otel_sse.semconv import SERVER, Role
 from otel_sse.stream.client import ClientStream, Errors
+from otel_sse.stream.close_reason import root_cause
 from otel_sse.stream.info import ClientStreamInfo, ServerStreamInfo
+from otel_sse.stream.nested import DeferredStream, ObservedStream, active_transport_call
 from otel_sse.stream.request import RequestState
 from otel_sse.stream.server import ServerStream
 from otel_sse.telemetry.providers import Providers
@@ -83,7 +88,7 @@ def open_client_stream(
     info: ClientStreamInfo,
     disconnect_errors: Errors,
     timeouts: Errors,
-) -> ClientStream | None:
+) -> ObservedStream | None:
     """Starts to record a stream whose response headers have come.
 
     Args:
@@ -94,16 +99,72 @@ def open_client_stream(
         timeouts: likewise.
 
     Returns:
-        None where the URL is excluded, or the application suppresses instrumentation.
+        None where the URL is excluded, the application suppresses instrumentation, or the stream
+        is a part of another one; see ``stream.nested``.
 
     """
-    url = f"{info.scheme}://{info.host}{info.known_path}"
-    if telemetry.config.excludes(url) or not is_instrumentation_enabled():
+    if not _records(telemetry, info):
         return None
-    shutdown_handler.prepare(serves=False)
-    stream = ClientStream(telemetry, info, disconnect_errors, timeouts)
-    weakref.finalize(owner, stream.close).atexit = False
+    call = active_transport_call()
+    stream: ObservedStream
+    if call is None:
+        stream = _open(telemetry, info, disconnect_errors, timeouts)
+    elif call.sending:
+        known = info._replace(connected=perf_counter())
+        stream = DeferredStream(
+            call, partial(_open_later, telemetry, known, disconnect_errors, timeouts)
+        )
+    else:
+        return None
+    weakref.finalize(owner, stream.on_owner_freed).atexit = False
     return stream
+
+
+def _open_later(
+    telemetry: Telemetry, info: ClientStreamInfo, disconnect_errors: Errors, timeouts: Errors
+) -> ClientStream | None:
+    try:
+        return _open(telemetry, info, disconnect_errors, timeouts)
+    except Exception:
+        telemetry.failures.log_failure_once("a stream's start")
+        return None
+
+
+def record_failed_connect(
+    telemetry: Telemetry, info: ClientStreamInfo, error: BaseException | None = None
+) -> None:
+    """Records a request that asked for an event stream and got none, if this is one.
+
+    Args:
+        telemetry: what it is recorded with.
+        info: what is known of the request; ``status`` is 0 where there was no response.
+        error: what was raised in place of a response; None: the status is the error.
+
+    """
+    asked = semconv.MEDIA_TYPE in info.accept.lower()
+    if not asked or active_transport_call() is not None or not _records(telemetry, info):
+        return
+    if error is None:
+        if not info.failed:
+            return
+        error_type = str(info.status)
+    else:
+        error_type = telemetry.error_types.name_of(root_cause(error))
+    attributes = {**info.attributes(telemetry), semconv.ERROR_TYPE: error_type}
+    duration = perf_counter() - info.started
+    telemetry.histograms.record(semconv.CONNECT_DURATION, duration, attributes, info.context)
+
+
+def _records(telemetry: Telemetry, info: ClientStreamInfo) -> bool:
+    url = f"{info.scheme}://{info.host}{info.known_path}"
+    return not telemetry.config.excludes(url) and is_instrumentation_enabled()
+
+
+def _open(
+    telemetry: Telemetry, info: ClientStreamInfo, disconnect_errors: Errors, timeouts: Errors
+) -> ClientStream:
+    shutdown_handler.prepare(serves=False)
+    return ClientStream(telemetry, info, disconnect_errors, timeouts)
 
 
 def all_telemetry() -> list[Telemetry]:

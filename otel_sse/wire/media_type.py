@@ -27,6 +27,11 @@ def is_event_stream(method: str, status: int, content_type: str) -> bool:
     )
 
 
+def is_redirect(status: int, location: str | None) -> bool:
+    """Whether a response only refers to another one. It is no stream, whatever its media type."""
+    return status in (301, 302, 303, 307, 308) and location is not None
+
+
 def _last_media_type(content_type: str) -> str:
     last = ""
     for value in _VALUES.findall(content_type):

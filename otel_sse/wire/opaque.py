@@ -14,6 +14,7 @@ class OpaqueBody:
     __slots__ = ()
 
     comments = 0
+    final = False
 
     def match_template(self, chunk: bytes | bytearray | memoryview) -> str | None:
         return None

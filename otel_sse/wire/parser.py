@@ -16,7 +16,8 @@ LF of a CRLF is in its size only where it comes in the same chunk.
 There are three ways through, from fast to general, and each gives the same result:
 
 1. ``match_template``: the chunk is one message that differs from an earlier one in at most two
-   values. A few comparisons at C speed; nothing is split. The caller then does not call ``feed``.
+   values, and is not the protocol's last. A few comparisons at C speed; nothing is split. The
+   caller then does not call ``feed``.
 2. The loop in ``feed``: the chunk is one whole message, in lines that were seen before.
 3. ``_parse``: anything else.
 
@@ -35,6 +36,11 @@ _COLON: Final = 58
 _D: Final = 100  # data
 _E: Final = 101  # event
 _BOM: Final = b"\xef\xbb\xbf"
+# The data of the last message of the OpenAI protocol and of those that follow it, in the line and
+# as a value that a template does not fix; and the most bytes of such a value.
+_DONE_LINES: Final = (b"data: [DONE]", b"data:[DONE]")
+_DONE_VALUES: Final = (b" [DONE]", b"[DONE]")
+_MAX_DONE: Final = len(b" [DONE]")
 
 # Bytes of an open line that are buffered: the longest field name with its colon and a space, and
 # a value longer than any that is exported, so that one beyond the limit can be recognised.
@@ -66,7 +72,17 @@ _templates: dict[MessageTemplate, MessageTemplate] = {}
 
 
 class EventStreamParser:
-    """Counts the messages and comments of one stream."""
+    """Counts the messages and comments of one stream.
+
+    Args:
+        capture_id: whether messages carry the last event id.
+        final_events: event types by which a protocol ends its stream, beside ``data: [DONE]``.
+
+    Attributes:
+        comments: comment lines so far.
+        final: the last message that ``feed`` returned is the protocol's last.
+
+    """
 
     __slots__ = (
         "_after_cr",
@@ -74,6 +90,8 @@ class EventStreamParser:
         "_capture_id",
         "_clean",
         "_data",
+        "_done",
+        "_final_events",
         "_head",
         "_id",
         "_misses",
@@ -82,12 +100,16 @@ class EventStreamParser:
         "_template",
         "_type",
         "comments",
+        "final",
     )
 
-    def __init__(self, *, capture_id: bool = False) -> None:
-        # Comment lines so far.
+    def __init__(
+        self, *, capture_id: bool = False, final_events: frozenset[str] = frozenset()
+    ) -> None:
         self.comments = 0
+        self.final = False
         self._capture_id = capture_id
+        self._final_events = final_events
         # The last event id, where it is captured: it outlives its message.
         self._id: str | None = None
         # The stream's first bytes while they may still become a byte order mark; then None.
@@ -100,6 +122,8 @@ class EventStreamParser:
         # Bytes of the open block from its first field on; 0 where none has come.
         self._block = 0
         self._data = False
+        # The block's only data line so far is ``data: [DONE]``.
+        self._done = False
         self._type = DEFAULT_EVENT_TYPE
         # Nothing of the above is pending, so a chunk that is one whole message can be read as such.
         self._clean = False
@@ -113,7 +137,12 @@ class EventStreamParser:
         Such a chunk must not be fed. None means that it has to be.
         """
         template = self._template
-        if template is None or not self._clean or type(chunk) is not bytes or len(chunk) > _WINDOW:
+        if (
+            template is None
+            or not self._clean
+            or type(chunk) is not bytes
+            or (length := len(chunk)) > _WINDOW
+        ):
             return None
         head, begin, middle, size, kind = template
         end = chunk.find(b"\n", begin) if begin else 0
@@ -124,6 +153,9 @@ class EventStreamParser:
             and _LF not in chunk[rest:-2]
             and _CR not in chunk
             and chunk[:begin] == head
+            # Only short values have to be looked at; behind the last one is the blank line.
+            and (length - rest > _MAX_DONE + 2 or chunk[rest:-2] not in _DONE_VALUES)
+            and (not begin or end - begin > _MAX_DONE or chunk[begin:end] not in _DONE_VALUES)
         ):
             return kind
         return None
@@ -134,7 +166,7 @@ class EventStreamParser:
             lines = chunk.splitlines()
             if not lines.pop():
                 kind = DEFAULT_EVENT_TYPE
-                data = False
+                data = b""
                 for line in lines:
                     if not line:
                         break
@@ -142,7 +174,7 @@ class EventStreamParser:
                     if first == _D:
                         if line[:5] != b"data:":
                             break
-                        data = True
+                        data = line
                     elif first == _E:
                         known = _known_lines.get(line)
                         if known is None:
@@ -152,8 +184,12 @@ class EventStreamParser:
                         break
                 else:
                     if data:
+                        self.final = kind in self._final_events or (
+                            data in _DONE_LINES
+                            and sum(line.startswith(b"data:") for line in lines) == 1
+                        )
                         self._misses = (self._misses + 1) % _CYCLE
-                        if self._misses < _TRIES:
+                        if self._misses < _TRIES and not self.final:
                             self._template = _template_of(chunk, lines, kind)
                         return ((kind, len(chunk), None),)
         messages: list[Message] = []
@@ -195,6 +231,7 @@ class EventStreamParser:
                     # The two most frequent lines, without the general way below.
                     if line[0] == _D and line[:5] == b"data:":
                         self._block += len(line)
+                        self._done = not self._data and line.rstrip(b"\r\n") in _DONE_LINES
                         self._data = True
                         continue
                     if line == b"\n":
@@ -256,6 +293,7 @@ class EventStreamParser:
             self._block += size
             name, _, value = head.partition(b":")
             if name == b"data":
+                self._done = not self._data and head in _DONE_LINES
                 self._data = True
             elif name == b"event":
                 self._type = _event_type(head, value.removeprefix(b" "))
@@ -266,7 +304,8 @@ class EventStreamParser:
         """A blank line: its terminator is that many bytes."""
         if self._data:
             messages.append((self._type, self._block + terminator, self._id))
-        self._block, self._type, self._data = 0, DEFAULT_EVENT_TYPE, False
+            self.final = self._done or self._type in self._final_events
+        self._block, self._type, self._data, self._done = 0, DEFAULT_EVENT_TYPE, False, False
 
 
 def _template_of(chunk: bytes, lines: list[bytes], kind: str) -> MessageTemplate | None:

@@ -177,7 +177,7 @@ async def test_garbage_waits_for_no_lock(
     """The collector may run wherever something is allocated, also where telemetry's own locks or
     the SDK's are held: what it finds then does not ask for them.
     """
-    lock = next(kind().telemetry for kind in INSTRUMENTORS).lock
+    lock = next(kind().telemetry for kind in INSTRUMENTORS).streams.lock
     assert all(kind().telemetry.streams.lock is lock for kind in INSTRUMENTORS)
     async with _session(name) as (session, drop):
         gc.disable()
@@ -196,6 +196,43 @@ async def test_garbage_waits_for_no_lock(
             await until(collected.is_set)
         finally:
             gc.enable()
+        assert await close_reason_of(telemetry) == "client_close"
+
+
+@pytest.mark.parametrize("name", ["httpx", "httpx2", "requests"])
+@dropping
+async def test_a_finalizer_waits_for_no_lock(
+    name: str, server: StreamServer, telemetry: Backend
+) -> None:
+    """An object may be freed wherever its last reference goes, also where telemetry's own locks
+    are held: without a garbage collector, or by another thread where there is no GIL.
+    """
+    lock = next(kind().telemetry for kind in INSTRUMENTORS).streams.lock
+    async with _session(name) as (session, _):
+        held: list[Any] = []
+
+        def take() -> None:
+            if name == "requests":
+                held.append(session.get(server.url + "/endless", stream=True))
+            else:
+                request = session.build_request("GET", server.url + "/endless")
+                held.append(session.send(request, stream=True))
+
+        def drop() -> None:
+            with lock:
+                held.clear()
+                gc.collect()
+            dropped.set()
+
+        dropped = threading.Event()
+        gc.disable()
+        try:
+            await asyncio.to_thread(take)
+            threading.Thread(target=drop, daemon=True).start()
+            await until(dropped.is_set)
+        finally:
+            gc.enable()
+        await until(lambda: gc.collect() >= 0 and telemetry.spans("SSE"))
         assert await close_reason_of(telemetry) == "client_close"
 
 

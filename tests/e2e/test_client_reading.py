@@ -1,6 +1,7 @@
 """Clients read real streams from a real socket: every byte, message and comment is counted."""
 
 import asyncio
+import gzip
 import time
 from typing import Any
 
@@ -13,6 +14,7 @@ from helpers.client_readers import (
     USUAL,
     WAYS,
     client,
+    close_reason_of,
     instrumented,
     read_with_aiohttp,
 )
@@ -54,9 +56,13 @@ async def test_what_is_read_raw_is_counted(
 async def test_what_is_not_decoded_is_not_parsed(
     name: str, server: StreamServer, telemetry: Backend
 ) -> None:
-    """The compressed bytes are no event stream: none of them counts, and it still ends."""
-    assert await CLIENTS[name](RAW[name], server.url + "/gzip") != STREAM
-    await assert_read(telemetry, server.port, b"")
+    """The compressed bytes are no event stream: they count as bytes alone, and it still ends."""
+    read = await CLIENTS[name](RAW[name], server.url + "/gzip")
+    assert gzip.decompress(read) == STREAM
+    assert await close_reason_of(telemetry) == "completed"
+    (span,) = telemetry.spans("SSE")
+    assert span.attributes["sse.io"] == len(read)
+    assert span.attributes["sse.messages"] == span.attributes["sse.comments"] == 0
 
 
 async def test_what_aiohttp_must_not_decode_is_not_parsed(
@@ -67,13 +73,15 @@ async def test_what_aiohttp_must_not_decode_is_not_parsed(
         aiohttp.ClientSession(auto_decompress=False) as session,
         session.get(server.url + "/gzip") as response,
     ):
-        assert await response.read() != STREAM
+        read = await response.read()
+        assert gzip.decompress(read) == STREAM
         async with session.get(server.url + "/all") as plain:
             assert await plain.read() == STREAM
     await until(lambda: len(telemetry.spans("SSE")) == 2)
     found = [span.attributes for span in telemetry.spans("SSE")]
     assert [each["sse.close.reason"] for each in found] == ["completed"] * 2
-    assert [each["sse.io"] for each in found] == [0, len(STREAM)]
+    assert [each["sse.io"] for each in found] == [len(read), len(STREAM)]
+    assert found[0]["sse.messages"] == 0
 
 
 @pytest.mark.filterwarnings("ignore:unread_data:DeprecationWarning")

@@ -302,7 +302,7 @@ def test_the_workers_are_where_haproxy_looks() -> None:
         for name, service in SERVICES.items()
         if "networks" in service
     }
-    assert homes.keys() == {"haproxy", *WORKERS}
+    assert homes.keys() == {"haproxy", "alertmanager", *WORKERS}
     assert len(set(homes.values())) == len(homes)
     for each in map(ipaddress.ip_address, homes.values()):
         assert each in network
@@ -314,6 +314,7 @@ def test_the_workers_are_where_haproxy_looks() -> None:
     ]
     for each in WORKERS:
         assert SERVICES[each]["environment"]["SSE_SERVER_PROXY"] == homes["haproxy"]
+        assert SERVICES[each]["environment"]["SSE_SERVER_ALERTS_FROM"] == homes["alertmanager"]
 
 
 def test_volumes_are_used() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,9 +17,11 @@ import redis.asyncio
 from aiohttp import web
 from helpers.backend import Backend
 from helpers.processes import INSTRUMENT
+from helpers.raw_client import RawClient
 from helpers.servers import free_port, serve_aiohttp
 from helpers.tools import tool
-from server.app import build
+from helpers.waiting import until
+from server.app import LIMITS, build
 from server.broker import Id, Message
 from server.client import Event, events
 from server.meters import Meters
@@ -86,7 +89,7 @@ class Site:
         return events(self.http, f"{self.url}/events{query}", last_event_id=last_event_id)
 
     async def status_of(self, path: str) -> int:
-        """The status code of a GET; 0 where nobody answers."""
+        """The status code of a GET; 0 where no server answers."""
         with contextlib.suppress(httpx.TransportError):
             return (await self.http.get(f"{self.url}{path}")).status_code
         return 0
@@ -219,3 +222,43 @@ async def visiting(url: str) -> AsyncIterator[Site]:
         site = Site(url, http, None)
         await eventually(site.ready, 60)
         yield site
+
+
+def live(site: Site) -> int:
+    return len(site.app[LIMITS].outlets)
+
+
+async def open_stream(site: Site, query: str = "", *headers: str) -> RawClient:
+    """A client that has been given its place."""
+    client = await RawClient.get(site.port, f"/events{query}", *headers)
+    await asyncio.wait_for(client.until(b"\n\n\r\n"), 10)
+    await asyncio.wait_for(client.until(b"\n\n\r\n"), 10)
+    return client
+
+
+async def head_of(site: Site, path: str = "/events", *headers: str, method: str = "GET") -> bytes:
+    client = await RawClient.get(site.port, path, *headers, method=method)
+    head = await asyncio.wait_for(client.until(b"\r\n\r\n"), 10)
+    await client.close()
+    return head
+
+
+async def stuck_client(site: Site) -> RawClient:
+    """A client that has connected and reads nothing, with no room in its socket."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", site.port))
+    reader, writer = await asyncio.open_connection(sock=sock, limit=1)
+    writer.write(b"GET /events?topic=a HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    before = live(site)
+    await until(lambda: live(site) > before)
+    await asyncio.sleep(0.05)
+    # asyncio reads ahead by itself.
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    return RawClient(reader, writer)
+
+
+async def flood(site: Site, times: int) -> None:
+    for number in range(times):
+        await site.publish(f"{number} {'x' * 60_000}")

@@ -14,7 +14,7 @@ from helpers.raw_client import RawClient
 from helpers.servers import free_port
 from helpers.tools import tool
 from reference.watching import Watched, notification, watched
-from server.alerts import LIMIT, MAX_BODY, Alerts
+from server.alerts import LIMIT, MAX_ACTIVE, MAX_BODY, Alerts
 
 
 @pytest.fixture
@@ -24,12 +24,12 @@ async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Watched]:
         yield served
 
 
-def names(told: list[dict[str, Any]]) -> list[str]:
-    return [each["alert"] for each in told]
+def names(entries: list[dict[str, Any]]) -> list[str]:
+    return [each["alert"] for each in entries]
 
 
 async def test_keeps_the_last_fifty(served: Watched) -> None:
-    """Of sixty the last fifty are told, fewer where fewer are asked for, the newest last."""
+    """Of sixty the last fifty are listed, fewer where fewer are asked for, the newest last."""
     assert await served.get("/alerts") == []
     for first in range(0, 60, 5):
         body = notification("firing", *(f"Alert{first + each}" for each in range(5)))
@@ -37,10 +37,10 @@ async def test_keeps_the_last_fifty(served: Watched) -> None:
     assert names(await served.get("/alerts")) == [f"Alert{number}" for number in range(10, 60)]
     assert names(await served.get("/alerts?limit=2")) == ["Alert58", "Alert59"]
     assert await served.get("/alerts?limit=0") == []
-    assert len(await served.get("/alerts?limit=1000")) == LIMIT
+    assert len(await served.get(f"/alerts?limit={LIMIT}")) == LIMIT
 
 
-async def test_what_is_told_of_an_alert(served: Watched) -> None:
+async def test_what_is_kept_of_an_alert(served: Watched) -> None:
     """Firing and resolved, each with its own time, and where it comes from."""
     await served.post(notification("firing", "SSEConnectionsHigh"))
     await served.post(notification("resolved", "SSEConnectionsHigh"))
@@ -75,7 +75,7 @@ def with_(**changed: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "reason"),
     [
         (b"no json", "the body is no JSON"),
         (b"\xff\xfe", "the body is no JSON"),
@@ -93,12 +93,12 @@ def with_(**changed: Any) -> dict[str, Any]:
         (without("startsAt"), "an alert has no time"),
     ],
 )
-async def test_refuses_what_is_no_notification(body: Any, said: str, served: Watched) -> None:
+async def test_refuses_what_is_no_notification(body: Any, reason: str, served: Watched) -> None:
     """What is not from Alertmanager is refused with the reason, and leaves no trace."""
     status, answer = await served.post(body)
     assert status == 400
     assert answer["error"].startswith("Not a notification of Alertmanager: ")
-    assert said in answer["error"]
+    assert reason in answer["error"]
     assert await served.get("/alerts") == []
 
 
@@ -124,11 +124,11 @@ async def test_texts_are_bounded(served: Watched) -> None:
     body = notification("firing", "A" * 50_000)
     body["alerts"][0]["annotations"]["summary"] = "x" * 50_000
     assert (await served.post(body))[0] == 200
-    (told,) = await served.get("/alerts")
-    assert len(json.dumps(told)) < 3000
+    (entries,) = await served.get("/alerts")
+    assert len(json.dumps(entries)) < 3000
 
 
-@pytest.mark.parametrize("limit", ["all", "-1", "", "1e9", "9" * 5000])
+@pytest.mark.parametrize("limit", ["all", "-1", "", "1e9", "9" * 5000, "51"])
 async def test_a_bad_limit(limit: str, served: Watched) -> None:
     """It is refused with what it takes."""
     async with served.client.get(f"/alerts?limit={limit}") as response:
@@ -136,8 +136,79 @@ async def test_a_bad_limit(limit: str, served: Watched) -> None:
         assert (await response.json())["error"] == "limit takes a number from 0 to 50"
 
 
+async def test_a_parameter_that_there_is_not(served: Watched) -> None:
+    """A slip of the pen is refused by its name."""
+    async with served.client.get("/alerts?limits=5") as response:
+        assert response.status == 400
+        assert (await response.json())["error"] == "'limits' is no parameter of /alerts: limit"
+
+
+async def test_one_notification_takes_a_bounded_place(served: Watched) -> None:
+    """Nine thousand alerts in one notification are read in part, and the answer has how many;
+    those of one name are one entry with a count.
+    """
+    # As short as they can be: all of them are one notification of less than 1 MiB.
+    short = {"status": "firing", "startsAt": "2030", "labels": {"alertname": "A"}}
+    alerts = [{**short, "fingerprint": str(number)} for number in range(9000)]
+    body = {"version": "4", "alerts": alerts}
+    assert len(json.dumps(body)) < MAX_BODY
+    status, answer = await served.post(body)
+    assert (status, answer) == (200, {"kept": MAX_ACTIVE, "dropped": 9000 - MAX_ACTIVE})
+    (entry,) = await served.get("/alerts")
+    assert (entry["alert"], entry["count"]) == ("A", MAX_ACTIVE)
+
+
+def test_a_flood_evicts_no_alert_of_the_process() -> None:
+    """However many names are posted, half of the places are the process's own."""
+    alerts = Alerts()
+    own = [f"Own{number}" for number in range(LIMIT // 2)]
+    for name in own:
+        alerts.add({"source": "process", "alert": name})
+    for number in range(0, 3 * LIMIT, 5):
+        alerts.take(notification("firing", *(f"Other{number + each}" for each in range(5))))
+    kept = alerts.last()
+    assert len(kept) == LIMIT
+    assert [each["alert"] for each in kept if each["source"] == "process"] == own
+    assert kept[-1]["alert"] == f"Other{3 * LIMIT - 1}"
+    # The other way round, too.
+    for number in range(3 * LIMIT):
+        alerts.add({"source": "process", "alert": f"More{number}"})
+    sources = [each["source"] for each in alerts.last()]
+    assert sources.count("alertmanager") == LIMIT // 2
+
+
+def test_what_fires_is_grouped() -> None:
+    """Alerts of one name and severity are one, with how many, since when, and some instances."""
+    alerts = Alerts()
+    body = notification("firing", *("A" * 9), "B")
+    for number, each in enumerate(body["alerts"]):
+        each["fingerprint"] = str(number)
+        each["labels"]["instance"] = f"host:{number}"
+        each["startsAt"] = f"2030-01-01T00:00:{number:02}Z"
+    alerts.take(body)
+    first, second = alerts.active()
+    assert (first["alert"], first["count"], first["since"]) == ("A", 9, "2030-01-01T00:00:00Z")
+    assert first["instances"] == [f"host:{number}" for number in range(5)]
+    assert (second["alert"], second["instance"]) == ("B", "host:9")
+    assert "count" not in second
+
+
+async def test_without_a_token_only_this_machine_posts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine that reaches the port cannot make up alerts."""
+    monkeypatch.setattr("server.alerts.is_loopback", lambda address: address != "127.0.0.1")
+    body = notification("firing", "A")
+    async with watched(monkeypatch, None) as served:
+        status, answer = await served.post(body)
+        assert (status, "SSE_SERVER_ALERTS_TOKEN" in answer["error"]) == (403, True)
+        assert await served.get("/alerts") == []
+    # But for the one whose address is known.
+    monkeypatch.setenv("SSE_SERVER_ALERTS_FROM", "127.0.0.1")
+    async with watched(monkeypatch, None) as served:
+        assert (await served.post(body))[0] == 200
+
+
 async def test_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where one is set, only who bears it can post; everybody can read."""
+    """Where one is set, a notification has to bear it; reading needs none."""
     monkeypatch.setenv("SSE_SERVER_ALERTS_TOKEN", "secret")
     body = notification("firing", "A")
     async with watched(monkeypatch, None) as served:
@@ -154,7 +225,7 @@ async def test_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     "origin", ["http://elsewhere.example", "https://127.0.0.1", "http://127.0.0.1:1", "null"]
 )
 async def test_a_page_of_another_origin(origin: str, served: Watched) -> None:
-    """A page that somebody looks at cannot post here by that person's browser, which asks first
+    """A page cannot post here by the browser of the person who looks at it, which asks first
     only for what is no text; a page of the server's own can.
     """
     body = notification("firing", "A")
@@ -206,9 +277,11 @@ async def test_the_real_alertmanager(monkeypatch: pytest.MonkeyPatch, tmp_path: 
                 body = [{**alert, "startsAt": "2019-01-01T00:00:00Z", "endsAt": end}]
                 await _post(served, address, body)
                 status = "firing" if end > "2100" else "resolved"
-                told = await _last(served, lambda told, status=status: told["status"] == status)
-                assert (told["alert"], told["job"]) == ("SSEBacklogHigh", "shop")
-                assert (told["value"], told["source"]) == ("2000000", "alertmanager")
+                entries = await _last(
+                    served, lambda entries, status=status: entries["status"] == status
+                )
+                assert (entries["alert"], entries["job"]) == ("SSEBacklogHigh", "shop")
+                assert (entries["value"], entries["source"]) == ("2000000", "alertmanager")
 
 
 async def _post(served: Watched, address: str, body: Any) -> None:
@@ -224,14 +297,14 @@ async def _post(served: Watched, address: str, body: Any) -> None:
 
 async def _last(served: Watched, condition: Callable[[Any], bool]) -> Any:
     for _ in range(300):
-        if (told := await served.get("/alerts?limit=1")) and condition(told[0]):
-            return told[0]
+        if (entries := await served.get("/alerts?limit=1")) and condition(entries[0]):
+            return entries[0]
         await asyncio.sleep(0.1)
-    raise AssertionError(told)
+    raise AssertionError(entries)
 
 
 def test_what_is_firing() -> None:
-    """An alert is active from its notification to the one that says it is over."""
+    """An alert is active from its notification to the one that ends it."""
     kept = Alerts()
     kept.take(notification("firing", "A", "B"))
     kept.take(notification("firing", "A"))
@@ -241,7 +314,7 @@ def test_what_is_firing() -> None:
     assert names(kept.active()) == ["A"]
 
 
-def test_without_fingerprint_the_labels_tell() -> None:
+def test_without_fingerprint_the_labels_identify() -> None:
     """An alert that bears no fingerprint is known by its labels."""
     kept = Alerts()
     for status in ("firing", "resolved"):
@@ -251,7 +324,7 @@ def test_without_fingerprint_the_labels_tell() -> None:
         assert names(kept.active()) == (["A"] if status == "firing" else [])
 
 
-def test_what_is_not_told_again_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_repeated_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """An alert whose end was lost is forgotten when Alertmanager should have repeated it."""
     kept, now = Alerts(), [1000.0]
     monkeypatch.setattr("server.alerts.time.monotonic", lambda: now[0])

@@ -1,4 +1,4 @@
-"""Brokers: the order of ids, replay that neither loses nor doubles, and what is told of a gap."""
+"""Brokers: the order of ids, replay that neither loses nor doubles, and the event of a gap."""
 
 import asyncio
 import contextlib
@@ -20,8 +20,8 @@ _DATA = re.compile(rb"data: (\d+)\n")
 
 
 def _outlet(settings: Settings = QUICK, *topics: str) -> Outlet:
-    told = StreamRecorder()
-    return Outlet(settings, frozenset(topics), told, lambda: None, lambda _: None)  # type: ignore[arg-type]
+    stream = StreamRecorder()
+    return Outlet(settings, frozenset(topics), stream, lambda: None, lambda _: None)  # type: ignore[arg-type]
 
 
 async def _history(broker: Broker, outlet: Outlet, after: Id | None) -> bytes:
@@ -121,8 +121,8 @@ async def test_topics_are_a_filter(backend: Backend) -> None:
 
 
 async def test_nothing_is_lost_or_doubled_between_replay_and_live(backend: Backend) -> None:
-    """Whoever comes back anywhere in the history, while more is published at every step, gets each
-    message after its id once and in order.
+    """A reader that comes back anywhere in the history, while more is published at every step, gets
+    each message after its id once and in order.
     """
     settings = replace(QUICK, queue_bytes=4 * QUICK.max_message_bytes, queue_length=5)
     broker = MemoryBroker(settings, Meters(backend.meter_provider))
@@ -193,22 +193,22 @@ async def _gap(broker: Broker, after: Id) -> tuple[dict[str, str] | None, list[b
     return (json.loads(match[1]) if match else None), _DATA.findall(found)
 
 
-async def test_a_history_that_does_not_reach_back_is_told(backend: Backend) -> None:
-    """Who asks for more than is kept gets the rest, and first an event that says so; it is
-    counted. Who asks for exactly what is kept, is told nothing.
+async def test_a_history_that_does_not_reach_back_is_a_gap(backend: Backend) -> None:
+    """A reader that asks for more than is kept gets the rest, and first a gap, which is
+    counted. One that asks for exactly what is kept gets no gap.
     """
     broker = MemoryBroker(replace(QUICK, history=3), Meters(backend.meter_provider))
     ids = [await broker.publish("a", "message", str(n)) for n in range(6)]
     assert await _gap(broker, ids[2]) == (None, [b"3", b"4", b"5"])
     assert count(backend, "server.replay_gaps") == 0
-    told = {"reason": "history", "after": str(ids[1]), "oldest": str(ids[2])}
-    assert await _gap(broker, ids[1]) == (told, [b"3", b"4", b"5"])
+    stream = {"reason": "history", "after": str(ids[1]), "oldest": str(ids[2])}
+    assert await _gap(broker, ids[1]) == (stream, [b"3", b"4", b"5"])
     assert count(backend, "server.replay_gaps") == 1
 
 
-async def test_a_replay_that_is_overtaken_is_told(backend: Backend) -> None:
-    """Where the history forgets what a slow reader has yet to be given, an event says so in its
-    place; what is left is given, in order, and nothing is missing that no event tells.
+async def test_a_replay_that_is_overtaken_is_a_gap(backend: Backend) -> None:
+    """Where the history forgets what a slow reader has yet to be given, a gap is in its
+    place; what remains is given, in order, and nothing is missing without a gap.
     """
     settings = replace(QUICK, history=10, queue_bytes=2 * QUICK.max_message_bytes)
     broker = MemoryBroker(settings, Meters(backend.meter_provider))
@@ -224,15 +224,15 @@ async def test_a_replay_that_is_overtaken_is_told(backend: Backend) -> None:
     gaps = 0
     last = ids[0]
     for block in found.split(b"\n\n")[:-1]:
-        said = block.decode().split("\n")
-        if said[0] == "event: gap":
-            told = json.loads(said[1].removeprefix("data: "))
-            assert told["after"] == str(last)
-            last = Id.parse(told["oldest"])
+        events = block.decode().split("\n")
+        if events[0] == "event: gap":
+            stream = json.loads(events[1].removeprefix("data: "))
+            assert stream["after"] == str(last)
+            last = Id.parse(stream["oldest"])
             gaps += 1
         else:
             place = ids.index(last) + 1
-            assert said == [f"id: {ids[place]}", f"data: {place}"]
+            assert events == [f"id: {ids[place]}", f"data: {place}"]
             last = ids[place]
     assert last == ids[-1]
     assert gaps == count(backend, "server.replay_gaps") >= 3
@@ -250,8 +250,8 @@ async def test_a_message_without_a_topic_is_given_once(backend: Backend) -> None
 
 
 async def test_an_id_of_before_a_restart_or_of_the_future(backend: Backend) -> None:
-    """A process that has started again knows nothing of what was before, and says so. Who comes
-    with an id that was never given is told so too, and is not left without messages for it.
+    """A process that has started again knows nothing of what was before: a gap. A reader that comes
+    with an id that was never given gets a gap too, and all messages that come.
     """
     broker = MemoryBroker(QUICK, Meters(backend.meter_provider))
     await broker.publish("a", "message", "0")
@@ -273,7 +273,9 @@ async def test_the_history_is_bounded_in_bytes(
     for _ in range(20):
         await broker.publish("a", "message", "x" * 3000)
     assert len(broker._messages) == 3
-    held = sum(len(each.frame) + sys.getsizeof(each.data) for each in broker._messages)
+    held = sum(
+        len(each.frame) + sys.getsizeof(each.data) + module.OVERHEAD for each in broker._messages
+    )
     assert broker._bytes == held
 
 
@@ -294,7 +296,7 @@ async def test_a_portion_fits_into_a_connections_memory(most: int, data: str, co
 
 
 async def test_an_abandoned_replay_leaves_nothing(backend: Backend) -> None:
-    """A client that leaves within its replay is nobody's reader afterwards."""
+    """A client that disconnects within its replay is no reader afterwards."""
     broker = MemoryBroker(replace(QUICK, queue_bytes=1, max_message_bytes=1), Meters(None))
     first = await broker.publish("a", "message", "x")
     await broker.publish("a", "message", "x")

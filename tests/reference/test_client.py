@@ -83,7 +83,7 @@ def _stream(text: str, *, cut: bool = False) -> Answer:
     return answer
 
 
-def _says(status: int, **headers: str) -> Answer:
+def _empty(status: int, **headers: str) -> Answer:
     async def answer(_: web.Request) -> web.StreamResponse:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return web.Response(status=status, headers=named)
@@ -115,18 +115,18 @@ async def test_it_comes_back_by_the_last_id() -> None:
     async with _answers(
         _stream("retry: 1\nid: 1\n\ndata: a\n\n"),
         _stream("id: 2\ndata: b\n\nid: 3\ndata: unfinished\n", cut=True),
-        _says(503, Retry_After="0"),
+        _empty(503, Retry_After="0"),
         _stream("id: 4\nevent: x\ndata: c\n\n"),
-        _says(204),
+        _empty(204),
     ) as (http, url, asked):
         found = [event async for event in events(http, url)]
     assert found == [Event("message", "a", "1"), Event("message", "b", "2"), Event("x", "c", "4")]
     assert [last for last, _ in asked] == [None, "1", "2", "2", "4"]
 
 
-async def test_it_waits_as_long_as_it_is_told() -> None:
+async def test_it_waits_as_long_as_it_is_asked_to() -> None:
     """Retry-After is the least; a server that refuses again and again is asked less and less."""
-    async with _answers(_stream("retry: 20\n\n"), *[_says(503)] * 4, _says(204)) as (
+    async with _answers(_stream("retry: 20\n\n"), *[_empty(503)] * 4, _empty(204)) as (
         http,
         url,
         asked,
@@ -135,7 +135,7 @@ async def test_it_waits_as_long_as_it_is_told() -> None:
     waits = [after - before for (_, before), (_, after) in itertools.pairwise(asked)]
     # 20, 40, 80 … ms, by chance up to half less.
     assert all(wait >= 0.01 * 2**n for n, wait in enumerate(waits))
-    async with _answers(_stream("retry: 1\n\n"), _says(429, Retry_After="1"), _says(204)) as (
+    async with _answers(_stream("retry: 1\n\n"), _empty(429, Retry_After="1"), _empty(204)) as (
         http,
         url,
         asked,
@@ -147,7 +147,7 @@ async def test_it_waits_as_long_as_it_is_told() -> None:
 async def test_a_quiet_stream_is_no_failure() -> None:
     """Where the server ends streams in which no message has come, it is not asked less and less."""
     quiet = _stream("retry: 10\n\n: heartbeat\n\n")
-    async with _answers(*[quiet] * 9, _says(204)) as (http, url, asked):
+    async with _answers(*[quiet] * 9, _empty(204)) as (http, url, asked):
         assert [event async for event in events(http, url)] == []
     # The last wait would be 2.5 s or more.
     assert asked[-1][1] - asked[0][1] < 2
@@ -161,12 +161,12 @@ async def test_silence_is_a_lost_connection() -> None:
         await asyncio.sleep(30)
         return response
 
-    async with _answers(silent, _says(204)) as (http, url, asked):
+    async with _answers(silent, _empty(204)) as (http, url, asked):
         assert [event async for event in events(http, url, silence=0.1)] == []
     assert len(asked) == 2
 
 
-@pytest.mark.parametrize("answer", [_says(404), _says(200, Content_Type="text/html")])
+@pytest.mark.parametrize("answer", [_empty(404), _empty(200, Content_Type="text/html")])
 async def test_what_is_no_stream_is_raised(answer: Answer) -> None:
     """There is nothing to come back for."""
     async with _answers(answer) as (http, url, _):

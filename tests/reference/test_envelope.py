@@ -16,7 +16,7 @@ LARGE = json.dumps({"rows": list(range(500)), "text": "ä€\U0001f600"})
 
 async def test_large_data_is_packed_and_comes_back(backend: Backend) -> None:
     """From the least size on data travels in an envelope that README.md of the browser describes;
-    the ratio is told.
+    the ratio is recorded.
     """
     packed = await envelope.pack(LARGE, 1024, Meters(backend.meter_provider))
     found = json.loads(packed)
@@ -49,7 +49,7 @@ async def test_the_rest_stays_as_it_is(backend: Backend, data: str, least: int) 
 async def test_a_failing_compression_falls_back(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where compression raises, the message is sent plain, and somebody is told why."""
+    """Where compression raises, the message is sent plain, and the log has the reason."""
 
     def broken(raw: bytes) -> str:
         raise OSError("no zlib today")
@@ -92,7 +92,7 @@ def test_what_is_no_sound_envelope_is_handed_over(data: str) -> None:
 
 
 def test_a_bomb_is_not_unpacked() -> None:
-    """What unpacks to more than it says costs no more memory than it says."""
+    """What unpacks to more than its size costs no more memory than that."""
     bomb = _with(data=base64.b64encode(gzip.compress(bytes(2**23))).decode(), size=100)
     tracemalloc.start()
     try:

@@ -55,9 +55,9 @@ def _wrapped() -> Exception:
         (redis.exceptions.ConnectionError("max number of clients reached"), "rate_limit"),
         (MemoryError(), "memory_exhausted"),
         (MemoryExhausted("9 of 8 MiB"), "memory_exhausted"),
-        # Redis's memory is not this process's.
-        (redis.exceptions.OutOfMemoryError("command not allowed"), "unknown"),
-        (redis.exceptions.ResponseError("OOM command not allowed"), "unknown"),
+        (redis.exceptions.OutOfMemoryError("command not allowed"), "memory_exhausted"),
+        (redis.exceptions.ResponseError("OOM command not allowed"), "memory_exhausted"),
+        (redis.exceptions.ResponseError("WRONGTYPE OOM"), "unknown"),
         (LookupError("?"), "unknown"),
     ],
 )
@@ -66,7 +66,7 @@ def test_class(error: Exception, kind: str) -> None:
     assert classify(error) == kind
 
 
-def test_only_what_nobody_took_is_refused() -> None:
+def test_only_what_was_not_accepted_is_refused() -> None:
     """A lost connection may have done its work; a refused one has not."""
     assert refused(_wrapped())
     assert refused(ConnectionRefusedError())
@@ -94,19 +94,19 @@ def test_pattern() -> None:
 
 
 def test_breaker() -> None:
-    """Open it lets nobody through; half-open one, and the next only after another wait; closed
+    """Open it lets nothing through; half-open one, and the next only after another wait; closed
     all.
     """
     clock = Clock()
     breaker = Breaker(clock)
-    assert breaker.left() == 0
+    assert breaker.wait() == 0
     breaker.open()
-    assert breaker.left() == Breaker.SECONDS
+    assert breaker.wait() == Breaker.SECONDS
     clock.now += Breaker.SECONDS
-    assert breaker.left() == 0
-    assert breaker.left() == Breaker.SECONDS
+    assert breaker.wait() == 0
+    assert breaker.wait() == Breaker.SECONDS
     assert breaker.close()
-    assert breaker.left() == breaker.left() == 0
+    assert breaker.wait() == breaker.wait() == 0
     assert not breaker.close()
 
 
@@ -137,10 +137,11 @@ def test_backoff_grows_and_is_bounded() -> None:
 @pytest.mark.parametrize(
     ("error", "kind", "action"),
     [
-        (ConnectionRefusedError(), "connection_refused", "retry"),
+        (ConnectionRefusedError(), "connection_refused", "given_up"),
         (TimeoutError(), "timeout", "longer_timeout"),
         (Refused("connections"), "rate_limit", "rate_cut"),
         (MemoryError(), "memory_exhausted", "emergency_cleanup"),
+        (redis.exceptions.OutOfMemoryError("full"), "memory_exhausted", "history_halved"),
         (LookupError("?"), "unknown", "log_and_go_on"),
     ],
 )
@@ -154,9 +155,10 @@ def test_each_class_has_its_recovery(
     assert errors.handle(error, "test") == action
     assert (errors.time_out.seconds == 3.0) == (kind == "timeout")
     assert (errors.retry_after.seconds == 1.25) == (kind == "rate_limit")
-    assert bool(cleaned) == (kind == "memory_exhausted")
-    told = {"class": kind, "pattern": "occasional"}
-    assert count(backend, "server.errors", **told) == count(backend, "server.errors") == 1
+    # Redis's memory is not this process's: nothing here is dropped for it.
+    assert bool(cleaned) == (action == "emergency_cleanup")
+    labels = {"class": kind, "pattern": "occasional"}
+    assert count(backend, "server.errors", **labels) == count(backend, "server.errors") == 1
     assert count(backend, "server.recoveries", action=action) == 1
 
 
@@ -164,10 +166,10 @@ def test_repeated_refusals_open_the_circuit(backend: Backend) -> None:
     """The eleventh within a minute does, and a success closes it."""
     errors = _errors(backend, Clock())
     actions = [errors.handle(ConnectionRefusedError(), "test") for _ in range(11)]
-    assert actions == ["retry"] * 10 + ["circuit_open"]
-    assert errors.breaker.left() > 0
+    assert actions == ["given_up"] * 10 + ["circuit_open"]
+    assert errors.breaker.wait() > 0
     errors.succeeded()
-    assert errors.breaker.left() == 0
+    assert errors.breaker.wait() == 0
     assert count(backend, "server.recoveries", action="circuit_closed") == 1
 
 
@@ -188,8 +190,23 @@ async def _attempt(errors: Errors, *outcomes: Any) -> tuple[Any, int]:
     return result, len(outcomes) - len(left)
 
 
+async def test_a_retry_is_reported_where_there_is_one(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of three refused tries two are tried again; a lost connection is not, and the log has it."""
+    no = ConnectionRefusedError("no")
+    await _attempt(_errors(backend, Clock()), no, no, no)
+    assert count(backend, "server.recoveries", action="retry") == 2
+    assert count(backend, "server.recoveries", action="given_up") == 1
+    caplog.clear()
+    await _attempt(_errors(backend, Clock()), ConnectionResetError("cut"))
+    assert count(backend, "server.recoveries", action="retry") == 2
+    assert "retry" not in caplog.text
+    assert "given_up" in caplog.text
+
+
 async def test_a_refused_attempt_is_made_again(backend: Backend) -> None:
-    """What was refused is tried three times; then it is unavailable, and the class is told."""
+    """What was refused is tried three times; then it is unavailable, with the class."""
     no = ConnectionRefusedError("no")
     assert await _attempt(_errors(backend, Clock()), no, no, 7) == (7, 3)
     failed, tries = await _attempt(_errors(backend, Clock()), no, no, no, 7)
@@ -207,7 +224,7 @@ async def test_what_may_have_been_done_is_not_done_again(
 
 
 async def test_an_open_circuit_is_not_tried(backend: Backend) -> None:
-    """While it is open nothing is tried, and the rest of the time is told; one try closes it."""
+    """While it is open nothing is tried, and the error has the time left; one try closes it."""
     clock = Clock()
     errors = _errors(backend, clock)
     errors.breaker.open()

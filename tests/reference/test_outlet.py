@@ -1,4 +1,4 @@
-"""Outlets: batches, bounds, and what is said of what is left out."""
+"""Outlets: batches, bounds, and how what was dropped is recorded."""
 
 import asyncio
 import json
@@ -13,16 +13,16 @@ from server.settings import DISCONNECT, Settings
 
 
 class Watched:
-    """An outlet, what it told, and whether it cut its connection."""
+    """An outlet, what it recorded, and whether it cut its connection."""
 
     def __init__(self, settings: Settings = QUICK) -> None:
-        self.told = StreamRecorder()
+        self.stream = StreamRecorder()
         self.aborted = 0
         self.limits: list[str] = []
         self.outlet = Outlet(
             settings,
             frozenset(),
-            self.told,
+            self.stream,
             self._abort,
             self.limits.append,  # type: ignore[arg-type]
         )
@@ -68,7 +68,7 @@ async def test_a_batch_ends_when_it_is_full() -> None:
 
 
 async def test_who_takes_is_woken_once_for_a_batch() -> None:
-    """The first message wakes nobody: with very many clients, waking is what a message costs."""
+    """The first message wakes no handler: with many clients, waking is what a message costs."""
     watched = Watched(replace(QUICK, batch_seconds=0.05))
     taking = asyncio.create_task(watched.numbers())
     await asyncio.sleep(0)
@@ -81,7 +81,7 @@ async def test_who_takes_is_woken_once_for_a_batch() -> None:
 
 
 async def test_a_batch_ends_in_time() -> None:
-    """Counted from the first that waits, not from when somebody came to take it."""
+    """Counted from the first that waits, not from when the handler came to take it."""
     watched = Watched(replace(QUICK, batch_seconds=0.2))
     taking = asyncio.create_task(watched.numbers())
     await asyncio.sleep(0)
@@ -114,13 +114,13 @@ async def test_heartbeats_where_nothing_comes() -> None:
     assert watched.outlet.last > last
 
 
-async def test_the_oldest_are_dropped_and_told() -> None:
-    """Beyond its length the queue keeps the newest; telemetry and the client are told how many
+async def test_the_oldest_are_dropped_and_recorded() -> None:
+    """Beyond its length the queue keeps the newest; telemetry and the client learn how many
     are missing.
     """
     watched = Watched(replace(QUICK, queue_length=3))
     watched.put(*range(5))
-    assert watched.told.drops == [(1, "slow_client")] * 2
+    assert watched.stream.drops == [(1, "slow_client")] * 2
     chunk = await watched.outlet.take() or b""
     gap, _, rest = chunk.partition(b"\n\n")
     kind, _, data = gap.partition(b"\ndata: ")
@@ -131,8 +131,8 @@ async def test_the_oldest_are_dropped_and_told() -> None:
     assert b"gap" not in (await watched.outlet.take() or b"")
 
 
-async def test_what_is_dropped_is_told_at_once() -> None:
-    """The client that has nothing else to wait for is told how many and why, and once, also where
+async def test_a_gap_is_sent_at_once() -> None:
+    """The client that has nothing else to wait for learns how many and why, and once, also where
     it waits for a batch to fill.
     """
     watched = Watched(replace(QUICK, batch_seconds=60))
@@ -142,8 +142,8 @@ async def test_what_is_dropped_is_told_at_once() -> None:
         watched.put(1, 2)
         await asyncio.sleep(0)
         watched.outlet.drop_all(reason)
-        told = await asyncio.wait_for(taking, 1) or b""
-        assert json.loads(told.partition(b"data: ")[2]) == {"reason": reason, "dropped": 2}
+        stream = await asyncio.wait_for(taking, 1) or b""
+        assert json.loads(stream.partition(b"data: ")[2]) == {"reason": reason, "dropped": 2}
     watched.put(3)
     watched.outlet.drop_all("memory")
     watched.put(4)
@@ -153,7 +153,7 @@ async def test_what_is_dropped_is_told_at_once() -> None:
     assert await watched.outlet.take() is None
 
 
-async def test_what_is_told_takes_no_messages_place() -> None:
+async def test_a_gap_takes_no_messages_place() -> None:
     """A client that never keeps up gets messages, too, where they are sent one by one."""
     watched = Watched(replace(QUICK, batch_size=1, queue_length=2))
     for number in range(3, 30, 3):
@@ -162,7 +162,7 @@ async def test_what_is_told_takes_no_messages_place() -> None:
 
 
 async def test_only_who_does_not_take_is_behind() -> None:
-    """A message that waits for its batch has not waited yet; one that nobody takes has."""
+    """A message that waits for its batch has not waited yet; one that is not taken has."""
     watched = Watched(replace(QUICK, batch_seconds=5))
     now = time.monotonic()
     assert watched.outlet.waited(now + 60) == 0
@@ -182,19 +182,19 @@ async def test_the_queue_is_bounded_in_bytes() -> None:
     assert watched.outlet.bytes == 2 * size
     watched.put(3, data="x" * 1000)
     assert watched.outlet.bytes == 0
-    assert len(watched.told.drops) == 4
+    assert len(watched.stream.drops) == 4
 
 
 async def test_or_the_client_is_disconnected() -> None:
-    """By choice the connection is cut; what waited is told, and nothing more is taken."""
+    """By choice the connection is cut; what waited is recorded, and nothing more is taken."""
     watched = Watched(replace(QUICK, queue_length=2, slow_client=DISCONNECT))
     watched.put(0, 1)
     assert not watched.aborted
     watched.put(2, 3)
     assert watched.aborted == 1
     assert watched.limits == ["slow_client"]
-    assert watched.told.reasons == ["timeout"]
-    assert watched.told.drops == [(3, "slow_client")]
+    assert watched.stream.reasons == ["timeout"]
+    assert watched.stream.drops == [(3, "slow_client")]
     assert watched.outlet.bytes == 0
     assert await watched.outlet.take() is None
 
@@ -206,7 +206,7 @@ async def test_what_the_history_has_is_not_taken_again() -> None:
     watched.outlet.skip_to(Id(1, 2))
     watched.put(2, 4)
     assert await watched.numbers() == [3, 4]
-    assert watched.told.drops == []
+    assert watched.stream.drops == []
     assert watched.outlet.bytes == 0
 
 
@@ -220,7 +220,7 @@ async def test_the_end_comes_after_what_waits() -> None:
     assert await watched.numbers() == list(range(10))
     assert await watched.numbers() == [10, 11]
     assert await watched.outlet.take() is None
-    assert watched.told.reasons == ["server_shutdown"]
+    assert watched.stream.reasons == ["server_shutdown"]
     waiting = Watched()
     taking = asyncio.create_task(waiting.outlet.take())
     await asyncio.sleep(0)
@@ -229,7 +229,7 @@ async def test_the_end_comes_after_what_waits() -> None:
 
 
 async def test_a_cancelled_take_loses_nothing() -> None:
-    """Whoever takes next has all of it."""
+    """The next one to take has all of it."""
     watched = Watched(replace(QUICK, batch_seconds=60))
     taking = asyncio.create_task(watched.outlet.take())
     await asyncio.sleep(0)
@@ -254,4 +254,4 @@ async def test_who_does_not_take_the_end_is_cut() -> None:
     assert not watched.aborted
     watched.outlet.cut_if_late(ended + FLUSH_SECONDS + 1)
     assert watched.aborted == 1
-    assert watched.told.drops == [(1, "slow_client")]
+    assert watched.stream.drops == [(1, "slow_client")]

@@ -1,4 +1,4 @@
-"""Settings are read once, and a bad one is told so that it can be put right."""
+"""Settings are read once, and a bad one is reported so that it can be corrected."""
 
 import re
 from dataclasses import fields
@@ -47,21 +47,21 @@ def test_each_kind_is_read() -> None:
         ("SSE_SERVER_SLOW_CLIENT", "wait", "drop_oldest or disconnect"),
     ],
 )
-def test_a_bad_value_is_told(variable: str, text: str, takes: str) -> None:
+def test_a_bad_value_is_reported(variable: str, text: str, takes: str) -> None:
     """The message names the variable, the value, and what it takes."""
     with pytest.raises(SettingError) as error:
         load({variable: text})
     assert str(error.value) == f"{variable}={text!r}: it takes {takes}"
 
 
-def test_an_unknown_variable_is_told() -> None:
+def test_an_unknown_variable_is_reported() -> None:
     """A slip of the pen does not pass for a setting."""
     with pytest.raises(SettingError, match="SSE_SERVER_PROT is no variable"):
         load({"SSE_SERVER_PROT": "1"})
 
 
 def test_the_process_ends_with_2() -> None:
-    """The command says what is wrong, and nothing else, and its exit status is 2."""
+    """The command prints what is wrong, and nothing else, and its exit status is 2."""
     with Worker(heartbeat_seconds="often") as worker:
         assert worker.process.wait(20) == 2
         assert worker.log == ("SSE_SERVER_HEARTBEAT_SECONDS='often': it takes a number above 0\n")
@@ -70,11 +70,11 @@ def test_the_process_ends_with_2() -> None:
 def test_every_setting_is_in_the_readme() -> None:
     """The table has each variable with its default."""
     readme = (EXAMPLES / "server" / "README.md").read_text()
-    told: dict[str, str] = {}
+    documented: dict[str, str] = {}
     for names, defaults in re.findall(
         r"^\| (`SSE_SERVER_[^|]+) \| ([^|]+) \|", readme, re.MULTILINE
     ):
-        told.update(zip(names.split(", "), defaults.split(", "), strict=True))
+        documented.update(zip(names.split(", "), defaults.split(", "), strict=True))
     settings = {
         f"`SSE_SERVER_{field.name.upper()}`": (
             f"`{field.default:g}`" if type(field.default) is float else f"`{field.default}`"
@@ -82,13 +82,13 @@ def test_every_setting_is_in_the_readme() -> None:
         for field in fields(Settings)
     }
     settings["`SSE_SERVER_THRESHOLDS`"] = "`collector/thresholds.yaml` of the checkout"
-    assert told == {
+    assert documented == {
         name: "none" if default == "``" else default for name, default in settings.items()
     }
 
 
 @pytest.mark.parametrize("url", ["foo", "http://:s3cret@host", "redis://:s3cret@host:port/0"])
-def test_a_bad_url_is_told_without_its_password(url: str) -> None:
+def test_a_bad_url_is_reported_without_its_password(url: str) -> None:
     """The message names the variable and what it takes."""
     with pytest.raises(SettingError) as error:
         build(Settings(redis_url=url))

@@ -1,4 +1,4 @@
-"""SIGTERM with live streams, under opentelemetry-instrument, told to a real receiver."""
+"""SIGTERM with live streams, under opentelemetry-instrument, exported to a real receiver."""
 
 import asyncio
 import signal
@@ -10,9 +10,9 @@ from helpers.waiting import until
 from reference.served import Worker, visiting
 
 
-async def test_a_stop_is_in_order_and_told() -> None:
-    """The readiness check answers 503 first; every stream ends with the wish to come back and is told as
-    ended by the server's shutdown, what the server itself counts is told too, and the exit status
+async def test_a_stop_is_in_order_and_exported() -> None:
+    """The readiness check answers 503 first; every stream ends with a new `retry` and is reported
+    as ended by the server's shutdown, as is what the server itself counts, and the exit status
     is 0.
     """
     with Receiver() as receiver:

@@ -1,4 +1,4 @@
-"""/status and its events, beside what an exporter would be told, on real sockets."""
+"""/status and its events, beside what an exporter would get, on real sockets."""
 
 import asyncio
 import logging
@@ -23,10 +23,10 @@ On = Callable[..., None]
 async def once(served: Watched, condition: Callable[[Any], Any]) -> Any:
     """The first status that fulfils the condition."""
     for _ in range(500):
-        if condition(told := await served.get("/status")):
-            return told
+        if condition(figures := await served.get("/status")):
+            return figures
         await asyncio.sleep(0.02)
-    raise AssertionError(told)
+    raise AssertionError(figures)
 
 
 async def read(served: Watched, query: str, **headers: str) -> bytes:
@@ -35,7 +35,7 @@ async def read(served: Watched, query: str, **headers: str) -> bytes:
         return await response.read()
 
 
-async def test_it_is_what_an_exporter_is_told(
+async def test_it_is_what_an_exporter_gets(
     monkeypatch: pytest.MonkeyPatch, backend: Backend, instrument: On
 ) -> None:
     """Each figure is that of the metric, to the byte and the message."""
@@ -45,9 +45,9 @@ async def test_it_is_what_an_exporter_is_told(
         await read(served, "count=7&rate=1000&size=100", **{"Last-Event-ID": "3"})
         client = await RawClient.get(served.port, "/ticker?rate=1000&count=20")
         await client.until(b"id: 20\n")
-        told = await once(served, lambda told: told["connections"]["ended"] == 3)
+        figures = await once(served, lambda figures: figures["connections"]["ended"] == 3)
         await client.close()
-        connections, messages = told["connections"], told["messages"]
+        connections, messages = figures["connections"], figures["messages"]
         assert (connections["active"], connections["total"], connections["resumed"]) == (0, 3, 1)
         assert connections["rate_per_minute"] == 3
         assert connections["ended_by_reason"] == {"completed": 3}
@@ -57,10 +57,10 @@ async def test_it_is_what_an_exporter_is_told(
         assert messages["total_bytes"] == backend.value("sse.server.io")
         assert messages["total_by_type"] == {"price": 32}
         sends = [point for _, point in backend.points("sse.server.send.duration")]
-        assert told["processing"]["max_ms"] == pytest.approx(1000 * sends[0].max, abs=1e-3)
-        assert told["processing"]["min_ms"] == pytest.approx(1000 * sends[0].min, abs=1e-3)
+        assert figures["processing"]["max_ms"] == pytest.approx(1000 * sends[0].max, abs=1e-3)
+        assert figures["processing"]["min_ms"] == pytest.approx(1000 * sends[0].min, abs=1e-3)
         mean = 1000 * backend.value("sse.server.send.time") / 32
-        assert told["processing"]["mean_ms_since_start"] == pytest.approx(mean, abs=1e-3)
+        assert figures["processing"]["mean_ms_since_start"] == pytest.approx(mean, abs=1e-3)
 
 
 async def test_what_is_live(
@@ -72,42 +72,44 @@ async def test_what_is_live(
         clients = [await RawClient.get(served.port, "/ticker?rate=20") for _ in range(3)]
         for client in clients:
             await client.until(b"id: 1\n")
-        told = (await once(served, lambda told: told["connections"]["active"] == 3))["connections"]
-        assert told["active"] == 3
-        assert told["by_client_address"] == {"127.0.0.1": 3}
-        assert told["max_per_client_address"] == 3
-        assert told["active_by_route"] == {"/ticker": 3}
-        assert 0 < told["mean_messages"] <= told["max_messages"]
-        assert 0 < told["mean_age_seconds"] < 60
-        assert 0 < told["max_age_seconds"] < 60
+        figures = (await once(served, lambda figures: figures["connections"]["active"] == 3))[
+            "connections"
+        ]
+        assert figures["active"] == 3
+        assert figures["by_client_address"] == {"127.0.0.1": 3}
+        assert figures["max_per_client_address"] == 3
+        assert figures["active_by_route"] == {"/ticker": 3}
+        assert 0 < figures["mean_messages"] <= figures["max_messages"]
+        assert 0 < figures["mean_age_seconds"] < 60
+        assert 0 < figures["max_age_seconds"] < 60
         for client in clients:
             await client.close()
-        told = await once(served, lambda told: not told["connections"]["active"])
-        assert told["connections"]["by_client_address"] == {}
-        assert told["connections"]["ended_by_reason"] == {"client_disconnect": 3}
+        figures = await once(served, lambda figures: not figures["connections"]["active"])
+        assert figures["connections"]["by_client_address"] == {}
+        assert figures["connections"]["ended_by_reason"] == {"client_disconnect": 3}
 
 
 async def test_rates_are_those_of_the_window(
     monkeypatch: pytest.MonkeyPatch, backend: Backend, instrument: On
 ) -> None:
-    """Messages and bytes a second are what came, over the window that is told."""
+    """Messages and bytes a second are what came, over the window that is given."""
     instrument()
     async with watched(monkeypatch, backend) as served:
-        await once(served, lambda told: told["window_seconds"])
+        await once(served, lambda figures: figures["window_seconds"])
         await read(served, "count=10&rate=10000")
-        messages = await once(served, lambda told: told["messages"]["total"] == 10)
-        window, told = messages["window_seconds"], messages["messages"]
-        assert told["per_second"] * window == pytest.approx(10, rel=0.3)
-        assert told["bytes_per_second"] / told["per_second"] == pytest.approx(
-            told["mean_bytes"], rel=0.01
+        messages = await once(served, lambda figures: figures["messages"]["total"] == 10)
+        window, figures = messages["window_seconds"], messages["messages"]
+        assert figures["per_second"] * window == pytest.approx(10, rel=0.3)
+        assert figures["bytes_per_second"] / figures["per_second"] == pytest.approx(
+            figures["mean_bytes"], rel=0.01
         )
-        assert told["mean_bytes"] == told["total_bytes"] / 10
+        assert figures["mean_bytes"] == figures["total_bytes"] / 10
 
 
 async def test_many_addresses_are_bounded(
     monkeypatch: pytest.MonkeyPatch, backend: Backend, instrument: On
 ) -> None:
-    """The busiest addresses are told, the others added up."""
+    """The busiest addresses are listed, the others added up."""
     instrument()
     monkeypatch.setattr("server.figures.MAX_CLIENTS", 2)
     async with watched(monkeypatch, backend) as served:
@@ -118,9 +120,11 @@ async def test_many_addresses_are_bounded(
             )
             writer.write(b"GET /ticker HTTP/1.1\r\nHost: a\r\n\r\n")
             writers.append(writer)
-        told = (await once(served, lambda told: told["connections"]["active"] == 5))["connections"]
-        assert told["by_client_address"] == {"127.0.0.1": 2, "127.0.0.2": 2}
-        assert (told["other_client_addresses"], told["other_client_connections"]) == (1, 1)
+        figures = (await once(served, lambda figures: figures["connections"]["active"] == 5))[
+            "connections"
+        ]
+        assert figures["by_client_address"] == {"127.0.0.1": 2, "127.0.0.2": 2}
+        assert (figures["other_client_addresses"], figures["other_client_connections"]) == (1, 1)
         for writer in writers:
             writer.close()
             await writer.wait_closed()
@@ -129,15 +133,15 @@ async def test_many_addresses_are_bounded(
 async def test_the_applications_own_metrics(
     monkeypatch: pytest.MonkeyPatch, backend: Backend
 ) -> None:
-    """Whatever the meter "server" tells is there, whatever its kind."""
+    """What the meter "server" records is there, of any kind."""
     meter = backend.meter_provider.get_meter("server")
     refused = meter.create_counter("server.refused", "{connection}")
     async with watched(monkeypatch, backend) as served:
         refused.add(3, {"why": "full"})
         meter.create_histogram("server.batch", "{message}").record(8)
         backend.meter_provider.get_meter("other").create_counter("other.count").add(1)
-        told = await once(served, lambda told: len(told["server"]) == 2)
-        assert told["server"] == {
+        figures = await once(served, lambda figures: len(figures["server"]) == 2)
+        assert figures["server"] == {
             "server.batch": {"unit": "{message}", "count": 1, "mean": 8.0},
             "server.refused": {"unit": "{connection}", "value": 3, "by": {"full": 3}},
         }
@@ -146,34 +150,36 @@ async def test_the_applications_own_metrics(
 async def test_the_metrics_of_others_take_no_place(
     monkeypatch: pytest.MonkeyPatch, backend: Backend
 ) -> None:
-    """The application's own are told beside however many of others; of its own, fifty."""
+    """The application's own are listed beside however many of others; of its own, fifty."""
     other = backend.meter_provider.get_meter("other")
     own = backend.meter_provider.get_meter("server")
     async with watched(monkeypatch, backend) as served:
         for number in range(60):
             other.create_counter(f"a{number}").add(1)
         own.create_counter("server.refused").add(1)
-        await once(served, lambda told: list(told["server"]) == ["server.refused"])
+        await once(served, lambda figures: list(figures["server"]) == ["server.refused"])
         for number in range(60):
             own.create_counter(f"server.a{number:02}").add(1)
-        told = await once(served, lambda told: len(told["server"]) > 1)
-        assert list(told["server"]) == [f"server.a{number:02}" for number in range(50)]
+        figures = await once(served, lambda figures: len(figures["server"]) > 1)
+        assert list(figures["server"]) == [f"server.a{number:02}" for number in range(50)]
 
 
 async def test_a_type_named_others(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
-    """It is counted with those that are not told one by one: no message is lost."""
+    """It is counted with those that are not listed one by one: no message is lost."""
     messages = backend.meter_provider.get_meter("otel_sse").create_counter("sse.server.messages")
     async with watched(monkeypatch, backend) as served:
         messages.add(100, {"sse.event.type": "others"})
         for number in range(25):
             messages.add(2, {"sse.event.type": f"type{number:02}"})
-        told = (await once(served, lambda told: told["messages"]["total"] == 150))["messages"]
-        assert told["total_by_type"]["others"] == 112
-        assert sum(told["total_by_type"].values()) == 150
+        figures = (await once(served, lambda figures: figures["messages"]["total"] == 150))[
+            "messages"
+        ]
+        assert figures["total_by_type"]["others"] == 112
+        assert sum(figures["total_by_type"].values()) == 150
 
 
 async def test_memory_is_a_metric(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
-    """The heap is told through the reader like all else; what is not told says why."""
+    """The heap is read like all else; what is not recorded has the reason."""
     async with watched(monkeypatch, backend) as served:
         memory = (await served.get("/status"))["memory"]
         if heap.Heap().readable:
@@ -182,11 +188,11 @@ async def test_memory_is_a_metric(monkeypatch: pytest.MonkeyPatch, backend: Back
             assert memory["heap"]["why"] == heap.WHY_NOT
         assert memory["rss"]["bytes"] is None
         assert "system-metrics" in memory["rss"]["why"]
-        assert memory["leak"]["verdict"] == "insufficient data"
+        assert memory["leak"]["state"] == "insufficient data"
 
 
 async def test_without_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Started without the SDK, it says how to start it, and serves everything else."""
+    """Started without the SDK, the error has how to start it, and all else is served."""
     async with watched(monkeypatch, None) as served:
         for path in ("/status", "/status/events"):
             async with served.client.get(path) as response:
@@ -211,7 +217,7 @@ async def test_an_sdk_that_takes_no_reader(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_a_reading_that_fails(
     monkeypatch: pytest.MonkeyPatch, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged once, told while it lasts, and over when it succeeds again."""
+    """It is logged once, reported while it lasts, and over when it succeeds again."""
     real, broken = Reader.read, [True]
 
     def reading(self: Reader) -> Any:
@@ -228,7 +234,7 @@ async def test_a_reading_that_fails(
                 assert "cannot be read" in (await response.json())["error"]
             await asyncio.sleep(0.06)
         broken[0] = False
-        await once(served, lambda told: "time" in told)
+        await once(served, lambda figures: "time" in figures)
     assert len(caplog.records) == 1
 
 
@@ -269,12 +275,12 @@ async def test_headers(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> Non
 async def test_an_alert_of_the_process(
     monkeypatch: pytest.MonkeyPatch, backend: Backend, instrument: On
 ) -> None:
-    """What breaches a threshold is active while it does, and told at both ends."""
+    """What breaches a threshold is active while it does, and reported at both ends."""
     monkeypatch.setenv("SSE_MAX_CONNECTIONS", "1")
     instrument()
     async with watched(monkeypatch, backend) as served:
         clients = [await RawClient.get(served.port, "/ticker") for _ in range(2)]
-        (alert,) = (await once(served, lambda told: told["alerts"]))["alerts"]
+        (alert,) = (await once(served, lambda figures: figures["alerts"]))["alerts"]
         assert {name: alert[name] for name in ("alert", "severity", "value", "threshold")} == {
             "alert": "SSEConnectionsHigh",
             "severity": "critical",
@@ -286,7 +292,7 @@ async def test_an_alert_of_the_process(
         assert [each["status"] for each in await served.get("/alerts")] == ["firing"]
         for client in clients:
             await client.close()
-        await once(served, lambda told: not told["alerts"])
+        await once(served, lambda figures: not figures["alerts"])
         history = await served.get("/alerts")
         assert [each["status"] for each in history] == ["firing", "resolved"]
         assert {each["source"] for each in history} == {"process"}
@@ -300,19 +306,20 @@ async def test_an_insight(
     monkeypatch.setenv("SSE_INFO_MESSAGE_SIZE", "500")
     instrument()
     async with watched(monkeypatch, backend) as served:
-        await once(served, lambda told: told["window_seconds"])
+        await once(served, lambda figures: figures["window_seconds"])
         await read(served, "count=10&rate=10000&size=1000")
-        told = await once(
-            served, lambda told: "SSEMessagesLarge" in [each["alert"] for each in told["insights"]]
+        figures = await once(
+            served,
+            lambda figures: "SSEMessagesLarge" in [each["alert"] for each in figures["insights"]],
         )
-        insight = next(each for each in told["insights"] if each["alert"] == "SSEMessagesLarge")
-        assert insight["value"] == pytest.approx(told["messages"]["mean_bytes"], rel=1e-3)
-        assert "Compress" in insight["recommendation"]
-        assert "SSEMessagesLarge" not in [each["alert"] for each in told["alerts"]]
+        insight = next(each for each in figures["insights"] if each["alert"] == "SSEMessagesLarge")
+        assert insight["value"] == pytest.approx(figures["messages"]["mean_bytes"], rel=1e-3)
+        assert "compress" in insight["recommendation"]
+        assert "SSEMessagesLarge" not in [each["alert"] for each in figures["alerts"]]
 
 
 async def test_an_alert_of_alertmanager(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
-    """It is among the active ones until Alertmanager says that it is over."""
+    """It is among the active ones until Alertmanager resolves it."""
     async with watched(monkeypatch, backend) as served:
         await served.post(notification("firing", "SSEReconnectStorm"))
         (alert,) = (await served.get("/status"))["alerts"]
@@ -324,7 +331,7 @@ async def test_an_alert_of_alertmanager(monkeypatch: pytest.MonkeyPatch, backend
 async def test_without_the_list(
     monkeypatch: pytest.MonkeyPatch, backend: Backend, tmp_path: Path
 ) -> None:
-    """No thresholds, no alerts, and a note that says so."""
+    """No thresholds, no alerts, and a note of that."""
     monkeypatch.setattr(thresholds, "DEFAULT", tmp_path / "none.yaml")
     async with watched(monkeypatch, backend) as served:
         note = (await served.get("/status"))["notes"][0]
@@ -334,10 +341,11 @@ async def test_without_the_list(
 async def test_without_the_instrumentation(
     monkeypatch: pytest.MonkeyPatch, backend: Backend
 ) -> None:
-    """An SDK that is told of no streams is noted: its zeros are no figures."""
+    """An SDK that records no streams is noted: its zeros are no figures."""
     async with watched(monkeypatch, backend) as served:
-        (note,) = (await served.get("/status"))["notes"]
-        assert "No streams are told here" in note
+        status = await served.get("/status")
+        assert "No streams are recorded here" in status["notes"][0]
+        assert status["health"]["state"] == "no_data"
 
 
 async def test_a_disabled_sdk(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
@@ -391,7 +399,7 @@ async def test_an_alert_is_shown_at_once(monkeypatch: pytest.MonkeyPatch, backen
 
 
 async def test_viewers_are_bounded(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
-    """One too many is told when to come back; one that leaves makes room."""
+    """One too many gets a Retry-After; one that disconnects makes room."""
     monkeypatch.setattr(status, "MAX_VIEWERS", 1)
     async with watched(monkeypatch, backend) as served:
         async with served.viewer() as events:
@@ -413,11 +421,11 @@ async def test_viewers_are_bounded(monkeypatch: pytest.MonkeyPatch, backend: Bac
 async def test_a_viewer_that_does_not_read(
     monkeypatch: pytest.MonkeyPatch, backend: Backend
 ) -> None:
-    """It is left after a while, and holds up nobody meanwhile."""
+    """It is disconnected after a while, and holds up no other meanwhile."""
     monkeypatch.setattr(status, "_PATIENCE", 0.3)
-    left: list[str] = []
+    reasons: list[str] = []
     monkeypatch.setattr(
-        status.otel_sse, "current", lambda: SimpleNamespace(set_close_reason=left.append)
+        status.otel_sse, "current", lambda: SimpleNamespace(set_close_reason=reasons.append)
     )
     monkeypatch.setattr(
         sampler.Sampler, "refresh", lambda self: setattr(self, "json", b'"%s"' % (b"x" * 500_000))
@@ -427,14 +435,14 @@ async def test_a_viewer_that_does_not_read(
         async with served.viewer() as events:
             seen = [await anext(events) for _ in range(20)]
         assert len(seen) == 20
-        await until(lambda: left == ["timeout"])
+        await until(lambda: reasons == ["timeout"])
         await stuck.close()
 
 
 async def test_viewers_do_not_hold_up_a_stop(
     monkeypatch: pytest.MonkeyPatch, backend: Backend, instrument: On
 ) -> None:
-    """When the server stops, their streams end by themselves, told as its shutdown."""
+    """When the server stops, their streams end in order, recorded as its shutdown."""
     instrument()
     async with watched(monkeypatch, backend) as served:
         client = await RawClient.get(served.port, "/status/events")
@@ -450,30 +458,30 @@ async def test_viewers_do_not_hold_up_a_stop(
 async def test_counted_viewers_are_noted(
     monkeypatch: pytest.MonkeyPatch, backend: Backend, instrument: On
 ) -> None:
-    """Dashboards are streams, too: it says how to leave them out, and then they are."""
+    """Dashboards are streams, too: a note has how to exclude them."""
     instrument()
     async with watched(monkeypatch, backend) as served:
         client = await RawClient.get(served.port, "/status/events")
-        told = await once(served, lambda told: told["connections"]["active"])
-        assert "OTEL_PYTHON_SSE_EXCLUDED_URLS" in told["notes"][0]
+        figures = await once(served, lambda figures: figures["connections"]["active"])
+        assert "OTEL_PYTHON_SSE_EXCLUDED_URLS" in figures["notes"][0]
         await client.close()
 
 
 async def test_readings_leave_the_processor_to_others(
     monkeypatch: pytest.MonkeyPatch, backend: Backend
 ) -> None:
-    """Where a reading is dear, readings come more seldom, and it says why."""
+    """Where a reading is expensive, readings come more seldom, and a note has why."""
     real = Reader.read
 
-    def dear(self: Reader) -> Any:
+    def expensive(self: Reader) -> Any:
         reading = real(self)
         object.__setattr__(reading, "cost", 0.02)
         return reading
 
-    monkeypatch.setattr(Reader, "read", dear)
+    monkeypatch.setattr(Reader, "read", expensive)
     async with watched(monkeypatch, backend) as served:
-        told = await once(served, lambda told: len(told["notes"]) == 2)
-        assert "20 ms of CPU time, so they come every 0.4 s" in told["notes"][-1]
+        figures = await once(served, lambda figures: "CPU time" in figures["notes"][-1])
+        assert "20 ms of CPU time, so they come every 0.4 s" in figures["notes"][-1]
         async with served.viewer() as events:
             times = []
             while len(times) < 3:

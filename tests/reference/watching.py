@@ -17,6 +17,10 @@ from server.figures import Sample
 
 COUNTERS = frozenset(
     {
+        "server.errors without (('class', 'rate_limit'),)",
+        "server.rejected_connections",
+        "server.writes",
+        "sse.server.dropped_messages",
         "sse.server.connections",
         "sse.server.io",
         "sse.server.messages",
@@ -27,8 +31,8 @@ COUNTERS = frozenset(
 
 def sample(at: float, **figures: float) -> Sample:
     """A reading's figures; in a name two underscores stand for a dot."""
-    told = {name.replace("__", "."): value for name, value in figures.items()}
-    return Sample(at, told, COUNTERS & told.keys())
+    named = {name.replace("__", "."): value for name, value in figures.items()}
+    return Sample(at, named, COUNTERS & named.keys())
 
 
 class Watched:
@@ -43,7 +47,7 @@ class Watched:
             return await response.json()
 
     async def post(self, body: Any, **headers: str) -> tuple[int, Any]:
-        """Posts to /alerts; returns the status and what it says."""
+        """Posts to /alerts; returns the status and the body."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         async with self.client.post("/alerts", data=data, headers=headers) as response:
             return response.status, await response.json()

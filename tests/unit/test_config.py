@@ -23,6 +23,9 @@ def test_defaults_are_the_documented_ones(monkeypatch: pytest.MonkeyPatch) -> No
         "capture_event_id": False,
         "propagate": False,
         "shutdown_seconds": 10.0,
+        "final_events": frozenset(
+            {"message_stop", "response.completed", "response.failed", "response.incomplete"}
+        ),
     }
 
 
@@ -40,6 +43,7 @@ def test_defaults_are_the_documented_ones(monkeypatch: pytest.MonkeyPatch) -> No
         ("capture_event_id", "true", True),
         ("propagate", "True", True),
         ("shutdown_seconds", "25", 25.0),
+        ("final_events", "done, end", frozenset({"done", "end"})),
     ],
 )
 def test_a_variable_and_a_keyword_are_read_alike(

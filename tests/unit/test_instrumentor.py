@@ -1,15 +1,18 @@
 """Instrumentors: idempotent, shared, and gone without a trace."""
 
 import logging
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from typing import Any
 
 import pytest
 from aiohttp import web, web_app
 from aiohttp.web_protocol import RequestHandler
+from fastapi.routing import APIRoute
 from helpers.backend import Backend
 from opentelemetry.instrumentation.dependencies import DependencyConflict, DependencyConflictError
-from starlette.routing import Router
+from sse_starlette.sse import EventSourceResponse
+from starlette.background import BackgroundTask
+from starlette.routing import Route, Router
 
 from otel_sse.clients.aiohttp import SSEAiohttpClientInstrumentor
 from otel_sse.clients.httpx import SSEHttpxInstrumentor
@@ -21,6 +24,10 @@ from otel_sse.servers.starlette import SSEStarletteInstrumentor
 KINDS = [SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor]
 PATCHED = [
     (Router, "__call__"),
+    (Route, "handle"),
+    (BackgroundTask, "__call__"),
+    (APIRoute, "handle"),
+    (EventSourceResponse, "__call__"),
     (RequestHandler, "_handle_request"),
     (web.StreamResponse, "_start"),
     (web_app, "_cached_build_middleware"),
@@ -119,6 +126,38 @@ def test_an_old_framework_is_skipped_as_contrib_skips_it(
     with pytest.raises(DependencyConflictError):
         kind().instrument(**backend.providers, skip_dep_check=True)
     assert current() == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "owner", "name"),
+    [
+        (SSEStarletteInstrumentor, Route, "handle"),
+        (SSEAiohttpServerInstrumentor, RequestHandler, "_handle_request"),
+        (SSEAiohttpServerInstrumentor, web_app, "_cached_build_middleware"),
+        (SSEAiohttpServerInstrumentor, web.StreamResponse, "_start"),
+    ],
+)
+def test_a_framework_without_a_part_that_is_hooked_is_skipped(
+    kind: type[SSEInstrumentor],
+    owner: Any,
+    name: str,
+    backend: Backend,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One warning names the part and the version; nothing stays patched, nothing is raised."""
+    for each in getattr(owner, "__mro__", [owner]):
+        if name in vars(each) and each is not object:
+            monkeypatch.delattr(each, name)
+    before = [vars(each).get(part) for each, part in PATCHED]
+    with caplog.at_level(logging.WARNING, "otel_sse"):
+        kind().instrument(**backend.providers)
+    kind().uninstrument()
+    (record,) = caplog.records
+    library = "starlette" if kind is SSEStarletteInstrumentor else "aiohttp"
+    assert f"has no {name}" in record.getMessage()
+    assert f"{library} {version(library)}" in record.getMessage()
+    assert [vars(each).get(part) for each, part in PATCHED] == before
 
 
 def test_the_entry_points_are_the_documented_ones() -> None:

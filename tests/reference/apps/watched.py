@@ -17,7 +17,7 @@ from server.status import add_status
 
 
 async def ticker(request: web.Request) -> web.StreamResponse:
-    """A price, or what `type` says, `rate` times a second, of `size` bytes; ends after `count`,
+    """A price, or with the type `type`, `rate` times a second, of `size` bytes; ends after `count`,
     fails after `fail`.
     """
     numbers = ("rate", "size", "count", "fail")

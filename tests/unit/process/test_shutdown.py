@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import trio
+from helpers.waiting import until
 
 from otel_sse.process import shutdown
 from otel_sse.process.event_loops import LoopTask, run_in_parallel, run_in_thread
@@ -240,7 +241,8 @@ async def test_what_raises_in_a_thread_of_ones_own_ends_the_wait(
         raise SystemError("on purpose")
 
     await asyncio.wait_for(run_in_thread(raises), 20)
-    await asyncio.sleep(0)
+    await until(lambda: printed)
+    assert isinstance(printed[0].exc_value, SystemError)
 
 
 def test_parallel_work_waits_for_all_of_it() -> None:
