@@ -37,10 +37,10 @@ _D: Final = 100  # data
 _E: Final = 101  # event
 _BOM: Final = b"\xef\xbb\xbf"
 # The data of the last message of the OpenAI protocol and of those that follow it, in the line and
-# as a value that a template does not fix; and the most bytes of such a value.
+# how a chunk ends that may be that message: with a bracket, soon behind what a template fixes.
 _DONE_LINES: Final = (b"data: [DONE]", b"data:[DONE]")
-_DONE_VALUES: Final = (b" [DONE]", b"[DONE]")
-_MAX_DONE: Final = len(b" [DONE]")
+_BRACKET: Final = 93
+_MAX_DONE: Final = len(b" [DONE]\n\n")
 
 # Bytes of an open line that are buffered: the longest field name with its colon and a space, and
 # a value longer than any that is exported, so that one beyond the limit can be recognised.
@@ -153,9 +153,7 @@ class EventStreamParser:
             and _LF not in chunk[rest:-2]
             and _CR not in chunk
             and chunk[:begin] == head
-            # Only short values have to be looked at; behind the last one is the blank line.
-            and (length - rest > _MAX_DONE + 2 or chunk[rest:-2] not in _DONE_VALUES)
-            and (not begin or end - begin > _MAX_DONE or chunk[begin:end] not in _DONE_VALUES)
+            and (length - rest > _MAX_DONE or chunk[-3] != _BRACKET)
         ):
             return kind
         return None
@@ -317,6 +315,9 @@ def _template_of(chunk: bytes, lines: list[bytes], kind: str) -> MessageTemplate
     # Any other line must be an event field: nothing of a payload may be kept in a template.
     others = (line for line in lines if not line.startswith((b"data:", b"id:")))
     if len(free) > 2 or free[-1] != last or _CR in chunk or any(line[0] != _E for line in others):
+        return None
+    # ``match_template`` looks for a protocol's last message only in the last line's value.
+    if lines[last][0] != _D:
         return None
     begin = end = 0
     if len(free) == 2:

@@ -5,4 +5,4 @@ from typing import Final
 # Metrics that otel_sse/semconv.py does not have yet.
 METRICS: Final = frozenset({"sse.server.connection.limit"})
 # Attributes that a metric of the package does not have yet.
-ATTRIBUTES: Final = frozenset({("sse.client.connect.duration", "error.type")})
+ATTRIBUTES: Final[frozenset[tuple[str, str]]] = frozenset()
