@@ -21,6 +21,7 @@ autodoc_member_order = "bysource"
 html_theme = "furo"
 html_title = f"otel-sse {__version__}"
 html_copy_source = False
+html_show_copyright = False
 html_show_sourcelink = False
 
 
