@@ -140,7 +140,7 @@ def _connection(info: otel_sse.ConnectionInfo) -> dict[str, Any]:
     return {
         "id": info.id,
         "client_address": info.client_address,
-        "user_agent": getattr(info, "user_agent", None),
+        "user_agent": info.user_agent,
         "route": info.route,
         "age_seconds": _rounded(info.age),
         "idle_seconds": _rounded(info.idle),

@@ -32,7 +32,8 @@ from otel_sse.wire.trace_comment import TraceCommentWriter
 
 Handler = Callable[[Any], Awaitable[Any]]
 
-# In a request: its state.
+# In the writer of a request: the state of the request. The clones that middlewares make of a request
+# share its writer.
 _KEY: Final = "_otel_sse"
 
 # The live streams by the protocol that serves them, each of its own loop.
@@ -57,7 +58,7 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
             if self.telemetry is None:
                 return await original(protocol, request, start_time, handler)
             raised: BaseException | None = None
-            state = vars(request)[_KEY] = RequestState()
+            state = vars(request.writer)[_KEY] = RequestState()
             previous = current_request.get()
             current_request.set(state)
 
@@ -83,6 +84,7 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
                     if is_aiohttp_peer_lost(protocol):
                         state.mark_disconnected()
                     state.stream.close(raised or state.error)
+                vars(request.writer).pop(_KEY, None)
                 raised = state.error = None
                 state.finish(previous)
 
@@ -112,7 +114,7 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
         async def call(response: Any, request: Any) -> Any:
             writer = await original(response, request)
             # Of the request that is answered: another one's task may do that.
-            state, telemetry = vars(request).get(_KEY), self.telemetry
+            state, telemetry = vars(request.writer).get(_KEY), self.telemetry
             if state is None or telemetry is None:
                 return writer
             if state.stream is not None:
@@ -145,7 +147,7 @@ def _innermost(handler: Handler) -> Handler:
 
     @wraps(handler)
     async def innermost(request: Any) -> Any:
-        state = vars(request).get(_KEY)
+        state = vars(request.writer).get(_KEY)
         if state is None or state.stream is not None:
             return await handler(request)
         state.context = otel_context.get_current()

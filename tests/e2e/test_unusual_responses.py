@@ -245,6 +245,33 @@ async def test_a_response_that_another_requests_task_writes(
     assert caplog.records == []
 
 
+async def test_a_request_that_a_middleware_has_cloned(
+    instrument: Instrument, backend: Backend
+) -> None:
+    """As one does that sets the address which a proxy names: the stream is that request's."""
+
+    @web.middleware
+    async def cloning(request: web.Request, handler: Any) -> web.StreamResponse:
+        answer: web.StreamResponse = await handler(request.clone(remote="192.0.2.7"))
+        return answer
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: 1\n\n")
+        return response
+
+    app = web.Application(middlewares=[cloning])
+    app.router.add_get("/events", handler)
+    instrument()
+    async with serve_aiohttp(app) as port:
+        await fetch(port, "/events")
+        await until(lambda: backend.spans("SSE"))
+    (span,) = backend.spans("SSE")
+    assert span.attributes["client.address"] == "192.0.2.7"
+    assert span.attributes["sse.messages"] == 1
+
+
 # Routes.
 
 

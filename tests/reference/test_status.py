@@ -84,7 +84,8 @@ async def test_what_is_live(
         assert 0 < figures["max_age_seconds"] < 60
         for client in clients:
             await client.close()
-        figures = await once(served, lambda figures: not figures["connections"]["active"])
+        figures = await once(served, lambda figures: figures["connections"]["ended"] == 3)
+        assert figures["connections"]["active"] == 0
         assert figures["connections"]["by_client_address"] == {}
         assert figures["connections"]["ended_by_reason"] == {"client_disconnect": 3}
 
