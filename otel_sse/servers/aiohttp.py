@@ -32,7 +32,7 @@ from otel_sse.wire.trace_comment import TraceCommentWriter
 
 Handler = Callable[[Any], Awaitable[Any]]
 
-# In the writer of a request: the state of the request. The clones that middlewares make of a request
+# In the writer of a request: the state of the request. Clones of a request, which middlewares make,
 # share its writer.
 _KEY: Final = "_otel_sse"
 
@@ -70,6 +70,9 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
                     # Before the stream it is another response, as an HTTPException is.
                     if state.stream is not None:
                         raised = error
+                        if is_aiohttp_peer_lost(protocol):
+                            # It was before this, which is the clean-up's.
+                            state.mark_disconnected()
                     raise
 
             try:
@@ -81,7 +84,7 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
                 if state.stream is not None:
                     _stop_observing(request)
                     _live.pop(protocol, None)
-                    if is_aiohttp_peer_lost(protocol):
+                    if raised is None and is_aiohttp_peer_lost(protocol):
                         state.mark_disconnected()
                     state.stream.close(raised or state.error)
                 vars(request.writer).pop(_KEY, None)
@@ -157,6 +160,9 @@ def _innermost(handler: Handler) -> Handler:
             if state.stream is not None:
                 state.error = error
             raise
+        finally:
+            # What the middlewares do after the handler is not the stream's.
+            state.detach()
 
     return innermost
 

@@ -107,7 +107,8 @@ def wrap_asgi_app(
 
 
 def attach_early(scope: Scope) -> RequestState | None:
-    """Attaches the context of the request of ``scope`` before its response starts.
+    """Attaches the context of the request of ``scope`` before its response starts, unless the
+    application has a span of its own current.
 
     Returns:
         The request, where that has been done.

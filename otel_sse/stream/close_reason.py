@@ -41,7 +41,8 @@ def resolve_error(
         send_error: what the send raised that found the peer disconnected.
 
     """
-    if (disconnected or cut) and isinstance(error, Exception) and _is_from_cleanup(error):
+    if isinstance(error, Exception) and (disconnected or (cut and _is_from_cleanup(error))):
+        # The clean-up's: the stream was over before it.
         return None, disconnected
     if error is not None and is_from_background_task(error):
         # It ran after the stream.

@@ -9,7 +9,7 @@ the work of their stream earlier, or in another task: FastAPI's own event stream
 ``data_sender_callable``, and a route inside a BaseHTTPMiddleware of its own. For those the hook
 attaches it earlier (``servers/starlette.py``).
 
-The application may have a span of its own current where the response starts. Then nothing is
+The application may have a span of its own current in any of these places. Then nothing is
 attached, or its further spans would lose that parent.
 """
 
@@ -110,18 +110,16 @@ class RequestState:
         return context, span
 
     def attach(self) -> None:
-        """Makes the proxy the current span; once for a request."""
-        if self.span is not None:
+        """Makes the proxy the current span, once for a request; not where the application has a
+        span of its own current.
+        """
+        current = get_current_span()
+        outside = (get_current_span(self.context), get_current_span(self.outer))
+        if self.span is not None or all(current is not each for each in outside):
             return
         self.span = RequestSpan(self.parent()[1])
         self._attached = self.span.in_context(otel_context.get_current())
         self._token = otel_context.attach(self._attached)
-
-    def attach_at_start(self) -> None:
-        """Attaches, unless the application has a span of its own current."""
-        current = get_current_span()
-        if current is get_current_span(self.context) or current is get_current_span(self.outer):
-            self.attach()
 
     def detach(self) -> None:
         """Undoes ``attach``, where what it attached is still current: a task that has ended has

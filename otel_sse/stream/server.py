@@ -67,7 +67,7 @@ class ServerStream(Stream):
         if parent_span.is_recording() and getattr(parent_span, "kind", None) is SpanKind.SERVER:
             parent_span.set_attribute(semconv.CONNECTION_ID, self.id)
         request.stream = self
-        request.attach_at_start()
+        request.attach()
         if request.span is not None:
             request.span.span = self._segment.span
         for reason, n in (request.dropped or {}).items():
@@ -98,7 +98,7 @@ class ServerStream(Stream):
         if not self.disconnected and self.transport is not None:
             try:
                 if self.transport.is_closing():
-                    self.mark_disconnected(cut=self._telemetry.stopping)
+                    self.mark_disconnected()
             except Exception:
                 self._telemetry.failures.log_failure_once("a transport")
         return self.disconnected

@@ -12,7 +12,8 @@ class Ending(NamedTuple):
     """How a stream ends, and what is reported unless ``EXCEPTIONS`` has another row.
 
     ``path`` is its place in the applications. ``client`` is what the client does once it has read
-    the first message. ``reason`` is None where there is no stream.
+    the first message. ``reason`` is None where there is no stream. ``only`` are the kinds of
+    application that have it; none: all.
     """
 
     path: str
@@ -22,6 +23,7 @@ class Ending(NamedTuple):
     client: str = "stays"
     status: int = 200
     method: str = "GET"
+    only: tuple[str, ...] = ()
 
 
 ENDINGS = (
@@ -36,6 +38,36 @@ ENDINGS = (
         "the client closes while the application is silent",
         "client_disconnect",
         client="closes",
+    ),
+    Ending(
+        "endless",
+        "the client closes, and the application goes on sending",
+        "client_disconnect",
+        client="closes",
+    ),
+    Ending(
+        "cleanup-awaits",
+        "the client closes, and the application's clean-up awaits",
+        "client_disconnect",
+        client="closes",
+    ),
+    Ending(
+        "cleanup-raises",
+        "the client closes, and the application's clean-up raises",
+        "client_disconnect",
+        client="closes",
+    ),
+    Ending(
+        "cleanup-swallows",
+        "the client closes, and the application swallows the cancellation",
+        "client_disconnect",
+        client="closes",
+    ),
+    Ending(
+        "background",
+        "the generator ends, and a background task raises",
+        "completed",
+        only=("starlette", "middleware", "mounted", "gzip", "sse-starlette"),
     ),
     Ending(
         "stops-reading",
@@ -148,7 +180,8 @@ class Expected(NamedTuple):
 
 
 _ENDS_THE_BODY = "the framework ends the body where the generator or handler returns"
-_NOT_ASKED = "the application neither receives nor sends, so nothing shows it; reported at the stop"
+_NOT_ASKED = "the application neither receives nor sends; found by a collection, or at the stop"
+_GOES_ON = "its call does not return; closed by the second collection after 10 s, or at the stop"
 _NO_TRANSPORT = "granian accepts what is sent to a disconnected client, and shows no transport"
 _NOT_CANCELLED = "aiohttp cancels a handler only with `handler_cancellation`; reported at the stop"
 
@@ -164,15 +197,26 @@ EXCEPTIONS = {
         "unknown",
         why="it has no time-out of its own; one around the application cancels it, unexplained",
     ),
-    ("*", "raw", "silent"): Expected("server_shutdown", why=_NOT_ASKED, late=True),
+    ("*", "raw", "silent"): Expected("client_disconnect", why=_NOT_ASKED, late=True),
+    ("granian", "raw", "silent"): Expected("server_shutdown", why=_NO_TRANSPORT, late=True),
+    ("*", "raw", "endless"): Expected("client_disconnect", why=_GOES_ON, late=True),
+    ("granian", "raw", "endless"): Expected("server_shutdown", why=_NO_TRANSPORT, late=True),
+    ("granian", "raw", "cleanup-awaits"): Expected("completed", why=_NO_TRANSPORT),
+    ("granian", "raw", "cleanup-raises"): Expected("completed", why=_NO_TRANSPORT),
+    ("granian", "raw", "cleanup-swallows"): Expected("completed", why=_NO_TRANSPORT),
     ("granian", "raw", "closes"): Expected("completed", why=_NO_TRANSPORT),
     ("granian", "raw", "resets"): Expected("completed", why=_NO_TRANSPORT),
     ("granian", "raw", "stalled-resets"): Expected("completed", why=_NO_TRANSPORT),
     ("aiohttp", "aiohttp", "silent"): Expected("client_disconnect", why=_NOT_CANCELLED, late=True),
     ("gunicorn, aiohttp", "aiohttp", "silent"): Expected(
-        "server_shutdown", why=_NOT_CANCELLED, late=True
+        "client_disconnect", why=_NOT_CANCELLED, late=True
     ),
 }
+
+
+def endings_of(kind: str) -> list[Ending]:
+    """The endings that a kind of application has."""
+    return [ending for ending in ENDINGS if kind in (ending.only or KINDS)]
 
 
 def expected(server: ServerCommand, kind: str, ending: Ending) -> Expected:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.endings import ENDINGS, SERVERS, Ending, ServerCommand, expected, markdown
+from e2e.endings import SERVERS, Ending, ServerCommand, endings_of, expected, markdown
 from helpers.otlp import Point, Receiver, Record, Span
 from helpers.processes import ALONE, APPS, BIN, INSTRUMENT
 
@@ -34,7 +34,7 @@ CELLS = [
     pytest.param(server, kind, ending, id=f"{server.name}-{kind}-{ending.path}")
     for server in SERVERS
     for kind in server.kinds
-    for ending in ENDINGS
+    for ending in endings_of(kind)
 ]
 UNPLUGGED = [
     next(server for server in SERVERS if server.name == f"{name} (asyncio)")
@@ -168,7 +168,7 @@ def drive(server: ServerCommand) -> Run:
             clients: dict[tuple[str, Ending], SocketClient] = {}
             awaited = set()
             for kind in server.kinds:
-                for ending in ENDINGS:
+                for ending in endings_of(kind):
                     route = f"/{kind}/{ending.path}"
                     clients[kind, ending] = client = SocketClient(port, route, ending.method)
                     stack.callback(client.closes)
@@ -309,7 +309,7 @@ def test_the_server_stops_as_it_would(server: ServerCommand, runs: Callable[...,
     has reported no other streams.
     """
     run = runs(server)
-    pairs = [(kind, ending) for kind in server.kinds for ending in ENDINGS]
+    pairs = [(kind, ending) for kind in server.kinds for ending in endings_of(kind)]
     streams = sum(expected(server, kind, ending).reason is not None for kind, ending in pairs)
     assert len(run.receiver.spans("SSE")) == streams
     assert len(run.receiver.records("sse.connection.closed")) == streams

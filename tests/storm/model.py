@@ -82,8 +82,9 @@ def _after_error(plan: Plan, seen: Facts, number: int, error: str) -> set[str]:
     script = seen["scripts"][number]
     found = {TIMEOUT if error == "TimeoutError" else ERROR}
     if "absorbs" in plan.route:
-        # What is inside of the framework handles it, and nothing explains the end.
-        found.add(UNKNOWN)
+        # What is inside of the framework handles it, and nothing explains the end, unless the body
+        # has ended before.
+        found.add(COMPLETED if seen["replies"][number]["complete"] else UNKNOWN)
     if acted(plan, seen, number):
         # The exception may come while the application is being cancelled, or be an OSError that a
         # framework takes for the disconnect; a thread's may reach nobody.

@@ -161,5 +161,6 @@ def plans(draw: st.DrawFn, servers: tuple[str, ...] = SERVERS) -> Plan:
         ending=ending,
         at=at if ending in ("closes", "resets", "half-closes", "stop") else 1,
         goes_on=draw(st.sampled_from(GOES_ON)) if ending != "reads" else "waits",
-        requests=draw(st.sampled_from((1, 1, 2))),
+        # aiohttp sends the body of a streamed response to HEAD, which no client can read on after.
+        requests=1 if on_aiohttp and method == "HEAD" else draw(st.sampled_from((1, 1, 2))),
     )

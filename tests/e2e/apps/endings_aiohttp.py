@@ -45,13 +45,30 @@ async def handler(request: web.Request) -> web.StreamResponse:
         for _ in range(20):
             await asyncio.sleep(0.1)
             await response.write(b"data: more\n\n")
-    elif ending == "stopped":
+    elif ending in ("stopped", "endless"):
         while True:
             await asyncio.sleep(0.1)
             await response.write(b"data: more\n\n")
+    elif ending.startswith("cleanup-"):
+        await write_and_clean_up(response, ending)
     if ending != "returns":
         await response.write_eof()
     return response
+
+
+async def write_and_clean_up(response: web.StreamResponse, ending: str) -> None:
+    try:
+        while True:
+            await asyncio.sleep(0.1)
+            await response.write(b"data: more\n\n")
+    except (asyncio.CancelledError, ConnectionError):
+        if ending == "cleanup-awaits":
+            await asyncio.sleep(0.3)
+        elif ending == "cleanup-raises":
+            raise LookupError("on purpose, in the clean-up") from None
+        elif ending == "cleanup-swallows":
+            return
+        raise
 
 
 async def flood(response: web.StreamResponse) -> None:

@@ -14,6 +14,7 @@ from e2e.endings import ENDINGS
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -60,7 +61,20 @@ async def source(ending: str) -> AsyncIterator[str]:
         for _ in range(20):
             await asyncio.sleep(0.1)
             yield "more"
-    elif ending == "stopped":
+    elif ending.startswith("cleanup-"):
+        try:
+            for _ in range(20):
+                await asyncio.sleep(0.1)
+                yield "more"
+        except (asyncio.CancelledError, GeneratorExit):
+            if ending == "cleanup-awaits":
+                await asyncio.sleep(0.3)
+            elif ending == "cleanup-raises":
+                raise LookupError("on purpose, in the clean-up") from None
+            elif ending == "cleanup-swallows":
+                return
+            raise
+    elif ending in ("stopped", "endless"):
         while True:
             await asyncio.sleep(0.1)
             yield "more"
@@ -90,6 +104,14 @@ async def raw(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+async def background() -> None:
+    raise LookupError("on purpose, in the background")
+
+
+def task_after(ending: str) -> BackgroundTask | None:
+    return BackgroundTask(background) if ending == "background" else None
+
+
 class Impatient:
     """Gives up on an application whose client takes too long."""
 
@@ -106,7 +128,9 @@ async def streaming_response(request: Request) -> Any:
         raise LookupError("on purpose")
     if ending == "returns":
         return raw
-    response = StreamingResponse(lines(ending), status_of(ending), media_type=SSE)
+    response = StreamingResponse(
+        lines(ending), status_of(ending), media_type=SSE, background=task_after(ending)
+    )
     return Impatient(response) if ending == "stops-reading" else response
 
 
@@ -116,7 +140,7 @@ async def event_source_response(request: Request) -> Response:
         raise LookupError("on purpose")
     timeout = PATIENCE if ending == "stops-reading" else None
     return sse_starlette.EventSourceResponse(
-        source(ending), status_of(ending), send_timeout=timeout
+        source(ending), status_of(ending), send_timeout=timeout, background=task_after(ending)
     )
 
 
