@@ -12,7 +12,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 SOURCES := $(shell find otel_sse -not -path '*/__pycache__*') README.md LICENSE pyproject.toml
 
-.PHONY: help demo unit test apps bench fuzz storm soak lint format clean
+.PHONY: help demo unit test apps docs bench fuzz storm soak lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -31,6 +31,11 @@ test: lint .venv/.done-wheel $(if $(CI)$(wildcard .venv/.done-apps),.venv/.done-
 
 apps: .venv/.done-apps ## run published applications, in environments of their own
 	@$(BIN)/pytest tests/applications --numprocesses 2 --dist loadscope --durations 10
+
+docs: .venv/.done-docs .venv/.done-wheel ## write the reference, and build the pages into .build/docs; a warning is an error
+	@$(BIN)/python docs/generate.py
+	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs .build/docs
+	@echo 'Built .build/docs/index.html'
 
 bench: .venv/.done-test .venv/.done-wheel ## measure what instrumentation costs
 	@$(BIN)/python benchmarks/bench.py
@@ -69,7 +74,7 @@ clean: ## remove all that make has made
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@touch $@
 
-.venv/.done-build .venv/.done-demo .venv/.done-test: .venv/.done-%: pyproject.toml .venv/.done-uv
+.venv/.done-build .venv/.done-demo .venv/.done-docs .venv/.done-test: .venv/.done-%: pyproject.toml .venv/.done-uv
 	@echo 'Installing what $* needs ...'
 	@$(UV) --requirements pyproject.toml --extra otlp --group $*
 	@touch $@

@@ -1,4 +1,7 @@
-"""Every name, unit, bucket list and closed value set that otel_sse emits: its public contract.
+"""Every name, unit, bucket list and closed value set that otel_sse emits.
+
+They are a public interface: dashboards, alert rules and collectors depend on them. The registry in
+docs/semconv/ describes each; tests/semconv/ compares the two.
 
 No upstream convention for Server-Sent Events exists, so the ``sse.*`` namespace is this
 project's own, built on the stable ``http.*``, ``url.*``, ``server.*``, ``network.*`` and

@@ -69,7 +69,7 @@ FACTS: Final = (
         "Litestar",
         "the scope has path_template",
         "2.0 to 2.24",
-        "tests/e2e/test_frameworks.py",
+        "tests/e2e/test_middleware_streams.py",
     ),
     Fact(
         "Starlette, Litestar",

@@ -68,7 +68,8 @@ _CLOSE_SECONDS: Final = 0.5
 # live, and its maximum in seconds.
 _RESERVED_PART: Final = 0.5
 _MAX_RESERVED: Final = 5.0
-# Streams that an event loop closes in one call, and the seconds that it has for that.
+# Streams that an event loop closes in one call: as many as the throttle emits between two flushes.
+# And the seconds that it has for that.
 _BATCH_SIZE: Final = 256
 _LOOP_TIMEOUT: Final = 1.0
 _POLL: Final = 0.05

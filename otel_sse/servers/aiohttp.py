@@ -143,6 +143,7 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
         return call
 
 
+# More handlers than most applications have; one that is dropped from the cache is wrapped anew.
 @lru_cache(maxsize=1024)
 def _innermost(handler: Handler) -> Handler:
     """``handler``, with a note of the context that the middlewares have made for it, and of the

@@ -13,7 +13,7 @@ field                                   written by
 counters, parser, segment, ``due``      the thread that sends or reads the stream, alone: no lock
 ``last_message``                        the same
 ``stall_state``                         a collection (to PENDING, SUPPRESSED), then the loop
-``disconnected``                        the server's side: its loop. The closing thread
+``disconnected``                        on the server: the loop; at the close: the closing thread
 ``due`` = CLOSED, ``_ended``            the thread that ends it
 membership of the registry, totals      the thread that ends or closes it, under its lock
 ======================================  ==========================================================

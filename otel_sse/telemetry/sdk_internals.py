@@ -8,7 +8,7 @@
 - ``MeterProvider._shutdown``: a provider that was shut down logs an error at a flush. Fallback:
   it is flushed.
 
-Tests: tests/unit/telemetry/test_sdk_internals.py, tests/e2e/test_workers.py.
+Tests: tests/unit/telemetry/test_span_events.py, tests/e2e/test_workers.py.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A test file gives a subclass its application, its routes, and where the end is a race. No stream of
 these applications ends by an exception of theirs, so none has an `error.type`. The
-expected values are the contract's.
+expected values are those of otel_sse/semconv.py and docs/endings.md.
 """
 
 import re

@@ -447,8 +447,8 @@ def test_what_breaches_is_on_the_collectors_log_and_nothing_else(collector: Coll
 def test_the_alerts_make_one_metric_without_a_unit(
     collector: Collector, process: SimulatedProcess
 ) -> None:
-    """Figures of several units and types are one gauge with the three attributes of the contract,
-    beside the resource's.
+    """Figures of several units and types are one gauge with the three attributes that
+    docs/semconv/ gives `sse.alert`, beside the resource's.
     """
     process.export({**BEFORE, MEMORY: 2048 * MB, sse.ACTIVE: {"/a": 10_001}, sse.STALLED: 101})
     samples = collector.scraped("sse_alert", instance=process.instance)

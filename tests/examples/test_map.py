@@ -58,7 +58,7 @@ def test_each_small_example_has_a_row() -> None:
 
 
 def test_every_metric_and_alert_it_names_exists() -> None:
-    """Names are those of the contract; one that begins with a dot goes on from the one before."""
+    """Names are those of semconv.py; one that begins with a dot goes on from the one before."""
     names = {each.name for each in vars(semconv).values() if isinstance(each, semconv.Metric)}
     names |= {each.name for each in semconv.CLIENT_METRICS.values()}
     found, side = [], ""

@@ -305,5 +305,5 @@ def path(plan: Plan) -> str:
 
 
 def template(plan: Plan) -> str | None:
-    """The route that the contract names: the template, where there is one."""
+    """What `http.route` has to be: the template, where there is one."""
     return None if plan.app == "raw" else "/mount" * plan.mounts + PATH

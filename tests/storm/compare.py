@@ -1,4 +1,4 @@
-"""What differs between a process with otel_sse and one without, and from the contract.
+"""What differs between a process with otel_sse and one without, and from the model.
 
 A difference is a kind and a text. The kind is what failures are grouped by.
 """

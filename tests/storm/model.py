@@ -1,8 +1,8 @@
-"""What the contract permits for a stream: its close reason, its error type, its counts.
+"""What may be reported of a stream: its close reason, its error type, its counts.
 
-It is written from the contract's order of causes and shares nothing with the package. Its input is
-what the client read and what the application recorded. Where the order of two causes cannot be
-known from outside, both reasons are permitted.
+It is written from the order of causes in docs/endings.md and shares nothing with the
+package. Its input is what the client read and what the application recorded. Where the order of two
+causes cannot be known from outside, both reasons are permitted.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def reasons(plan: Plan, seen: Facts, number: int) -> set[str]:
         return _after_error(plan, seen, number, error)
     if not acted(plan, seen, number):
         if plan.second == "start":
-            # The server may refuse it with an exception; the contract names neither.
+            # The server may refuse it with an exception; docs/endings.md names neither.
             return {COMPLETED, ERROR}
         return {COMPLETED}
     if plan.ending == "stop":

@@ -31,7 +31,7 @@ def pair() -> Iterator[Pair]:
 
 def test_no_application_notices_and_every_report_is_true(pair: Pair) -> None:
     """The same stacks of frameworks, middlewares, errors, clean-up and endings behave and look the
-    same with otel_sse, and the contract permits what is reported of them; but for the known faults.
+    same with otel_sse, and the model permits what is reported of them; but for the known faults.
     """
     storm = Storm(pair)
     storm.run(EXAMPLES, SEED)
