@@ -98,7 +98,9 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
         async def call(protocol: Any, *args: Any, **kwargs: Any) -> Any:
             live = _live.get(protocol)
             if live is not None:
-                # From now on it is the server that closes it.
+                # From now on it is the server that closes the transport.
+                if is_aiohttp_peer_lost(protocol):
+                    live.mark_disconnected()
                 live.transport = None
             result = await original(protocol, *args, **kwargs)
             # It has cancelled the handler, whose clean-up will find its peer disconnected.
