@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial, wraps
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -27,6 +27,9 @@ from wrapt import register_post_import_hook
 from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.servers.asgi import Receive, Scope, Send, attach_early, wrap_asgi_app
 from otel_sse.stream.request import current_request
+
+# Middlewares of one route that are looked at.
+_MAX_MIDDLEWARES: Final = 100
 
 
 class SSEStarletteInstrumentor(SSEInstrumentor):
@@ -75,6 +78,11 @@ def _handle(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable
 def _has_own_middleware(route: Any) -> bool:
     """Whether the endpoint of ``route`` runs in another task than its response."""
     app = getattr(route, "app", None)
+    # Middleware keeps what it wraps as ``app``. Bounded: they may form a circle.
+    for _ in range(_MAX_MIDDLEWARES):
+        if app is None or isinstance(app, BaseHTTPMiddleware):
+            break
+        app = getattr(app, "app", None)
     return isinstance(app, BaseHTTPMiddleware)
 
 

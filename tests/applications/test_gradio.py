@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from applications.promises import CANCELLED_LOG, Promises, fails
+from applications.promises import Promises
 from applications.runs import Application
 
 ENV = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SSR_MODE": "False"}
@@ -55,4 +55,3 @@ class TestMounted(Promises):
         for (method, path), route in TestLaunched.routes.items()
     }
     client_reasons: ClassVar = CLIENT_REASONS
-    test_the_stop_is_the_same = fails(Promises.test_the_stop_is_the_same, CANCELLED_LOG)

@@ -83,8 +83,8 @@ def _after_error(plan: Plan, seen: Facts, number: int, error: str) -> set[str]:
     found = {TIMEOUT if error == "TimeoutError" else ERROR}
     if "absorbs" in plan.route:
         # What is inside of the framework handles it, and nothing explains the end, unless the body
-        # has ended before.
-        found.add(COMPLETED if seen["replies"][number]["complete"] else UNKNOWN)
+        # has ended before; a middleware outside of us may end it, too.
+        found |= {COMPLETED, UNKNOWN} if seen["replies"][number]["complete"] else {UNKNOWN}
     if acted(plan, seen, number):
         # The exception may come while the application is being cancelled, or be an OSError that a
         # framework takes for the disconnect; a thread's may reach nobody.
