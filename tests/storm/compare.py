@@ -76,12 +76,12 @@ def _unnoticed(plan: Plan, seen: Facts, plain: Facts) -> list[Difference]:
 
 def _bytes(plan: Plan, reply: Facts) -> str:
     raw = _DATE.sub("date", reply["raw"])
-    if plan.leaves:
-        # How much is read then depends on when the server notices.
-        return raw.partition("\r\n\r\n")[0]
     if plan.server == "granian" and reply["complete"] and not reply["body"]:
         # It gives an empty body a length or a chunk, by which of its threads is faster.
         return _FRAMING.sub("", raw.partition("\r\n\r\n")[0])
+    if plan.leaves:
+        # How much is read then depends on when the server notices.
+        return raw.partition("\r\n\r\n")[0]
     return raw
 
 
@@ -161,7 +161,7 @@ def _spans(plan: Plan, seen: Facts, plain: Facts) -> list[Difference]:
         # What is sent in a stream, and what is waited for meanwhile.
         after |= span["name"].endswith((" http send", " http receive"))
         # What interrupts a stream passes its route's middlewares before we see that it is over.
-        interrupted = seen["acted"] or any(script["raised"] for script in seen["scripts"])
+        interrupted = seen["acted"] or plan.raises
         after |= interrupted and bool(re.fullmatch(r"app route \d after", span["name"]))
         if below and not inside and not after:
             kind = "after below us" if span["name"].endswith("after") else "below us"
