@@ -30,6 +30,7 @@ _LONGEST = (
     "applications/test_mcp.py",
     "applications/test_gradio.py",
     "applications/test_fastmcp.py",
+    "storm/test_storm.py",
     "alerting/test_delivery.py",
     "e2e/test_workers.py",
     "e2e/test_leaks.py",

@@ -108,14 +108,14 @@ def wrap_asgi_app(
 
 def attach_early(scope: Scope) -> RequestState | None:
     """Attaches the context of the request of ``scope`` before its response starts, unless the
-    application has a span of its own current.
+    application has a span of its own current or the response has no body.
 
     Returns:
         The request, where that has been done.
 
     """
     observer: RequestObserver | None = scope.get(_KEY)
-    if observer is None or observer.request.span is not None:
+    if observer is None or observer.request.span is not None or scope["method"] == "HEAD":
         return None
     observer.request.attach()
     return observer.request

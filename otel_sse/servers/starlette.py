@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial, wraps
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, Final
 
 from starlette.background import BackgroundTask
@@ -28,6 +28,9 @@ from wrapt import register_post_import_hook
 from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.servers.asgi import Receive, Scope, Send, attach_early, wrap_asgi_app
 from otel_sse.stream.request import current_request
+
+# Middlewares of one route that are looked at.
+_MAX_MIDDLEWARES: Final = 100
 
 
 class SSEStarletteInstrumentor(SSEInstrumentor):
@@ -65,15 +68,25 @@ class SSEStarletteInstrumentor(SSEInstrumentor):
 def _handle(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @wraps(original)
     def handle(route: Any, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        # Not a coroutine function: most requests must not pay for another frame. The endpoint runs
-        # in another task than its response where it has such a middleware of its own.
-        if getattr(route, "is_sse_stream", False) or isinstance(
-            getattr(route, "app", None), BaseHTTPMiddleware
-        ):
+        # Not a coroutine function: most requests must not pay for another frame.
+        app = getattr(route, "app", None)
+        # A function is an endpoint without a middleware of its own.
+        special = type(app) is not FunctionType and _runs_elsewhere(app)
+        if special or getattr(route, "is_sse_stream", False):
             return _run_attached(scope, partial(original, route, scope, receive, send))
         return original(route, scope, receive, send)
 
     return handle
+
+
+def _runs_elsewhere(app: Any) -> bool:
+    """Whether the endpoint of a route's ``app`` runs in another task than its response."""
+    # Middleware keeps what it wraps as ``app``. Bounded: they may form a circle.
+    for _ in range(_MAX_MIDDLEWARES):
+        if app is None or isinstance(app, BaseHTTPMiddleware):
+            break
+        app = getattr(app, "app", None)
+    return isinstance(app, BaseHTTPMiddleware)
 
 
 def _call_response(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:

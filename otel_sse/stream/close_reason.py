@@ -44,6 +44,8 @@ def resolve_error(
     if isinstance(error, Exception) and (disconnected or (cut and _is_from_cleanup(error))):
         # The clean-up's: the stream was over before it.
         return None, disconnected
+    if disconnected and isinstance(error, Exception) and _is_collapsed(error):
+        return None, disconnected
     if error is not None and is_from_background_task(error):
         # It ran after the stream.
         return None, disconnected
@@ -146,6 +148,20 @@ def _is_from_cleanup(error: Exception) -> bool:
         if cause is not None and not isinstance(cause, Exception):
             return True
     return False
+
+
+def _is_collapsed(error: Exception) -> bool:
+    """Whether a framework has taken ``error`` out of a task group: that replaces its context, which
+    would show a cancellation. At a disconnect, they cancel the group at once.
+    """
+    if isinstance(root_cause(error), TIMEOUTS):
+        return False
+    members = _group_members(error.__context__)
+    for _ in range(_MAX_WRAPPERS):
+        if len(members) != 1 or members[0] is error:
+            break
+        members = _group_members(members[0])
+    return len(members) == 1 and members[0] is error
 
 
 def _class_names(error: BaseException | None) -> set[str]:

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from applications.promises import BOTH_CLOSE, CANCELLED_LOG, Promises, fails
+from applications.promises import BOTH_CLOSE, Promises
 from applications.runs import Application
 from applications.tap import Exchange
 
@@ -22,7 +22,8 @@ class TestA2A(Promises):
     }
     client_reasons: ClassVar = {"client_close": 2, "disconnected": 2}
     client_races = 6
-    test_the_stop_is_the_same = fails(Promises.test_the_stop_is_the_same, CANCELLED_LOG)
+    # The SDK's own spans of loops that end by being cancelled: uvicorn ends the process before.
+    endless = r".*\.EventQueueSource\._deliver_to_sink"
 
     def races(self, exchange: Exchange) -> tuple[str, ...]:
         """The client closes a stream at the task's last event; an abandoned one has six."""

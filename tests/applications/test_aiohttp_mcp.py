@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from applications.promises import BOTH_CLOSE, Promises, fails
+from applications.promises import BOTH_CLOSE, Promises
 from applications.runs import Application
 from applications.tap import Exchange
 
@@ -11,11 +11,6 @@ VARIES = (
     # Not logged where the client closes the stream before aiohttp has ended it.
     (r'(?m)^127.0.0.1 .* "POST /mcp HTTP/1.1" 200 .*\n', ""),
     (r"\d\d/\w{3}/\d{4}:[\d:]{8}", "TIME"),
-)
-
-AWAITS = (
-    "the stop is reported as `client_disconnect`: the handler's clean-up awaits, and aiohttp "
-    "closes the connection meanwhile"
 )
 
 
@@ -51,8 +46,6 @@ class TestSSE(Promises):
     )
     routes: ClassVar = {("GET", "/mcp"): "/mcp"}
     client_reasons: ClassVar = {"client_close": 1, "disconnected": 1}
-    test_each_stream_is_reported_once = fails(Promises.test_each_stream_is_reported_once, AWAITS)
-    test_the_metrics_count_each_stream = fails(Promises.test_the_metrics_count_each_stream, AWAITS)
 
     def races(self, exchange: Exchange) -> tuple[str, ...]:
         """At the stop the handler may yet end the body before the connection is closed."""

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from applications.promises import CANCELLED_LOG, Promises, fails
+from applications.promises import Promises
 from applications.runs import Application
 
 
@@ -21,4 +21,3 @@ class TestDatastar(Promises):
         ("POST", "/hello"): "/hello",
     }
     client_reasons: ClassVar = {"completed": 4, "client_close": 1, "disconnected": 1}
-    test_the_stop_is_the_same = fails(Promises.test_the_stop_is_the_same, CANCELLED_LOG)

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from applications.promises import CANCELLED_LOG, Promises, fails
+from applications.promises import Promises
 from applications.runs import Application
 
 
@@ -18,4 +18,3 @@ class TestDjangoEventStream(Promises):
     )
     routes: ClassVar = {}
     client_reasons: ClassVar = {"client_close": 2, "disconnected": 1}
-    test_the_stop_is_the_same = fails(Promises.test_the_stop_is_the_same, CANCELLED_LOG)

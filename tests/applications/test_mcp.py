@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from applications.promises import BOTH_CLOSE, Promises, fails
+from applications.promises import BOTH_CLOSE, Promises
 from applications.runs import Application, Runs
 from applications.tap import Exchange
 
@@ -10,11 +10,6 @@ VARIES = (
     (r'"(id|progressToken)": ?"?\d+"?', "ID"),
     # The server may refuse the connection, or reset it.
     (r"Session termination failed:.*", "Session termination failed"),
-)
-
-SECOND_RESPONSE = (
-    "the stop is reported as `error` RuntimeError: when the stream is cut, the SDK starts a second "
-    "response"
 )
 
 
@@ -56,9 +51,3 @@ class TestSSE(Promises):
     )
     routes: ClassVar = {("GET", "/sse"): "/sse"}
     client_reasons: ClassVar = {"client_close": 1, "disconnected": 1}
-    test_each_stream_is_reported_once = fails(
-        Promises.test_each_stream_is_reported_once, SECOND_RESPONSE
-    )
-    test_the_metrics_count_each_stream = fails(
-        Promises.test_the_metrics_count_each_stream, SECOND_RESPONSE
-    )

@@ -306,6 +306,36 @@ async def test_a_silent_application_whose_client_has_left(backend: Backend) -> N
     assert closed(backend) == ("client_disconnect", None)
 
 
+@pytest.mark.parametrize("response", ["starlette", "sse-starlette"])
+async def test_clean_up_that_raises_when_the_client_has_left(
+    response: str, instrument: Instrument, backend: Backend
+) -> None:
+    """sse-starlette takes the error out of its task group, and so hides the cancellation."""
+
+    async def body() -> AsyncIterator[str]:
+        try:
+            yield "data: 1\n\n"
+            await asyncio.Event().wait()
+        finally:
+            raise QuotaError
+
+    async def events(request: Request) -> Response:
+        if response == "starlette":
+            return StreamingResponse(body(), media_type="text/event-stream")
+        return sse_starlette.EventSourceResponse(body())
+
+    app = Starlette(routes=[Route("/events", events)])
+    if response == "starlette":
+        app.add_middleware(BaseHTTPMiddleware, dispatch=pass_on)
+    instrument()
+    async with serve_asgi(app) as port:
+        client = await RawClient.get(port, "/events")
+        await client.until(b"1\r\n" if response == "sse-starlette" else b"1\n\n")
+        await client.close()
+        await until(lambda: backend.spans("SSE"))
+    assert closed(backend) == ("client_disconnect", None)
+
+
 async def test_a_second_response_is_not_the_streams_error(backend: Backend) -> None:
     """An application that answers once more, as the MCP SDK's legacy SSE does at a stop."""
 

@@ -1,5 +1,6 @@
 """An application's own spans around its streams stay the parents that they are without us."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -7,15 +8,19 @@ import anyio
 import pytest
 import sse_starlette
 from aiohttp import web
+from fastapi import FastAPI
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from helpers.backend import Backend
 from helpers.raw_client import RawClient
 from helpers.servers import serve_aiohttp, serve_asgi
 from helpers.streams import fetch
 from helpers.waiting import until
+from opentelemetry.trace import get_current_span
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 Instrument = Callable[..., None]
@@ -23,6 +28,20 @@ Instrument = Callable[..., None]
 
 class AppError(Exception):
     """An error of the application."""
+
+
+class Pass:
+    """A middleware that passes everything on."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
+
+
+async def pass_on(request: Request, call_next: Any) -> Any:
+    return await call_next(request)
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -73,10 +92,7 @@ async def test_a_routes_own_span_around_a_data_sender(
     made current is its parent.
     """
 
-    class Around:
-        def __init__(self, app: Any) -> None:
-            self.app = app
-
+    class Around(Pass):
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
             with backend.tracer.start_as_current_span("around"):
                 await self.app(scope, receive, send)
@@ -103,3 +119,58 @@ async def test_a_routes_own_span_around_a_data_sender(
         await until(lambda: backend.spans("SSE"))
     (around,), (inside,) = map(backend.spans, ("around", "inside"))
     assert inside.parent == around.context
+
+
+@pytest.mark.parametrize("outer", [0, 1, 2])
+async def test_a_stream_inside_a_routes_own_middlewares(
+    outer: int, instrument: Instrument, backend: Backend
+) -> None:
+    """A BaseHTTPMiddleware of the route, at any depth, runs the endpoint in a task of its own: what
+    the stream's generator does is below the stream all the same.
+    """
+
+    async def events(request: Request) -> Response:
+        async def body() -> AsyncIterator[bytes]:
+            yield b"data: 1\n\n"
+            await asyncio.sleep(0)
+            yield b"data: 2\n\n"
+            with backend.tracer.start_as_current_span("inside"):
+                yield b"data: 3\n\n"
+
+        return StreamingResponse(body(), media_type="text/event-stream")
+
+    middlewares = [Middleware(Pass)] * outer + [Middleware(BaseHTTPMiddleware, dispatch=pass_on)]
+    instrument()
+    route = Route("/events", events, middleware=middlewares)
+    async with serve_asgi(Starlette(routes=[route])) as port:
+        await fetch(port, "/events")
+        await until(lambda: backend.spans("SSE"))
+    (stream,), (inside,) = map(backend.spans, ("SSE", "inside"))
+    assert inside.parent == stream.context
+
+
+async def test_head_of_fastapis_own_stream_sees_its_callers_span(
+    instrument: Instrument, backend: Backend
+) -> None:
+    """It has no body and is no stream, so the span that is current is the application's own."""
+    found = []
+
+    class Around(Pass):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            with backend.tracer.start_as_current_span("around") as around:
+                found.append(around)
+                await self.app(scope, receive, send)
+
+    app = FastAPI(middleware=[Middleware(Around)])
+
+    @app.api_route("/events", methods=["GET", "HEAD"], response_class=EventSourceResponse)
+    async def events(request: Request) -> AsyncIterator[ServerSentEvent]:
+        found.append(get_current_span())
+        yield ServerSentEvent(data=1)
+
+    instrument()
+    async with serve_asgi(app) as port:
+        client = await RawClient.get(port, "/events", method="HEAD")
+        await until(lambda: len(found) == 2)
+        await client.close()
+    assert found[1] is found[0]

@@ -66,12 +66,16 @@ def reasons(plan: Plan, seen: Facts, number: int) -> set[str]:
     if plan.ending == "stop":
         # 3. and 5.: the end of the body, else the server's cut.
         if not reply["complete"]:
-            return {SHUTDOWN}
+            # What a task group was cancelled for is not seen in an error that was taken out of it.
+            hidden = plan.cleanup == "raises" and plan.app in ("sse-starlette", "sender")
+            return {SHUTDOWN, ERROR} if hidden else {SHUTDOWN}
         return {COMPLETED} if "source ends" in script["events"] else {COMPLETED, SHUTDOWN}
     if plan.ending == "half-closes" and reply["complete"]:
         # A middleware ends the body of an application that was cancelled; what a thread makes is
         # not sent any more then.
         cut = "source ends" not in script["events"] or plan.source == "sync"
+        # It takes the half-closed connection for a closed one, but writes on.
+        cut = cut or plan.server == "hypercorn"
         return {COMPLETED, DISCONNECT} if cut or "base" in plan.everywhere else {COMPLETED}
     # 4. The client disconnected. granian takes what is sent to one that has, and does not show it.
     unseen = plan.server == "granian" and "source ends" in script["events"]
@@ -83,8 +87,8 @@ def _after_error(plan: Plan, seen: Facts, number: int, error: str) -> set[str]:
     found = {TIMEOUT if error == "TimeoutError" else ERROR}
     if "absorbs" in plan.route:
         # What is inside of the framework handles it, and nothing explains the end, unless the body
-        # has ended before.
-        found.add(COMPLETED if seen["replies"][number]["complete"] else UNKNOWN)
+        # has ended before; a middleware outside of us may end it, too.
+        found |= {COMPLETED, UNKNOWN} if seen["replies"][number]["complete"] else {UNKNOWN}
     if acted(plan, seen, number):
         # The exception may come while the application is being cancelled, or be an OSError that a
         # framework takes for the disconnect; a thread's may reach nobody.
@@ -107,13 +111,10 @@ def error_types(plan: Plan, seen: Facts, number: int, reason: str) -> set[str | 
     if plan.sets_reason != "none" and reason == OWN_REASON:
         return {by_status, error}
     if error is None:
-        # The server's own, of a second response.
-        return set(_server_errors(plan))
+        # The server's own, of a second response, or a middleware's, which has ended its coding.
+        second = {"RuntimeError", "hypercorn.utils.UnexpectedMessageError", "zlib.error"}
+        return second if plan.second == "start" else {"storm.script.Cleanup"}
     return {error}
-
-
-def _server_errors(plan: Plan) -> tuple[str, ...]:
-    return ("RuntimeError", "hypercorn.utils.UnexpectedMessageError")
 
 
 def counts(plan: Plan, seen: Facts, number: int) -> dict[str, tuple[int, int]]:

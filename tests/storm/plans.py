@@ -91,6 +91,11 @@ class Plan:
         return self.ending in ("closes", "resets", "half-closes")
 
     @property
+    def raises(self) -> bool:
+        """Whether something in it may raise."""
+        return self.fails != "never" or "raises" in (self.cleanup, self.background)
+
+    @property
     def everywhere(self) -> tuple[str, ...]:
         """All its middlewares."""
         return self.around + self.middlewares + self.route

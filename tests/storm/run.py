@@ -21,7 +21,6 @@ if __name__ == "__main__":
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from storm.compare import Difference, differences
-from storm.known import KNOWN, explanation
 from storm.pair import Pair
 from storm.plans import SERVERS, Plan, plans
 
@@ -32,7 +31,7 @@ SHRINKS = 60
 
 @dataclasses.dataclass
 class Fault:
-    """A difference that no known fault explains, and the smallest plan that shows it."""
+    """A difference, and the smallest plan that shows it."""
 
     kind: str
     plan: Plan
@@ -59,7 +58,6 @@ class Storm:
         self.pair = pair
         self.examples = 0
         self.dimensions: Counter[tuple[str, str]] = Counter()
-        self.known: Counter[str] = Counter()
         self.faults: list[Fault] = []
 
     def run(self, examples: int, number: int) -> None:
@@ -86,27 +84,18 @@ class Storm:
             for each in value if isinstance(value, tuple) else (value,):
                 self.dimensions[field.name, str(each)] += 1
         found = self.pair.differences(plan)
-        names = set()
-        for kind in dict.fromkeys(each.kind for each in found):
-            some = [each for each in found if each.kind == kind]
-            for each in some:
-                known = explanation(plan, each)
-                if known is not None:
-                    names.add(known.name)
-                    continue
-                fault = next((f for f in self.faults if f.explains(plan, each)), None)
-                if fault is None:
-                    small, text = self.shrink(plan, each)
-                    fault = Fault(kind, small, text)
-                    self.faults.append(fault)
-                    print(f"\n{kind}: {text[:600]}\n  {small.dumps()}", flush=True)
-                else:
-                    fault.examples += 1
-                break
-        self.known.update(names)
+        # One of each kind.
+        for each in {each.kind: each for each in reversed(found)}.values():
+            fault = next((f for f in self.faults if f.explains(plan, each)), None)
+            if fault is None:
+                small, text = self.shrink(plan, each)
+                self.faults.append(Fault(each.kind, small, text))
+                print(f"\n{each.kind}: {text[:600]}\n  {small.dumps()}", flush=True)
+            else:
+                fault.examples += 1
 
     def shrink(self, plan: Plan, difference: Difference) -> tuple[Plan, str]:
-        """A smaller plan with an unexplained difference of the same kind."""
+        """A smaller plan with a difference of the same kind."""
         text = difference.text
         budget = SHRINKS
         smaller = True
@@ -119,7 +108,7 @@ class Storm:
                 same = [
                     each
                     for each in self.pair.differences(candidate)
-                    if each.kind == difference.kind and explanation(candidate, each) is None
+                    if each.kind == difference.kind
                 ]
                 if same:
                     plan, text, smaller = candidate, same[0].text, True
@@ -134,8 +123,6 @@ class Storm:
             values = [(v, n) for (k, v), n in self.dimensions.items() if k == name]
             line = ", ".join(f"{v} {n}" for v, n in sorted(values, key=lambda pair: -pair[1]))
             print(f"  {name}: {line}")
-        for known in KNOWN:
-            print(f"known fault {known.name}: {self.known[known.name]} examples ({known.why})")
         print(f"{len(self.pair.unconfirmed)} differences did not show again:")
         for plan, found in self.pair.unconfirmed:
             kinds = ", ".join(dict.fromkeys(each.kind for each in found))
@@ -143,7 +130,7 @@ class Storm:
         for fault in sorted(self.faults, key=lambda fault: -fault.examples):
             print(f"FAULT {fault.kind} ({fault.examples} examples): {fault.text[:600]}")
             print(f"  python tests/storm/run.py '{fault.plan.dumps()}'")
-        print("no unknown difference" if not self.faults else f"{len(self.faults)} unknown")
+        print("no difference" if not self.faults else f"{len(self.faults)} faults")
 
 
 def _smaller(plan: Plan) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from storm.compare import differences
-from storm.known import KNOWN, Known
 from storm.pair import Pair
 from storm.plans import AIOHTTP_APPS, ASGI_APPS, ENDINGS, SERVERS, Plan
 from storm.run import Storm
@@ -31,7 +30,7 @@ def pair() -> Iterator[Pair]:
 
 def test_no_application_notices_and_every_report_is_true(pair: Pair) -> None:
     """The same stacks of frameworks, middlewares, errors, clean-up and endings behave and look the
-    same with otel_sse, and the model permits what is reported of them; but for the known faults.
+    same with otel_sse, and the model permits what is reported of them.
     """
     storm = Storm(pair)
     storm.run(EXAMPLES, SEED)
@@ -41,14 +40,6 @@ def test_no_application_notices_and_every_report_is_true(pair: Pair) -> None:
     assert run["ending"] == set(ENDINGS)
     found = [f"{fault.kind}: {fault.text}\n{fault.plan.dumps()}" for fault in storm.faults]
     assert not found, "\n\n".join(found)
-
-
-@pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.name)
-def test_a_known_fault_still_shows(known: Known, pair: Pair) -> None:
-    """Where its example shows no difference that it explains, the fault is fixed: remove it."""
-    plan = Plan.loads(known.example)
-    found = pair.differences(plan)
-    assert [each for each in found if known.explains(plan, each)], found
 
 
 def _log(seen: Any) -> None:
