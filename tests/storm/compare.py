@@ -58,7 +58,8 @@ def _unnoticed(plan: Plan, seen: Facts, plain: Facts) -> list[Difference]:
     for ours, theirs in zip(seen["replies"], plain["replies"], strict=False):
         same("bytes", _bytes(plan, ours), _bytes(plan, theirs))
     # How far a thread gets that nothing interrupts, and so what it raises to whom, is a race.
-    races = plan.leaves and plan.source == "sync" and plan.raises
+    # So is whether the body of a response to HEAD is made.
+    races = plan.raises and (plan.method == "HEAD" or (plan.leaves and plan.source == "sync"))
     if not races:
         same("outcome", seen["outcomes"], plain["outcomes"])
     if seen["logs"] != plain["logs"] and not races:
@@ -94,6 +95,8 @@ def _by_actor(plan: Plan, script: Facts) -> dict[str, list[str]]:
     if plan.method == "HEAD":
         # How much of a body is made that nobody reads depends on when the server notices.
         found.pop("source", None)
+        if plan.raises:
+            found.clear()
     source = found.get("source", [])
     if plan.source == "sync" and plan.acts:
         # A thread's generator that is interrupted is closed when it is collected.
