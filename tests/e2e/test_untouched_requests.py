@@ -1,6 +1,6 @@
 """A request that is no stream: nothing of ours is in its context, and no parent changes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -151,9 +151,8 @@ class ForeignContext(_RuntimeContext):
 
 
 @pytest.fixture
-def foreign(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def foreign(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context, "_RUNTIME_CONTEXT", ForeignContext())
-    yield
 
 
 @pytest.mark.usefixtures("foreign")
