@@ -53,7 +53,7 @@ from otel_sse.process.event_loops import (
 from otel_sse.process.gc_safety import start_raw_thread
 from otel_sse.process.server_facts import kill_timeout
 from otel_sse.process.server_stops import is_end_observed, observe_server
-from otel_sse.process.signals import StopSignals, in_main_thread
+from otel_sse.process.signals import StopSignals, call_in_main_thread, in_main_thread
 
 _log = logging.getLogger("otel_sse")
 
@@ -112,6 +112,7 @@ class ShutdownHandler:
     def _start_anew(self) -> None:
         # The process that is observed: one that has had a stream, or whose server has asked for it.
         self._observed_pid = 0
+        self._main_thread_asked = False
         # Seconds that exporters which do not answer may yet delay the end of the process.
         self._unanswered_budget = UNANSWERED_SECONDS
         # What drains: None is the process, anything else the event loop of a server.
@@ -140,8 +141,9 @@ class ShutdownHandler:
     def prepare(self, *, serves: bool = True) -> None:
         """Observes the end of this process from now on; called when a stream opens.
 
-        Signals are observed if this is the main thread: their handlers are wrapped that a server,
-        or with ``serves`` false a client's application, has installed since the last call.
+        The handlers of signals are wrapped that a server, or with ``serves`` false a client's
+        application, has installed since the last call. A server in another thread than the main
+        one has that done by the main thread; for a client there nothing is.
         """
         if not self._installed:
             return
@@ -154,9 +156,16 @@ class ShutdownHandler:
                 # A child of multiprocessing runs no exit hooks but these.
                 Finalize(None, self._at_exit, exitpriority=100)
         if in_main_thread():
-            if self._pending_death is None:
-                self._signals.replace_default()
-            self._signals.wrap_handlers(interrupts=serves)
+            self._observe_signals(serves)
+        elif serves and not self._main_thread_asked:
+            # A server in another thread: signals are set in the main thread alone.
+            self._main_thread_asked = True
+            call_in_main_thread(partial(self._observe_signals, serves))
+
+    def _observe_signals(self, serves: bool) -> None:
+        if self._pending_death is None:
+            self._signals.replace_default()
+        self._signals.wrap_handlers(interrupts=serves)
 
     def install_in_main_thread(self) -> None:
         """Observes the signals now, for a server whose streams start in threads that may not.

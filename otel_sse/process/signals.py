@@ -18,11 +18,14 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from otel_sse.process.server_facts import is_event_loop_handler, uses_sigquit
+
+_pending_calls: Final[list[Any]] = []
 
 OnDefault = Callable[[int, "FrameType | None"], None]
 OnServer = Callable[[Any, int, "FrameType | None"], None]
@@ -95,6 +98,25 @@ class StopSignals:
 
 def in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
+
+
+def call_in_main_thread(callback: Callable[[], None]) -> None:
+    """Has the main thread call ``callback`` soon, between two byte codes, as it calls a signal's
+    handler. While it runs none, nothing is called; nothing either in another Python than CPython.
+    """
+    with suppress(ImportError, AttributeError):
+        import ctypes
+
+        def call(_: Any) -> int:
+            with suppress(Exception):
+                callback()
+            return 0
+
+        function = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(call)
+        # Kept, since the interpreter does not.
+        _pending_calls.append(function)
+        # https://docs.python.org/3/c-api/init.html#c.Py_AddPendingCall
+        ctypes.pythonapi.Py_AddPendingCall(function, None)
 
 
 def _stop_signals(interrupts: bool) -> Iterator[int]:

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from applications.promises import Promises, fails
+from applications.promises import Promises
 from applications.runs import Application
 
 ENV = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SSR_MODE": "False"}
@@ -17,9 +17,6 @@ VARIES = (
 # Of two calls that end by REST; two abandoned streams, and two that Gradio's client closes at their
 # last message; and the one that the stop cuts.
 CLIENT_REASONS = {"completed": 2, "client_close": 4, "disconnected": 1}
-# Its streams start in a thread that may set no signal handler, and nothing of ours runs in the main
-# thread before.
-NO_HANDLER = "SIGTERM's default action ends the process at once: nothing that was live is exported"
 
 
 class TestLaunched(Promises):
@@ -40,13 +37,6 @@ class TestLaunched(Promises):
         ("GET", "/gradio_api/queue/data"): "/gradio_api/queue/data",
     }
     client_reasons: ClassVar = CLIENT_REASONS
-    test_each_stream_is_reported_once = fails(
-        Promises.test_each_stream_is_reported_once, NO_HANDLER
-    )
-    test_each_close_is_an_event = fails(Promises.test_each_close_is_an_event, NO_HANDLER)
-    test_the_metrics_count_each_stream = fails(
-        Promises.test_the_metrics_count_each_stream, NO_HANDLER
-    )
 
 
 class TestMounted(Promises):

@@ -12,6 +12,7 @@ import pytest
 
 from otel_sse.process.event_loops import LoopTask
 from otel_sse.process.shutdown import UNANSWERED_SECONDS, ShutdownHandler
+from otel_sse.process.signals import call_in_main_thread
 
 
 def test_a_blocked_loop_is_waited_for_once() -> None:
@@ -82,3 +83,17 @@ time.sleep(20)
     command = [sys.executable, "-c", code]
     stopped = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert stopped.returncode == -signal.SIGTERM, stopped.stderr
+
+
+def test_the_main_thread_is_asked_by_another_one() -> None:
+    """A server in a thread of its own has the main thread observe the signals."""
+    called: list[threading.Thread] = []
+    asking = threading.Thread(
+        target=call_in_main_thread, args=(lambda: called.append(threading.current_thread()),)
+    )
+    asking.start()
+    asking.join()
+    deadline = time.monotonic() + 10
+    while not called and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert called == [threading.main_thread()]

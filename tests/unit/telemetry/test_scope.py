@@ -49,7 +49,7 @@ def test_a_stream_that_is_read_can_be_suppressed(backend: Backend) -> None:
     """The same on the client's side."""
     headers = {"content-type": "text/event-stream"}
     transport = httpx.MockTransport(
-        lambda _: httpx.Response(200, headers=headers, content=b"data: 1\n\n")
+        lambda _: httpx.Response(200, headers=headers, content=iter([b"data: 1\n\n"]))
     )
     instrumentor = SSEHttpxInstrumentor()
     instrumentor.instrument(**backend.providers)
