@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final
 import pytest
 from applications.runs import Application, Runs
 from applications.tap import Exchange
+from helpers.otlp import Point, Receiver, Span
 
 _BASE: Final = ("http.request.method", "http.route", "url.scheme")
 # Why a stream is over, by how the tap saw it end.
@@ -210,3 +211,63 @@ class Promises:
             )
             for each in exchanges
         )
+
+
+def _matched(found: Iterable[Row], rows: Iterable[Row]) -> bool:
+    """Whether each row is found once, its last item among the permitted ones, and nothing else."""
+    rest = sorted(found, key=repr)
+    # Those that permit least choose first.
+    for *row, permitted in sorted(rows, key=lambda row: len(row[-1])):
+        match = next((each for each in rest if [*each[:-1]] == row and each[-1] in permitted), None)
+        assert match, f"none is {(*row, permitted)}; not matched: {rest}"
+        rest.remove(match)
+    assert not rest, f"nobody expects {rest}"
+    return True
+
+
+def _lookup(values: Mapping[tuple[str, str], str], exchange: Exchange) -> str | None:
+    for (method, pattern), value in values.items():
+        if method == exchange.method and re.fullmatch(pattern, exchange.path):
+            return value
+    return None
+
+
+def _final(receiver: Receiver) -> list[Span]:
+    """The last spans of the streams that were served."""
+    return [
+        span
+        for span in receiver.spans("SSE")
+        if span.scope == "otel_sse" and span.attributes.get("sse.segment.final")
+    ]
+
+
+def _of_span(span: Span) -> Row:
+    found = span.attributes
+    assert span.name == (f"SSE {found['http.route']}" if "http.route" in found else "SSE")
+    assert (span.status == "ERROR") is ("error.type" in found)
+    return (
+        *(found.get(name) for name in _BASE),
+        found["http.response.status_code"],
+        found["sse.resumed"],
+        found["sse.messages"],
+        found["sse.comments"],
+        found["sse.io"],
+        found.get("error.type"),
+        found["sse.close.reason"],
+    )
+
+
+def _table(receiver: Receiver, name: str, *extra: str) -> dict[Row, float]:
+    """A metric's values (a histogram's counts) by base attributes and the extra ones named."""
+    table: Counter[Row] = Counter()
+    for point in receiver.points(name):
+        table[_row(point, extra)] += point.value  # type: ignore[assignment]
+    return dict(table)
+
+
+def _nonzero(receiver: Receiver, name: str, *extra: str) -> dict[Row, float]:
+    return {row: value for row, value in _table(receiver, name, *extra).items() if value}
+
+
+def _row(point: Point, extra: Iterable[str]) -> Row:
+    return tuple(point.attributes.get(name) for name in (*_BASE, *extra))
