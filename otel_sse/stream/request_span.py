@@ -14,9 +14,9 @@ next request of a kept-alive connection.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
-from opentelemetry.context import Context
+from opentelemetry.context import Context, create_key
 from opentelemetry.trace import (
     INVALID_SPAN,
     Span,
@@ -27,6 +27,8 @@ from opentelemetry.trace import (
 
 # The key under which the API keeps the current span.
 (_SPAN_KEY,) = set_span_in_context(INVALID_SPAN, Context())
+# The key of the proxy, also where the application has made another span current below it.
+_PROXY_KEY: Final = create_key("otel_sse.request_span")
 
 
 def _delegated(method: str) -> Any:
@@ -59,7 +61,12 @@ class RequestSpan(Span):
         ours = _HidingContext(context) if hides else Context(context)
         # Not by set_span_in_context, which returns a plain context.
         dict.__setitem__(ours, _SPAN_KEY, self)
+        dict.__setitem__(ours, _PROXY_KEY, self)
         return ours
+
+    def is_in(self, context: Context) -> bool:
+        """Whether ``context`` was made by ``in_context``, or below such a one."""
+        return context.get(_PROXY_KEY) is self
 
     def get_span_context(self) -> SpanContext:
         return self.span.get_span_context()

@@ -17,7 +17,7 @@ from otel_sse.semconv import SERVER, Role
 from otel_sse.stream.client import ClientStream, Errors
 from otel_sse.stream.info import ClientStreamInfo, ServerStreamInfo
 from otel_sse.stream.request import RequestState
-from otel_sse.stream.server import ServerStream
+from otel_sse.stream.server import ServerStream, ThreadedServerStream
 from otel_sse.telemetry.providers import Providers
 from otel_sse.telemetry.telemetry import Telemetry
 
@@ -63,9 +63,19 @@ def release_telemetry(instrumentor: object, telemetry: Telemetry) -> None:
 
 
 def open_server_stream(
-    telemetry: Telemetry, info: ServerStreamInfo, request: RequestState
+    telemetry: Telemetry,
+    info: ServerStreamInfo,
+    request: RequestState,
+    *,
+    threaded: bool = False,
 ) -> ServerStream | None:
     """Starts to record a stream whose response has started.
+
+    Args:
+        telemetry: what it is recorded with.
+        info: what is known of the stream.
+        request: the request that it answers.
+        threaded: it is served in a thread, not by an event loop.
 
     Returns:
         None where the application suppresses instrumentation.
@@ -74,7 +84,8 @@ def open_server_stream(
     if not is_instrumentation_enabled():
         return None
     shutdown_handler.prepare()
-    return ServerStream(telemetry, info, request)
+    kind = ThreadedServerStream if threaded else ServerStream
+    return kind(telemetry, info, request)
 
 
 def open_client_stream(
