@@ -62,7 +62,7 @@ FACTS: Final = (
     Fact(
         "waitress",
         "an environ has the bound method waitress.client_disconnected of a channel with a server, "
-        "whose task_dispatcher has adj.threads threads; its application is kept, and it runs in the "
+        "whose task_dispatcher has adj.threads threads; it keeps its application, and runs in the "
         "main thread",
         "2.0 to 3.0",
         "tests/e2e/test_wsgi_servers.py",

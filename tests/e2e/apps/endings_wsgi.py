@@ -12,11 +12,12 @@ import django
 import flask
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
-from django.http import HttpRequest, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import path
 from opentelemetry import trace
 
+PLAIN = "text/plain"
 BEGUN = b"data: begun\n\n"
 TYPE = "text/event-stream"
 ROW = b"data: %s\n\n" % (b"x" * 2**16)
@@ -51,7 +52,7 @@ def raw(environ, start_response):  # type: ignore[no-untyped-def]
     if ending == "raises-before":
         raise LookupError(ending)
     if ending == "plain":
-        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "5")])
+        start_response("200 OK", [("Content-Type", PLAIN), ("Content-Length", "5")])
         return [b"plain"]
     if ending == "writes":
         write = start_response("200 OK", [("Content-Type", TYPE)])
@@ -75,7 +76,7 @@ flask_app = flask.Flask(__name__)
 @flask_app.get("/stream/<ending>")
 def flask_stream(ending: str) -> flask.Response:
     if ending == "plain":
-        return flask.Response(b"plain", content_type="text/plain")
+        return flask.Response(b"plain", content_type=PLAIN)
     if ending == "raises-before":
         raise LookupError(ending)
     return flask.Response(messages(ending), content_type=TYPE)
@@ -84,11 +85,14 @@ def flask_stream(ending: str) -> flask.Response:
 def django_stream(_: HttpRequest, ending: str) -> HttpResponseBase:
     if ending == "raises-before":
         raise LookupError(ending)
+    if ending == "plain":
+        return HttpResponse(b"plain", content_type=PLAIN)
     return StreamingHttpResponse(messages(ending), content_type=TYPE)
 
 
 urlpatterns = [path("stream/<ending>", django_stream)]
-settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["127.0.0.1", "localhost"])
+if not settings.configured:
+    settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["127.0.0.1", "localhost"])
 django.setup()
 django_app = get_wsgi_application()
 
@@ -99,5 +103,8 @@ bottle_app = bottle.Bottle()
 def bottle_stream(ending: str) -> Iterator[bytes]:
     if ending == "raises-before":
         raise LookupError(ending)
+    if ending == "plain":
+        bottle.response.content_type = PLAIN
+        return iter([b"plain"])
     bottle.response.content_type = TYPE
     return messages(ending)
