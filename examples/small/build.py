@@ -1,7 +1,7 @@
 """The progress of a piece of work: Django, under gunicorn.
 
     pip install '../..[otlp]' django gunicorn
-    OTEL_SERVICE_NAME=build opentelemetry-instrument gunicorn build:app -b 127.0.0.1:8000 --threads 8
+    OTEL_SERVICE_NAME=build opentelemetry-instrument gunicorn build:app -b :8000 --threads 8
 
 Read it by ``curl -N http://127.0.0.1:8000/builds/7``.
 

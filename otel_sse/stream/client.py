@@ -11,10 +11,11 @@ from typing import Final
 from opentelemetry.trace import SpanKind
 
 from otel_sse import semconv
+from otel_sse.process.event_loops import any_thread
 from otel_sse.semconv import MAX_SENDERS
 from otel_sse.stream.close_reason import TIMEOUTS
 from otel_sse.stream.info import ClientStreamInfo
-from otel_sse.stream.threaded import ThreadedStream, any_thread
+from otel_sse.stream.threaded import ThreadedStream
 from otel_sse.telemetry.segment import Segment
 from otel_sse.telemetry.telemetry import Telemetry
 from otel_sse.wire.trace_comment import TraceComment, TraceCommentReader

@@ -9,11 +9,12 @@ from opentelemetry.trace import SpanKind
 
 from otel_sse import semconv
 from otel_sse.process.backlog import Transport
+from otel_sse.process.event_loops import any_thread
 from otel_sse.stream.base import Chunk, Stream
 from otel_sse.stream.close_reason import classify_close, resolve_error
 from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import RequestState
-from otel_sse.stream.threaded import ThreadedStream, any_thread
+from otel_sse.stream.threaded import ThreadedStream
 from otel_sse.telemetry.cardinality import clip_text
 from otel_sse.telemetry.telemetry import Telemetry
 

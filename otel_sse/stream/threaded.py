@@ -8,13 +8,11 @@ in opposite orders, so that at least one of them sees the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from threading import RLock
 from typing import Any, Final
 
 from otel_sse.process import gc_safety
-from otel_sse.process.event_loops import EventLoop
 from otel_sse.stream.base import Stream
 from otel_sse.telemetry.stall_state import StallState
 
@@ -81,19 +79,3 @@ class ThreadedStream(Stream):
 
     def _before_close(self) -> None:
         """What a role has to record first."""
-
-
-class _AnyThread:
-    """In place of an event loop: a thread for each call."""
-
-    def is_running(self) -> bool:
-        return True
-
-    def call_soon_threadsafe(self, work: Callable[..., Any], *args: Any) -> None:
-        gc_safety.start_raw_thread(work, *args)
-
-    def call_later(self, delay: float, work: Callable[..., Any], *args: Any) -> None:
-        gc_safety.start_raw_thread(work, *args)
-
-
-any_thread: Final[EventLoop] = _AnyThread()

@@ -38,7 +38,7 @@ class Server:
         return None if prefix is None else f"{prefix}stream/<ending>"
 
 
-_GUNICORN = "gunicorn -b 127.0.0.1:{port} --graceful-timeout 4 -w 1 -k"
+_GUNICORN = "gunicorn -b 127.0.0.1:{port} --graceful-timeout 10 -w 1 -k"
 _WAITRESS = "waitress-serve --listen=127.0.0.1:{port} --threads=12"
 SERVERS = {
     "gunicorn, sync": Server(f"{_GUNICORN} sync", "flask_app", limit=1, without=("silent",)),
