@@ -146,3 +146,17 @@ async def test_each_close_is_reported(server: Server, receiver: Receiver) -> Non
     assert [(each.value, each.attributes) for each in limits] == (
         [] if server.limit is None else [(server.limit, {})]
     )
+
+
+async def test_a_stream_below_a2wsgi_is_recorded_once(receiver: Receiver) -> None:
+    """Flask's hook is within an ASGI application that is observed: that one records the stream."""
+    command = "uvicorn a2wsgi_served:observed --port {port} --lifespan off"
+    with serve(f"{command} --timeout-graceful-shutdown 1", receiver) as served:
+        await served.started()
+        for ending in ("ends", "raises-midway"):
+            client = await asyncio.to_thread(request, served, ending, b"never")
+            client.close()
+        await asyncio.to_thread(served.ended, signal.SIGTERM)
+    assert sorted(kind_of(each)[0] for each in receiver.spans("SSE")) == ["completed", "error"]
+    assert span_of(receiver, "ends").attributes["sse.io"] == 42
+    assert receiver.value("sse.server.connections") == 2
