@@ -251,9 +251,13 @@ class RequestObserver:
     def _maybe_start_stream(self, status: str, headers: Headers) -> None:
         """Starts to record the stream that these start, if they do."""
         try:
-            content_type = _joined(headers, "content-type")
-            if "stream" not in content_type:
+            # Rejects nearly every other response at once.
+            for name, value in headers:
+                if len(name) == len("content-type") and "stream" in value.lower():
+                    break
+            else:
                 return
+            content_type = _joined(headers, "content-type")
             code = int(status[:3])
             method = self._environ["REQUEST_METHOD"]
             if not is_event_stream(method, code, content_type) or self.request.stream is not None:

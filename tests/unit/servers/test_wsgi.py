@@ -62,6 +62,17 @@ async def test_a_generator_that_starts_at_the_first_next_is_seen(backend: Backen
     await assert_reported(backend, STREAM, route=None)
 
 
+async def test_a_media_type_is_recognised_in_any_case(backend: Backend) -> None:
+    def app(_: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("CONTENT-TYPE", "Text/Event-STREAM; charset=utf-8")])
+        return iter(PIECES)
+
+    body, _ = call(otel_sse.SSEWSGIMiddleware(app, **backend.providers))
+    assert b"".join(body) == STREAM
+    body.close()
+    await assert_reported(backend, STREAM, route=None)
+
+
 async def test_what_is_written_is_recorded(backend: Backend) -> None:
     def app(_: Any, start_response: Any) -> list[bytes]:
         write = start_response("200 OK", TYPED)
