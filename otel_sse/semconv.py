@@ -85,6 +85,8 @@ STALLED: Final = Metric("sse.server.stalled_connections", "{connection}",
 IDLE_MAX: Final = Metric("sse.server.connection.idle.max", "s",
     "Longest time since the last message, or the start, among live connections.")
 AGE_MAX: Final = Metric("sse.server.connection.age.max", "s", "Age of the oldest live connection.")
+LIMIT: Final = Metric("sse.server.connection.limit", "{connection}",
+    "How many streams the process's server can hold at once.")
 PER_CLIENT_MAX: Final = Metric("sse.server.connections_per_client.max", "{connection}",
     "Live connections of the busiest client address.")
 BACKLOG_SIZE: Final = Metric("sse.server.backlog.size", "By",
@@ -202,7 +204,7 @@ class Role:
 SERVER: Final = Role((HTTP_METHOD, HTTP_ROUTE, URL_SCHEME), {each: each for each in (
     ACTIVE, CONNECTIONS, DURATION, FIRST_MESSAGE, MESSAGES, DROPPED, COMMENTS, IO, SEND_TIME,
     SLOW_SENDS, MESSAGE_SIZE, MESSAGE_GAP, SEND_DURATION, STALLED, IDLE_MAX, AGE_MAX,
-    PER_CLIENT_MAX, BACKLOG_SIZE, BACKLOG_MAX)})
+    LIMIT, PER_CLIENT_MAX, BACKLOG_SIZE, BACKLOG_MAX)})
 CLIENT: Final = Role((HTTP_METHOD, SERVER_ADDRESS, SERVER_PORT), CLIENT_METRICS)
 # fmt: on
 

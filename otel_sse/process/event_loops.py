@@ -52,6 +52,22 @@ class _TrioLoop(NamedTuple):
         self.token.run_sync_soon(work, *args)
 
 
+class _AnyThread:
+    """In place of the event loop of a stream that has none: a thread for each call."""
+
+    def is_running(self) -> bool:
+        return True
+
+    def call_soon_threadsafe(self, work: Callable[..., Any], *args: Any) -> None:
+        start_raw_thread(work, *args)
+
+    def call_later(self, delay: float, work: Callable[..., Any], *args: Any) -> None:
+        start_raw_thread(work, *args)
+
+
+any_thread: Final[EventLoop] = _AnyThread()
+
+
 def running_loop() -> EventLoop | None:
     """The event loop of this thread, asyncio's or trio's; None where there is none."""
     with suppress(RuntimeError):
@@ -125,6 +141,11 @@ def run_and_wait(loop: EventLoop | None, callbacks: Sequence[Callback], seconds:
         Whether they ran within that time.
 
     """
+    if loop is any_thread:
+        # This one, too. Where gevent has replaced the threads, another might not run before long.
+        for callback in callbacks:
+            callback()
+        return True
     done = threading.Event()
 
     def run() -> None:

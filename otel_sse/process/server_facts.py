@@ -52,6 +52,29 @@ FACTS: Final = (
         "tests/e2e/test_shutdown.py",
     ),
     Fact(
+        "gunicorn",
+        "a worker that serves WSGI is a SyncWorker, ThreadWorker or AsyncWorker, whose load_wsgi "
+        "sets wsgi, the application, after init_signals; cfg.threads and cfg.worker_connections "
+        "limit what it serves at once",
+        "20.1 to 27",
+        "tests/e2e/test_wsgi_servers.py",
+    ),
+    Fact(
+        "waitress",
+        "an environ has the bound method waitress.client_disconnected of a channel with a server, "
+        "whose task_dispatcher has adj.threads threads; it keeps its application, and runs in the "
+        "main thread",
+        "2.0 to 3.0",
+        "tests/e2e/test_wsgi_servers.py",
+    ),
+    Fact(
+        "gevent",
+        "pywsgi's WSGIServer keeps its application, and a server's serve_forever runs in the main "
+        "greenlet",
+        "21.1 to 26",
+        "tests/e2e/test_wsgi_servers.py",
+    ),
+    Fact(
         "granian",
         "a forked worker has the server on its stack, which has workers_kill_timeout",
         "2.0 to 2.8",
@@ -228,6 +251,26 @@ def is_from_background_task(error: BaseException) -> bool:
             return True
         traceback = traceback.tb_next
     return False
+
+
+def pool_of_worker(worker: Any) -> int | None:
+    """How many streams a WSGI worker of gunicorn holds at once; None where that is not known."""
+    kinds = {each.__name__ for each in type(worker).__mro__}
+    if "ThreadWorker" in kinds:
+        return int(worker.cfg.threads)
+    if "AsyncWorker" in kinds:
+        return int(worker.cfg.worker_connections)
+    return 1 if "SyncWorker" in kinds else None
+
+
+def pool_of_request(environ: Mapping[str, Any]) -> tuple[Any, int | None]:
+    """The pool behind a WSGI environ, which several servers may share, and how many threads it has;
+    waitress shows that.
+    """
+    channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
+    server = getattr(channel, "server", None)
+    pool = getattr(server, "task_dispatcher", None)
+    return pool, getattr(getattr(server, "adj", None), "threads", None)
 
 
 class _HypercornTransport:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from threading import Lock
 from time import perf_counter, time_ns
-from typing import Any, Final
+from typing import Final
 
 from opentelemetry.trace import SpanKind
 
 from otel_sse import semconv
 from otel_sse.process import gc_safety
-from otel_sse.process.event_loops import EventLoop
+from otel_sse.process.event_loops import any_thread
 from otel_sse.semconv import MAX_SENDERS
-from otel_sse.stream.base import Stream
 from otel_sse.stream.close_reason import TIMEOUTS
 from otel_sse.stream.info import ClientStreamInfo
+from otel_sse.stream.threaded import ThreadedStream
 from otel_sse.telemetry.segment import Segment
-from otel_sse.telemetry.stall_state import StallState
 from otel_sse.telemetry.telemetry import Telemetry
 from otel_sse.wire.opaque import OPAQUE_BODY
 from otel_sse.wire.trace_comment import TraceComment, TraceCommentReader
@@ -70,12 +66,11 @@ _NO_OS_ERRORS: Final = frozenset({("requests", "RequestException")})
 _MAX_CAUSES: Final = 20
 
 
-class ClientStream(Stream):
+class ClientStream(ThreadedStream):
     """Its hooks call it around each read, and at the one end.
 
-    A silent stream's maintenance runs only while the reader waits, and in any thread: a reader may
-    have no event loop, or read in another thread than the one that opened the stream. If its wait
-    ends in the meantime, it waits for the maintenance.
+    It is idle while its reader waits. A reader may have no event loop, or read in another thread
+    than the one that opened the stream.
 
     Args:
         telemetry: what it is recorded with.
@@ -94,12 +89,12 @@ class ClientStream(Stream):
         "_comments",
         "_disconnect_errors",
         "_final_sequence",
+        "_idle",
         "_linked",
         "_lock",
         "_maintained",
         "_senders",
         "_timeouts",
-        "_waits",
         "skewed",
     )
 
@@ -110,8 +105,7 @@ class ClientStream(Stream):
         disconnect_errors: Errors,
         timeouts: Errors,
     ) -> None:
-        self._lock = Lock()
-        self._maintained = self._waits = False
+        self._init_threaded()
         # Until when the time is accounted for, as waiting or as the reader's own.
         self._accounted_until = perf_counter()
         self._disconnect_errors = disconnect_errors
@@ -128,7 +122,7 @@ class ClientStream(Stream):
         self._linked: Segment | None = None
         super().__init__(telemetry, info, info.started, info.context, SpanKind.INTERNAL)
         if self.loop is None:
-            self.loop = _any_thread
+            self.loop = any_thread
         self._register()
         attributes = self.series.attributes
         if info.failed:
@@ -139,19 +133,16 @@ class ClientStream(Stream):
         )
 
     def idle(self, now: float) -> float:
-        return super().idle(now if self._waits else self._accounted_until)
+        return super().idle(now if self._idle else self._accounted_until)
 
     def wait_started(self) -> None:
         """The reader starts to wait. What it did before is not the stream's idle time."""
         self.last_message += perf_counter() - self._accounted_until
-        self._waits = True
+        self._start_idle()
 
     def wait_ended(self) -> None:
         self._accounted_until = perf_counter()
-        self._waits = False
-        if self._maintained and self._is_live():
-            with self._lock:
-                pass
+        self._end_idle()
 
     def on_chunk(self, chunk: bytes, waited: bool = False) -> None:
         """The reader receives ``chunk``, at the end of a wait or without one."""
@@ -215,37 +206,11 @@ class ClientStream(Stream):
         """A finalizer's callback. It may run wherever an object is freed, and any lock may be held
         there: it only queues.
         """
-        if self._is_live():
+        if self._may_lock():
             gc_safety.defer(self.close)
 
-    def run_maintenance(self) -> None:
-        with self._lock:
-            # First this, then a look at the other: the reader does it the other way round.
-            self._maintained = True
-            try:
-                if self._waits:
-                    super().run_maintenance()
-                elif self.stall_state is not StallState.REPORTED:
-                    # A later collection finds the stall again.
-                    self.stall_state = StallState.ACTIVE
-            finally:
-                self._maintained = False
-
-    def close(
-        self, error: BaseException | None = None, *, completed: bool = False, cut: bool = False
-    ) -> None:
-        if gc_safety.in_gc():
-            gc_safety.defer(partial(self.close, error, completed=completed, cut=cut))
-            return
-        if not self._is_live():
-            return
-        with self._lock:
-            self._stop_reading_comments()
-            super().close(error, completed=completed, cut=cut)
-
-    def _is_live(self) -> bool:
-        """Not in a forked child: it has no thread that would release the lock."""
-        return self in self._telemetry.streams.live
+    def _before_close(self) -> None:
+        self._stop_reading_comments()
 
     def _classify(self, error: BaseException | None, cut: bool) -> tuple[str, BaseException | None]:
         if self._completed:
@@ -292,19 +257,3 @@ def _is_named(error: BaseException, names: frozenset[tuple[str, str]]) -> bool:
     return any(
         (kind.__module__.partition(".")[0], kind.__name__) in names for kind in type(error).__mro__
     )
-
-
-class _AnyThread:
-    """In place of the event loop of a reader that has none: a thread for each call."""
-
-    def is_running(self) -> bool:
-        return True
-
-    def call_soon_threadsafe(self, work: Callable[..., Any], *args: Any) -> None:
-        gc_safety.start_raw_thread(work, *args)
-
-    def call_later(self, delay: float, work: Callable[..., Any], *args: Any) -> None:
-        gc_safety.start_raw_thread(work, *args)
-
-
-_any_thread: Final[EventLoop] = _AnyThread()

@@ -9,6 +9,10 @@ the work of their stream earlier, or in another task: FastAPI's own event stream
 ``data_sender_callable``, and a route inside a BaseHTTPMiddleware of its own. For those the hook
 attaches it earlier (``servers/starlette.py``).
 
+A WSGI server runs the application's code piece by piece, and may run other code in the same thread
+in between: there the context is attached and detached around each piece, ``resume`` and
+``suspend``.
+
 The application may have a span of its own current in any of these places. Then nothing is
 attached, or its further spans would lose that parent.
 """
@@ -66,6 +70,8 @@ class RequestState:
 
     __slots__ = (
         "_attached",
+        "_previous",
+        "_suspended",
         "_token",
         "context",
         "cut",
@@ -95,6 +101,9 @@ class RequestState:
         # What is attached, and the token by which it is detached.
         self._attached: Context | None = None
         self._token: Token[Context] | None = None
+        # While it is resumed the request that was current before; else the application's context.
+        self._previous: RequestState | None = None
+        self._suspended: Context | None = None
 
     def parent(self) -> tuple[Context, Span]:
         """The context around the request and the span in it, without one that has leaked."""
@@ -129,10 +138,35 @@ class RequestState:
         if token is not None and otel_context.get_current() is self._attached:
             otel_context.detach(token)
 
+    def resume(self) -> None:
+        """The application's code runs on, in a thread that has run other code since ``suspend``."""
+        self._previous = current_request.get()
+        current_request.set(self)
+        if self.span is not None:
+            context = self._suspended or self.span.in_context(otel_context.get_current())
+            self._token = otel_context.attach(context)
+
+    def suspend(self) -> None:
+        """The application's code pauses: its context is kept until ``resume``, and what was current
+        before is current again.
+        """
+        token, self._token = self._token, None
+        if token is not None and self.span is not None:
+            current = otel_context.get_current()
+            # A context that is none of ours: the application, or what instruments it, has restored
+            # one from before the stream.
+            self._suspended = current if self.span.is_in(current) else None
+            if self._suspended is not None:
+                otel_context.detach(token)
+        if current_request.get() is self:
+            current_request.set(self._previous)
+        self._previous = None
+
     def finish(self, previous: RequestState | None) -> None:
         """The application's call has returned; ``previous`` was the current request before it."""
         self.over = True
         self.detach()
+        self._suspended = None
         if self.span is not None:
             self.span.detached = True
         if current_request.get() is self:

@@ -14,9 +14,9 @@ next request of a kept-alive connection.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
-from opentelemetry.context import Context
+from opentelemetry.context import Context, create_key
 from opentelemetry.trace import (
     INVALID_SPAN,
     Span,
@@ -27,6 +27,9 @@ from opentelemetry.trace import (
 
 # The key under which the API keeps the current span.
 (_SPAN_KEY,) = set_span_in_context(INVALID_SPAN, Context())
+# The key of a proxy's identity, also where the application has made another span current below it.
+# Not of the proxy: queued log records keep their contexts.
+_IDENTITY_KEY: Final = create_key("otel_sse.identity")
 
 
 def _delegated(method: str) -> Any:
@@ -46,12 +49,13 @@ class RequestSpan(Span):
 
     """
 
-    __slots__ = ("detached", "parent_span", "span")
+    __slots__ = ("_identity", "detached", "parent_span", "span")
 
     def __init__(self, parent_span: Span) -> None:
         self.parent_span = parent_span
         self.span = parent_span
         self.detached = False
+        self._identity = object()
 
     def in_context(self, context: Context) -> Context:
         """``context`` with this as its current span."""
@@ -59,7 +63,12 @@ class RequestSpan(Span):
         ours = _HidingContext(context) if hides else Context(context)
         # Not by set_span_in_context, which returns a plain context.
         dict.__setitem__(ours, _SPAN_KEY, self)
+        dict.__setitem__(ours, _IDENTITY_KEY, self._identity)
         return ours
+
+    def is_in(self, context: Context) -> bool:
+        """Whether ``context`` was made by ``in_context``, or below such a one."""
+        return context.get(_IDENTITY_KEY) is self._identity
 
     def get_span_context(self) -> SpanContext:
         return self.span.get_span_context()

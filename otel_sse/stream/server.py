@@ -9,10 +9,12 @@ from opentelemetry.trace import SpanKind
 
 from otel_sse import semconv
 from otel_sse.process.backlog import Transport
+from otel_sse.process.event_loops import any_thread
 from otel_sse.stream.base import Chunk, Stream
 from otel_sse.stream.close_reason import classify_close, resolve_error
 from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import RequestState
+from otel_sse.stream.threaded import ThreadedStream
 from otel_sse.telemetry.cardinality import clip_text
 from otel_sse.telemetry.telemetry import Telemetry
 
@@ -67,12 +69,20 @@ class ServerStream(Stream):
         if parent_span.is_recording() and getattr(parent_span, "kind", None) is SpanKind.SERVER:
             parent_span.set_attribute(semconv.CONNECTION_ID, self.id)
         request.stream = self
-        request.attach()
-        if request.span is not None:
-            request.span.span = self._segment.span
+        self.attach_context()
         for reason, n in (request.dropped or {}).items():
             self.record_dropped(n, reason)
         self._register()
+
+    def attach_context(self) -> None:
+        """Makes the stream the parent of the application's spans, unless that has been done, or the
+        application has a span of its own current.
+        """
+        request = self._request
+        if request is not None and request.span is None:
+            request.attach()
+        if request is not None and request.span is not None and self._ended is None:
+            request.span.span = self._segment.span
 
     # The hook's name for it; no call in between, since it runs for every message.
     on_send = Stream.record_chunk
@@ -180,3 +190,27 @@ class ServerStream(Stream):
         self._request = self.transport = None
         # Its traceback refers back to this stream.
         self._send_error = None
+
+
+class ThreadedServerStream(ThreadedStream, ServerStream):
+    """One that is served in a thread without an event loop. It is idle between two sends."""
+
+    __slots__ = ("_idle", "_lock", "_maintained")
+
+    def __init__(self, telemetry: Telemetry, info: ServerStreamInfo, request: RequestState) -> None:
+        self._init_threaded()
+        self._start_idle()
+        super().__init__(telemetry, info, request)
+
+    def _register(self) -> None:
+        self.loop = any_thread
+        super()._register()
+
+    def on_send(self, chunk: Chunk, began: float, ended: float) -> None:
+        self._end_idle()
+        self.record_chunk(chunk, began, ended)
+        self._start_idle()
+
+    def on_response_end(self, *, delivered: bool = True) -> None:
+        self._end_idle()
+        super().on_response_end(delivered=delivered)

@@ -22,7 +22,7 @@ from otel_sse.stream.close_reason import root_cause
 from otel_sse.stream.info import ClientStreamInfo, ServerStreamInfo
 from otel_sse.stream.nested import DeferredStream, ObservedStream, active_transport_call
 from otel_sse.stream.request import RequestState
-from otel_sse.stream.server import ServerStream
+from otel_sse.stream.server import ServerStream, ThreadedServerStream
 from otel_sse.telemetry.providers import Providers
 from otel_sse.telemetry.telemetry import Telemetry
 
@@ -68,9 +68,19 @@ def release_telemetry(instrumentor: object, telemetry: Telemetry) -> None:
 
 
 def open_server_stream(
-    telemetry: Telemetry, info: ServerStreamInfo, request: RequestState
+    telemetry: Telemetry,
+    info: ServerStreamInfo,
+    request: RequestState,
+    *,
+    threaded: bool = False,
 ) -> ServerStream | None:
     """Starts to record a stream whose response has started.
+
+    Args:
+        telemetry: what it is recorded with.
+        info: what is known of the stream.
+        request: the request that it answers.
+        threaded: it is served in a thread, not by an event loop.
 
     Returns:
         None where the application suppresses instrumentation.
@@ -79,7 +89,8 @@ def open_server_stream(
     if not is_instrumentation_enabled():
         return None
     shutdown_handler.prepare()
-    return ServerStream(telemetry, info, request)
+    kind = ThreadedServerStream if threaded else ServerStream
+    return kind(telemetry, info, request)
 
 
 def open_client_stream(

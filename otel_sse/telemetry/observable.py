@@ -11,6 +11,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from otel_sse import semconv
 from otel_sse.process.event_loops import LoopTask, is_running, schedule
+from otel_sse.process.server_pools import connection_limit
 from otel_sse.semconv import Metric, Role
 from otel_sse.telemetry.failures import FailureLog
 from otel_sse.telemetry.snapshot import SeriesSnapshot, Snapshot
@@ -62,6 +63,12 @@ def _busiest_client(snapshot: Snapshot) -> Iterator[Observation]:
     yield Observation(snapshot.busiest_client)
 
 
+def _limit(_: Snapshot) -> Iterator[Observation]:
+    limit = connection_limit()
+    if limit is not None:
+        yield Observation(limit)
+
+
 # Of each role some: the metric, the meter's method that makes the instrument, its values.
 _OBSERVABLE: Final[tuple[tuple[Metric, str, Read], ...]] = (
     (semconv.ACTIVE, "up_down_counter", _each(lambda row: row.active)),
@@ -81,6 +88,7 @@ _OBSERVABLE: Final[tuple[tuple[Metric, str, Read], ...]] = (
     (semconv.STALLED, "up_down_counter", _each(lambda row: row.stalled)),
     (semconv.IDLE_MAX, "gauge", _each(lambda row: row.idle)),
     (semconv.AGE_MAX, "gauge", _each(lambda row: row.age)),
+    (semconv.LIMIT, "gauge", _limit),
     (semconv.PER_CLIENT_MAX, "gauge", _busiest_client),
     (semconv.BACKLOG_SIZE, "up_down_counter", _backlog_size),
     (semconv.BACKLOG_MAX, "gauge", _backlog_max),

@@ -173,6 +173,31 @@ async def test_clock_sets_why_it_ended(receiver: Receiver) -> None:
     assert "http.route" not in lived.attributes
 
 
+async def test_feed_reports_the_size_of_its_pool(receiver: Receiver) -> None:
+    """Flask under waitress: the route, every item, and how many streams the threads can hold."""
+    async with started("feed", receiver) as served:
+        messages = await read(served.port, "/feed/news?count=3")
+    assert [each["id"] for each in messages] == ["1", "2", "3"]
+
+    (span,) = ended(receiver, "SSE /feed/<topic>")
+    assert span.attributes["sse.close.reason"] == "completed"
+    assert receiver.value("sse.server.messages", sse__event__type="item") == 3
+    assert receiver.value("sse.server.connection.limit") == 8
+
+
+async def test_build_has_its_steps_as_children(receiver: Receiver) -> None:
+    """Django under gunicorn: the spans of the generator are the stream's children."""
+    async with started("build", receiver) as served:
+        messages = await read(served.port, "/builds/7")
+    assert [each["event"] for each in messages] == ["step", "step", "step", "done"]
+
+    (span,) = ended(receiver, "SSE builds/<int:number>")
+    assert span.attributes["sse.close.reason"] == "completed"
+    for step in ("fetch", "compile", "test"):
+        (child,) = receiver.spans(step)
+        assert (child.trace_id, child.parent_id) == (span.trace_id, span.span_id)
+
+
 async def test_by_hand_exports_everything_before_it_ends(receiver: Receiver) -> None:
     """No ``opentelemetry-instrument``: the stream that is live at SIGTERM is recorded to its end,
     event types that are made up as ``_OTHER``, and the process ends well.
@@ -260,7 +285,12 @@ def test_a_bad_argument_ends_in_a_sentence(
 
 
 @pytest.mark.parametrize(
-    ("name", "path"), [("prices", "/prices/ACME?count=x"), ("clock", "/clock?seconds=x")]
+    ("name", "path"),
+    [
+        ("prices", "/prices/ACME?count=x"),
+        ("clock", "/clock?seconds=x"),
+        ("feed", "/feed/news?count=x"),
+    ],
 )
 async def test_a_bad_query_is_a_400(name: str, path: str, receiver: Receiver) -> None:
     """The answer names the parameter, and it is no error of the server."""

@@ -3,6 +3,6 @@
 from typing import Final
 
 # Metrics that otel_sse/semconv.py does not have yet.
-METRICS: Final = frozenset({"sse.server.connection.limit"})
+METRICS: Final[frozenset[str]] = frozenset()
 # Attributes that a metric of the package does not have yet.
 ATTRIBUTES: Final[frozenset[tuple[str, str]]] = frozenset()

@@ -19,7 +19,11 @@ from otel_sse.clients.httpx import SSEHttpxInstrumentor
 from otel_sse.clients.requests import SSERequestsInstrumentor
 from otel_sse.instrumentor import SSEInstrumentor
 from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
+from otel_sse.servers.bottle import SSEBottleInstrumentor
+from otel_sse.servers.django import SSEDjangoInstrumentor
+from otel_sse.servers.flask import SSEFlaskInstrumentor
 from otel_sse.servers.starlette import SSEStarletteInstrumentor
+from otel_sse.servers.wsgi_servers import SSEWSGIServerInstrumentor
 
 KINDS = [SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor]
 PATCHED = [
@@ -173,4 +177,8 @@ def test_the_entry_points_are_the_documented_ones() -> None:
         "sse_aiohttp_client": SSEAiohttpClientInstrumentor,
         "sse_httpx": SSEHttpxInstrumentor,
         "sse_requests": SSERequestsInstrumentor,
+        "sse_wsgi": SSEWSGIServerInstrumentor,
+        "sse_flask": SSEFlaskInstrumentor,
+        "sse_django": SSEDjangoInstrumentor,
+        "sse_bottle": SSEBottleInstrumentor,
     }

@@ -1,0 +1,40 @@
+"""Flask.
+
+The hook is ``Flask.wsgi_app``: inside the WSGI middleware that applications put around it. A
+response starts in it while the request's context is still there, and with it the span of another
+instrumentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import wraps
+from typing import Any
+
+from flask import Flask
+
+from otel_sse.instrumentor import SSEInstrumentor
+from otel_sse.servers.wsgi import Environ, wrap_wsgi_app
+
+
+class SSEFlaskInstrumentor(SSEInstrumentor):
+    """Records every event stream that Flask serves."""
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        return ("flask >= 2.2",)
+
+    def _install(self) -> None:
+        self._patch(
+            Flask,
+            "wsgi_app",
+            lambda original: wraps(original)(
+                wrap_wsgi_app(original, lambda _: self.telemetry, _route)
+            ),
+        )
+
+
+def _route(environ: Environ) -> str | None:
+    # Werkzeug's request puts itself there; its url_rule is None where no route matches.
+    request: Any = environ.get("werkzeug.request")
+    rule: str | None = getattr(getattr(request, "url_rule", None), "rule", None)
+    return rule

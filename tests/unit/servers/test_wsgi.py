@@ -1,0 +1,229 @@
+"""The observer of a WSGI request: what passes unchanged, and what is recorded."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+from wsgiref.util import FileWrapper, setup_testing_defaults
+
+import flask
+import pytest
+from bottle import Bottle
+from django.core.handlers.base import BaseHandler
+from django.core.handlers.wsgi import WSGIHandler
+from helpers.backend import Backend
+from helpers.streams import PIECES, STREAM, assert_reported, assert_silent
+from helpers.waiting import until
+from opentelemetry import trace
+
+import otel_sse
+from otel_sse.servers.bottle import SSEBottleInstrumentor
+from otel_sse.servers.django import SSEDjangoInstrumentor
+from otel_sse.servers.flask import SSEFlaskInstrumentor
+
+TYPED = [("Content-Type", "text/event-stream")]
+
+
+def call(app: Any, **environ: Any) -> tuple[Any, list[Any]]:
+    """What the application returns, and the arguments and writes that reach the server."""
+    seen: list[Any] = []
+
+    def start_response(*args: Any) -> Any:
+        seen.append(args)
+        return seen.append
+
+    setup_testing_defaults(environ)
+    return app(environ, start_response), seen
+
+
+def streaming(body: Any, backend: Backend, **options: Any) -> Any:
+    def app(_: Any, start_response: Any) -> Any:
+        start_response("200 OK", TYPED)
+        return body
+
+    return otel_sse.SSEWSGIMiddleware(app, **backend.providers, **options)
+
+
+async def test_every_piece_is_recorded(backend: Backend) -> None:
+    """Exact counts of a stream whose chunks are no messages; the bytes are the application's."""
+    body, _ = call(streaming(iter(PIECES), backend))
+    assert b"".join(body) == STREAM
+    body.close()
+    await assert_reported(backend, STREAM, route=None)
+
+
+async def test_a_generator_that_starts_at_the_first_next_is_seen(backend: Backend) -> None:
+    def app(_: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", TYPED)
+        yield from PIECES
+
+    body, _ = call(otel_sse.SSEWSGIMiddleware(app, **backend.providers))
+    assert b"".join(body) == STREAM
+    body.close()
+    await assert_reported(backend, STREAM, route=None)
+
+
+async def test_a_media_type_is_recognised_in_any_case(backend: Backend) -> None:
+    def app(_: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("CONTENT-TYPE", "Text/Event-STREAM; charset=utf-8")])
+        return iter(PIECES)
+
+    body, _ = call(otel_sse.SSEWSGIMiddleware(app, **backend.providers))
+    assert b"".join(body) == STREAM
+    body.close()
+    await assert_reported(backend, STREAM, route=None)
+
+
+async def test_what_is_written_is_recorded(backend: Backend) -> None:
+    def app(_: Any, start_response: Any) -> list[bytes]:
+        write = start_response("200 OK", TYPED)
+        for piece in PIECES:
+            write(piece)
+        return []
+
+    body, seen = call(otel_sse.SSEWSGIMiddleware(app, **backend.providers))
+    assert [*body] == []
+    body.close()
+    assert seen == [("200 OK", TYPED), *PIECES]
+    await assert_reported(backend, STREAM, route=None)
+
+
+def test_what_is_no_stream_passes_untouched(backend: Backend) -> None:
+    """The iterable is the application's own object, and nothing is current or recorded."""
+    own = [b"plain"]
+    inside = []
+
+    def app(_: Any, start_response: Any) -> list[bytes]:
+        inside.append(trace.get_current_span())
+        start_response("200 OK", [("Content-Type", "text/plain")], None)
+        return own
+
+    body, seen = call(otel_sse.SSEWSGIMiddleware(app, **backend.providers))
+    assert body is own
+    assert seen == [("200 OK", [("Content-Type", "text/plain")], None)]
+    assert inside == [trace.INVALID_SPAN]
+    assert_silent(backend)
+
+
+def test_a_server_finds_what_it_looks_at(backend: Backend) -> None:
+    """A length only where there is one; a file wrapper as its own type, closed once."""
+    sized, _ = call(streaming([b"data: 1\n\n"], backend))
+    assert len(sized) == 1
+    unsized, _ = call(streaming(iter([b"data: 1\n\n"]), backend))
+    assert not hasattr(unsized, "__len__")
+    for each in (sized, unsized):
+        each.close()
+
+    closed = []
+
+    class File:
+        def read(self, _: int = -1) -> bytes:
+            return b""
+
+        def close(self) -> None:
+            closed.append(self)
+
+    wrapped = FileWrapper(File())
+    body, _ = call(streaming(wrapped, backend), **{"wsgi.file_wrapper": FileWrapper})
+    assert body is wrapped
+    body.close()
+    assert len(closed) == 1
+    reasons = [each.attributes["sse.close.reason"] for each in backend.spans("SSE")]
+    assert reasons == ["client_disconnect", "client_disconnect", "completed"]
+
+
+def test_the_chunk_that_was_not_sent_does_not_count(backend: Backend) -> None:
+    """The server closes before it asks for the next one; the application's clean-up runs."""
+    cleaned = []
+
+    def messages() -> Iterator[bytes]:
+        try:
+            yield b"data: 1\n\n"
+            yield b"data: 2\n\n"
+        finally:
+            cleaned.append(trace.get_current_span())
+
+    body, _ = call(streaming(messages(), backend))
+    next(body), next(body)
+    body.close()
+    (span,) = backend.spans("SSE")
+    assert span.attributes["sse.messages"] == 1
+    assert span.attributes["sse.close.reason"] == "client_disconnect"
+    assert len(cleaned) == 1
+
+
+def test_an_iterable_that_is_never_closed_is_closed_as_garbage(backend: Backend) -> None:
+    body, _ = call(streaming(iter(PIECES), backend))
+    next(body)
+    del body
+    (span,) = backend.spans("SSE")
+    assert span.attributes["sse.close.reason"] == "client_disconnect"
+
+
+def test_a_span_that_stays_open_over_a_yield_is_the_parent_of_what_follows(
+    backend: Backend,
+) -> None:
+    """And it is not current for what else the thread serves in between, nor afterwards."""
+    tracer = backend.providers["tracer_provider"].get_tracer("application")
+
+    def messages() -> Iterator[bytes]:
+        with tracer.start_as_current_span("work"):
+            yield b"data: 1\n\n"
+            with tracer.start_as_current_span("step"):
+                yield b"data: 2\n\n"
+
+    body, _ = call(streaming(messages(), backend))
+    current = [trace.get_current_span() for _ in body]
+    body.close()
+    assert current == [trace.INVALID_SPAN] * 2
+    assert trace.get_current_span() is trace.INVALID_SPAN
+    (stream,), (work,), (step,) = (backend.spans(name) for name in ("SSE", "work", "step"))
+    assert work.parent.span_id == stream.context.span_id
+    assert step.parent.span_id == work.context.span_id
+
+
+def test_nested_frames_record_one_stream(backend: Backend) -> None:
+    inner = streaming(iter(PIECES), backend)
+    body, _ = call(otel_sse.SSEWSGIMiddleware(inner, **backend.providers))
+    assert b"".join(body) == STREAM
+    body.close()
+    assert len(backend.spans("SSE")) == 1
+
+
+async def test_a_silent_stream_is_reported_as_stalled(backend: Backend) -> None:
+    """Without an event loop, while its own thread waits for the application."""
+    go = threading.Event()
+
+    def messages() -> Iterator[bytes]:
+        yield b"data: 1\n\n"
+        go.wait(60)
+        yield b"data: 2\n\n"
+
+    body, _ = call(streaming(messages(), backend, stall_seconds=0.05))
+    reader = threading.Thread(target=lambda: [*body], daemon=True)
+    reader.start()
+    try:
+        await until(lambda: backend.metrics() and backend.events("sse.connection.stalled"))
+    finally:
+        go.set()
+        reader.join()
+        body.close()
+    (recovered,) = backend.events("sse.connection.recovered")
+    assert recovered.attributes["sse.connection.idle"] >= 0.05
+
+
+@pytest.mark.parametrize(
+    ("kind", "patched"),
+    [
+        (SSEFlaskInstrumentor, [(flask.Flask, "wsgi_app")]),
+        (SSEBottleInstrumentor, [(Bottle, "wsgi")]),
+        (SSEDjangoInstrumentor, [(WSGIHandler, "__call__"), (BaseHandler, "_get_response")]),
+    ],
+)
+def test_uninstrument_leaves_nothing(kind: Any, patched: Any, backend: Backend) -> None:
+    before = [vars(owner)[name] for owner, name in patched]
+    kind().instrument(**backend.providers)
+    assert all(
+        vars(owner)[name] is not then for (owner, name), then in zip(patched, before, strict=True)
+    )
+    kind().uninstrument()
+    assert [vars(owner)[name] for owner, name in patched] == before
