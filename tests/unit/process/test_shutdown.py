@@ -84,9 +84,22 @@ def test_a_servers_main_loop_installs_for_its_threads() -> None:
     """A stream's thread may set no handler; the server's main loop does, before there is one."""
     made = handler(Streams(lambda _: None))
     in_thread(made.install_in_main_thread)
-    in_thread(made.prepare)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     made.install_in_main_thread()
+    assert callable(signal.getsignal(signal.SIGTERM))
+    made.uninstall()
+
+
+@pytest.mark.usefixtures("default_action")
+def test_the_first_stream_of_a_thread_has_the_main_thread_install() -> None:
+    """A server that nobody knows runs in a thread: the main thread installs at its next turn."""
+    made = handler(Streams(lambda _: None))
+    in_thread(functools.partial(made.prepare, serves=False))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    in_thread(made.prepare)
+    deadline = time.monotonic() + 10
+    while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert callable(signal.getsignal(signal.SIGTERM))
     made.uninstall()
 
