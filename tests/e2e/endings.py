@@ -1,11 +1,13 @@
 """Every way in which a stream closes, on every server, and what has to be reported.
 
-``test_endings.py`` runs it. ``python tests/e2e/endings.py`` prints it as the Markdown that
+``test_endings.py`` runs it. ``PYTHONPATH=tests python tests/e2e/endings.py`` prints it as the Markdown that
 ``docs/endings.md`` holds.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+from e2e.stops import STOPS
 
 
 class Ending(NamedTuple):
@@ -227,6 +229,13 @@ def expected(server: ServerCommand, kind: str, ending: Ending) -> Expected:
     return Expected(ending.reason, ending.error_type)
 
 
+_BY = {
+    "recycled": "the worker has served its number of requests",
+    "signal": "SIGTERM",
+    "asked": "the program stops its server",
+}
+
+
 def markdown() -> str:
     """All of it as tables."""
     by_path = {ending.path: ending for ending in ENDINGS}
@@ -270,6 +279,12 @@ def markdown() -> str:
         ),
         "The applications:",
         _table(("name", "what it is"), KINDS.items()),
+        "Servers that stop while streams are live, with clean-up that awaits and that writes. Each "
+        "stream is reported as `server_shutdown` (`tests/e2e/test_stops.py`):",
+        _table(
+            ("command", "what stops it"),
+            ((f"`{stop.command.format(port='8000')}`", _BY[stop.by]) for stop in STOPS.values()),
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 
