@@ -1,7 +1,7 @@
 """Every way in which a stream closes, on every server, and what has to be reported.
 
-``test_endings.py`` runs it. ``PYTHONPATH=tests python tests/e2e/endings.py`` prints it as the Markdown that
-``docs/endings.md`` holds.
+``test_endings.py`` runs it. ``PYTHONPATH=tests python tests/e2e/endings.py`` prints it as the
+Markdown that ``docs/endings.md`` holds.
 """
 
 from collections.abc import Iterable, Sequence
