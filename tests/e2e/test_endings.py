@@ -354,6 +354,6 @@ def test_a_client_whose_network_goes_is_disconnected_once_the_kernel_gives_up(
 
 
 def test_the_documentation_has_the_table() -> None:
-    """What ``PYTHONPATH=tests python tests/e2e/endings.py`` prints is in the documentation, between comments."""
+    """What ``endings.py`` prints is in the documentation, between comments."""
     begin, end = "<!-- endings: begin -->\n", "<!-- endings: end -->"
     assert begin + markdown() + end in DOCS.read_text()
