@@ -207,7 +207,9 @@ def _instrumentors(environment: Mapping[str, str], facts: Mapping[str, Any]) -> 
                 f"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names {name}, which does not exist.",
                 f"otel-sse has {', '.join(sorted(states))}.",
             )
-    if states and not any(each["state"] == "fits" for each in states.values()):
+    # One without a requirement is of servers, and says nothing.
+    fitting = (each for each in states.values() if each["state"] == "fits")
+    if states and not any(each["requires"] for each in fitting):
         wanted = sorted({str(each["requires"]) for each in states.values() if each["requires"]})
         yield problem(
             "framework-absent",

@@ -48,15 +48,17 @@ class _Request:
 
     Attributes:
         started: monotonic, in seconds.
+        context: the call's; another instrumentation makes its own span current after that.
         decompress: the body is decoded.
         answered: the headers of a response that is no redirect have come.
 
     """
 
-    __slots__ = ("answered", "decompress", "started")
+    __slots__ = ("answered", "context", "decompress", "started")
 
     def __init__(self, decompress: bool) -> None:
         self.started = perf_counter()
+        self.context = otel_context.get_current()
         self.decompress = decompress
         self.answered = False
 
@@ -120,13 +122,13 @@ class SSEAiohttpClientInstrumentor(SSEInstrumentor):
         try:
             target = session._build_url(url)
             headers = session._prepare_headers(kwargs.get("headers"))
-            info = _stream_info(method.upper(), target, headers, request.started)
+            info = _stream_info(method.upper(), target, headers, request)
             record_failed_connect(telemetry, info, error)
         except Exception:
             telemetry.failures.log_failure_once("a failed connect")
 
 
-def _stream_info(method: str, url: Any, headers: Any, started: float) -> ClientStreamInfo:
+def _stream_info(method: str, url: Any, headers: Any, request: _Request) -> ClientStreamInfo:
     """Of a request that has no response yet."""
     return ClientStreamInfo(
         method=method,
@@ -137,8 +139,8 @@ def _stream_info(method: str, url: Any, headers: Any, started: float) -> ClientS
         protocol=None,
         status=0,
         resumed="Last-Event-ID" in headers,
-        context=otel_context.get_current(),
-        started=started,
+        context=request.context,
+        started=request.started,
         accept=headers.get(hdrs.ACCEPT, ""),
     )
 
@@ -151,7 +153,7 @@ def _observe(response: Any, connection: Any, telemetry: Telemetry) -> None:
     request.answered = True
     version = response.version
     info = _stream_info(
-        response.method, response.url, response.request_info.headers, request.started
+        response.method, response.url, response.request_info.headers, request
     )._replace(
         protocol=f"{version.major}.{version.minor}" if version else None, status=response.status
     )

@@ -189,7 +189,9 @@ async def test_the_framework_is_too_old(receiver: Receiver, tmp_path: Path) -> N
 
 async def test_no_framework_is_there(receiver: Receiver, tmp_path: Path) -> None:
     """None of those that otel-sse instruments."""
-    python = str(without(tmp_path / "venv", "starlette", "aiohttp", "httpx", "httpx2", "requests"))
+    clients = ("httpx", "httpx2", "requests")
+    servers = ("starlette", "aiohttp", "flask", "django", "bottle")
+    python = str(without(tmp_path / "venv", *clients, *servers))
     server = "import http.server as s; s.HTTPServer(('127.0.0.1', {}), None).serve_forever()"
     done = await examine(
         receiver,
@@ -197,6 +199,11 @@ async def test_no_framework_is_there(receiver: Receiver, tmp_path: Path) -> None
         env={"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
     )
     assert "framework-absent" in done.problems, done
+    # Asked over gRPC, which it does not speak, it is then asked what it speaks.
+    assert {each.rpartition(": ")[2] for each in receiver.errors} <= {
+        "ValueError('content type None')"
+    }
+    receiver.errors.clear()
 
 
 async def test_an_instrumentor_is_disabled(receiver: Receiver) -> None:

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 SETUP = os.environ.get("EXAMINED_SETUP", "")
 if SETUP == "twice":
-    from otel_sse.starlette import SSEStarletteInstrumentor
+    from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
     SSEStarletteInstrumentor().instrument()
 elif SETUP == "traces":
@@ -20,7 +20,8 @@ elif SETUP == "traces":
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    from otel_sse.starlette import SSEStarletteInstrumentor
+
+    from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
