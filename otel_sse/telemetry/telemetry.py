@@ -141,9 +141,6 @@ class Telemetry:
     def meter_provider(self) -> MeterProvider:
         return self.providers.meter_provider
 
-    def has_live_streams(self) -> bool:
-        return bool(self.streams.live or self.streams.ended)
-
     @property
     def shutdown_seconds(self) -> float:
         return self.config.shutdown_seconds
