@@ -458,7 +458,8 @@ async def test_nothing_of_ours_outlives_its_stream(backend: Backend) -> None:
         await stream.task
     del stream
     backend.metrics()
-    assert ours() <= before
+    # Events beyond the throttle's limit wait for its thread, and keep their streams.
+    await until(lambda: ours() <= before)
 
 
 async def test_a_stream_whose_peer_disconnected_is_freed_at_once_too(backend: Backend) -> None:
