@@ -125,11 +125,11 @@ def _set_up(library: str, variant: str) -> Any:
 
 def _ours(library: str) -> None:
     if library == "httpx":
-        from otel_sse.clients.httpx import SSEHttpxInstrumentor
+        from otel_sse.frameworks import SSEHttpxInstrumentor
 
         SSEHttpxInstrumentor().instrument()
     else:
-        from otel_sse.clients.aiohttp import SSEAiohttpClientInstrumentor
+        from otel_sse.frameworks import SSEAiohttpClientInstrumentor
 
         SSEAiohttpClientInstrumentor().instrument()
 

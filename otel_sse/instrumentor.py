@@ -1,23 +1,84 @@
-"""The base of the instrumentors: options, providers, and patches that can be taken off."""
+"""The base of the instrumentors, and of the hooks that they install into a framework.
+
+An instrumentor imports no framework: an application that does not use one must not pay for it. Its
+hooks are installed when the framework is imported, or at once where that has happened.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from pkgutil import resolve_name
+from types import ModuleType
+from typing import Any, ClassVar, NamedTuple
 
+from opentelemetry.instrumentation.dependencies import get_dependency_conflicts
 from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-defined]
     BaseInstrumentor,
 )
+from wrapt import register_post_import_hook
 
-from otel_sse.semconv import SERVER
+from otel_sse.semconv import SERVER, Role
 from otel_sse.stream.sharing import acquire_telemetry, release_telemetry
 from otel_sse.telemetry.providers import Providers
 from otel_sse.telemetry.telemetry import Telemetry
 
 _log = logging.getLogger("otel_sse")
+
+
+class Target(NamedTuple):
+    """What is patched.
+
+    Attributes:
+        module: the module whose import is awaited.
+        hooks: the subclass of ``Hooks`` that patches it, as ``module:class``.
+        requires: the framework's versions (PEP 508), where this module can tell which it is.
+
+    """
+
+    module: str
+    hooks: str
+    requires: str | None = None
+
+
+class Hooks:
+    """The patches of one module.
+
+    Attributes:
+        telemetry: None once they are removed: a patch that another library has wrapped stays, and
+            must then pass through.
+
+    """
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self.telemetry: Telemetry | None = telemetry
+        self._patches: list[tuple[Any, str, Any, Any]] = []
+
+    def install(self, module: ModuleType) -> None:
+        """Patches ``module``, by ``_patch``."""
+        raise NotImplementedError
+
+    def remove(self) -> None:
+        self.telemetry = None
+        for owner, name, original, ours in reversed(self._patches):
+            if vars(owner).get(name) is ours:
+                setattr(owner, name, original)
+        self._patches.clear()
+
+    def _patch(self, owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
+        # Another instrumentation may have replaced the owner by a subclass.
+        owners = [each for each in getattr(owner, "__mro__", [owner]) if name in vars(each)]
+        if not owners:
+            raise AttributeError(f"{owner.__name__} has no {name}")
+        owner = owners[0]
+        original = vars(owner)[name]
+        ours = wrap(original)
+        setattr(owner, name, ours)
+        self._patches.append((owner, name, original, ours))
 
 
 class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
@@ -27,14 +88,21 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     options of ``config.Config``, and raises ``ValueError`` or ``TypeError`` where one is bad.
     """
 
-    role = SERVER
+    role: ClassVar[Role] = SERVER
+    targets: ClassVar[tuple[Target, ...]]
 
     def __init__(self) -> None:
         if not hasattr(self, "telemetry"):
-            # None while not instrumented: a patch that another library has wrapped stays, and must
-            # then pass through.
+            # None while not instrumented.
             self.telemetry: Telemetry | None = None
-            self._patches: list[tuple[Any, str, Any, Any]] = []
+            self._installed: dict[str, Hooks] = {}
+            # Targets whose import is awaited; that cannot be taken back.
+            self._awaited: set[Target] = set()
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        # Any one is enough.
+        known = [each.requires for each in self.targets if each.requires is not None]
+        return [each for each in known if not get_dependency_conflicts([each])] or known
 
     def instrument(self, **kwargs: Any) -> None:
         # The auto-instrumentation checks the dependencies of the distribution, where any one is
@@ -51,44 +119,49 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             kwargs.pop("logger_provider", None),
         )
         self.telemetry = acquire_telemetry(self, providers, kwargs, self.role)
-        try:
-            self._install()
-        except (AttributeError, ImportError) as error:
-            # A part that is private to the framework is not where it was.
-            self._uninstrument()
-            _log.warning(
-                "otel_sse: %s is skipped, since %s (%s); please report it with that version",
-                type(self).__name__,
-                error,
-                ", ".join(self._installed_versions()) or "version unknown",
-            )
+        for target in self.targets:
+            if target.module in sys.modules and target in self._awaited:
+                self._install(target, sys.modules[target.module])
+            elif target not in self._awaited:
+                self._awaited.add(target)
+                register_post_import_hook(partial(self._install, target), target.module)
 
     def _uninstrument(self, **_: Any) -> None:
-        for owner, name, original, ours in reversed(self._patches):
-            if vars(owner).get(name) is ours:
-                setattr(owner, name, original)
-        self._patches.clear()
+        for hooks in reversed(self._installed.values()):
+            hooks.remove()
+        self._installed.clear()
         if self.telemetry is not None:
             release_telemetry(self, self.telemetry)
             self.telemetry = None
 
-    def _install(self) -> None:
-        """Patches the framework, by ``_patch``."""
-        raise NotImplementedError
+    def _install(self, target: Target, module: ModuleType) -> None:
+        """Raises nothing, into the import that it may be part of."""
+        if self.telemetry is None or target.module in self._installed:
+            return
+        requires = target.requires
+        if requires is not None and get_dependency_conflicts([requires]):
+            return
+        try:
+            hooks: Hooks = resolve_name(target.hooks)(self.telemetry)
+        except Exception as error:
+            self._warn_skipped(target, error)
+            return
+        try:
+            hooks.install(module)
+            self._installed[target.module] = hooks
+        except Exception as error:
+            hooks.remove()
+            self._warn_skipped(target, error)
 
-    def _installed_versions(self) -> Iterator[str]:
-        for dependency in self.instrumentation_dependencies():
-            name = dependency.partition(" ")[0]
-            with suppress(PackageNotFoundError):
-                yield f"{name} {version(name)}"
-
-    def _patch(self, owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
-        # Another instrumentation may have replaced the owner by a subclass.
-        owners = [each for each in getattr(owner, "__mro__", [owner]) if name in vars(each)]
-        if not owners:
-            raise AttributeError(f"{owner.__name__} has no {name}")
-        owner = owners[0]
-        original = vars(owner)[name]
-        ours = wrap(original)
-        setattr(owner, name, ours)
-        self._patches.append((owner, name, original, ours))
+    def _warn_skipped(self, target: Target, error: Exception) -> None:
+        """A part that is private to the framework is not where it was."""
+        name = target.module.partition(".")[0]
+        found = f"{name}, version unknown"
+        with suppress(PackageNotFoundError):
+            found = f"{name} {version(name)}"
+        _log.warning(
+            "otel_sse: %s is skipped, since %s (%s); please report it with that version",
+            type(self).__name__,
+            error,
+            found,
+        )

@@ -14,9 +14,8 @@ from helpers.client_streams import StreamServer, serving
 from helpers.otlp import Receiver
 
 import otel_sse
+from otel_sse.frameworks import SSEAiohttpServerInstrumentor, SSEStarletteInstrumentor
 from otel_sse.instrumentor import SSEInstrumentor
-from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
-from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
 # Before a test imports it.
 pytest.register_assert_rewrite("applications.promises")

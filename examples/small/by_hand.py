@@ -33,7 +33,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
+from otel_sse.frameworks import SSEAiohttpServerInstrumentor
 
 
 async def ticks(request: web.Request) -> web.StreamResponse:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextvars import ContextVar
 from functools import wraps
 from time import perf_counter
+from types import ModuleType
 from typing import Any, Final
 
 from aiohttp import (
@@ -28,8 +29,7 @@ from aiohttp import (
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 from opentelemetry import context as otel_context
 
-from otel_sse.instrumentor import SSEInstrumentor
-from otel_sse.semconv import CLIENT
+from otel_sse.instrumentor import Hooks
 from otel_sse.stream.info import ClientStreamInfo
 from otel_sse.stream.nested import ObservedStream
 from otel_sse.stream.sharing import open_client_stream, record_failed_connect
@@ -67,15 +67,8 @@ class _Request:
 _request: Final[ContextVar[_Request | None]] = ContextVar("otel_sse_aiohttp_request", default=None)
 
 
-class SSEAiohttpClientInstrumentor(SSEInstrumentor):
-    """Records every event stream that an aiohttp client reads."""
-
-    role = CLIENT
-
-    def instrumentation_dependencies(self) -> Collection[str]:
-        return ("aiohttp >= 3.11",)
-
-    def _install(self) -> None:
+class AiohttpHooks(Hooks):
+    def install(self, _: ModuleType) -> None:
         self._patch(ClientSession, "_request", self._send)
         self._patch(ClientResponse, "start", self._start)
 

@@ -9,11 +9,9 @@ behind its end. Transports of other classes may send by another client; see ``st
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import (
     AsyncGenerator,
-    Collection,
     Generator,
     Iterable,
     Iterator,
@@ -21,14 +19,13 @@ from collections.abc import (
 from contextlib import nullcontext
 from functools import partial, wraps
 from importlib import import_module
-from importlib.util import find_spec
 from time import perf_counter
+from types import ModuleType
 from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
-from otel_sse.instrumentor import SSEInstrumentor
-from otel_sse.semconv import CLIENT
+from otel_sse.instrumentor import Hooks
 from otel_sse.stream.info import ClientStreamInfo
 from otel_sse.stream.nested import ObservedStream, TransportCall, iterate_within
 from otel_sse.stream.sharing import open_client_stream, record_failed_connect
@@ -37,30 +34,17 @@ from otel_sse.wire.opaque import is_encoded
 
 # In a byte stream that is observed: its ``_Reader``.
 _KEY: Final = "_otel_sse"
-_PACKAGES: Final = {"httpx": "httpx >= 0.25, < 1", "httpx2": "httpx2 >= 2.0"}
 
 
-class SSEHttpxInstrumentor(SSEInstrumentor):
-    """Records every event stream that an httpx or httpx2 client reads."""
-
-    role = CLIENT
-
-    def instrumentation_dependencies(self) -> Collection[str]:
-        # Any one is enough, and each that is installed has to be new enough.
-        return tuple(_PACKAGES[name] for name in _present()) or (_PACKAGES["httpx"],)
-
-    def _install(self) -> None:
-        for name in _present():
-            client = import_module(name + "._client")
-            package = import_module(name)
-            self._patch(client.Client, "_send_single_request", partial(self._send, package))
-            self._patch(
-                client.AsyncClient, "_send_single_request", partial(self._send_async, package)
-            )
-            self._patch(client.BoundSyncStream, "__iter__", _iterate)
-            self._patch(client.BoundSyncStream, "close", _close)
-            self._patch(client.BoundAsyncStream, "__aiter__", _iterate_async)
-            self._patch(client.BoundAsyncStream, "aclose", _close_async)
+class HttpxHooks(Hooks):
+    def install(self, module: ModuleType) -> None:
+        client = import_module(module.__name__ + "._client")
+        self._patch(client.Client, "_send_single_request", partial(self._send, module))
+        self._patch(client.AsyncClient, "_send_single_request", partial(self._send_async, module))
+        self._patch(client.BoundSyncStream, "__iter__", _iterate)
+        self._patch(client.BoundSyncStream, "close", _close)
+        self._patch(client.BoundAsyncStream, "__aiter__", _iterate_async)
+        self._patch(client.BoundAsyncStream, "aclose", _close_async)
 
     def _send(self, package: Any, original: Any) -> Any:
         @wraps(original)
@@ -149,10 +133,6 @@ class SSEHttpxInstrumentor(SSEInstrumentor):
                 vars(response.stream)[_KEY] = _Reader(stream, decoder, call, client)
         except Exception:
             telemetry.failures.log_failure_once("a stream's start")
-
-
-def _present() -> list[str]:
-    return [name for name in _PACKAGES if name in sys.modules or find_spec(name) is not None]
 
 
 def _transport_call(package: Any, client: Any, request: Any) -> TransportCall | None:

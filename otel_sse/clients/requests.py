@@ -9,10 +9,11 @@ errors of each read in one place, and closes its own response at the body's end.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from time import perf_counter
+from types import ModuleType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -23,9 +24,8 @@ from opentelemetry.context import Context
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import TimeoutError
 
-from otel_sse.instrumentor import SSEInstrumentor
+from otel_sse.instrumentor import Hooks
 from otel_sse.process.server_facts import CONTRIB_REQUESTS_SCOPE
-from otel_sse.semconv import CLIENT
 from otel_sse.stream.info import ClientStreamInfo
 from otel_sse.stream.nested import ObservedStream
 from otel_sse.stream.sharing import open_client_stream, record_failed_connect
@@ -42,15 +42,8 @@ _DISCONNECT_ERRORS: Final = (
 )
 
 
-class SSERequestsInstrumentor(SSEInstrumentor):
-    """Records every event stream that a requests session reads."""
-
-    role = CLIENT
-
-    def instrumentation_dependencies(self) -> Collection[str]:
-        return ("requests >= 2.28",)
-
-    def _install(self) -> None:
+class RequestsHooks(Hooks):
+    def install(self, _: ModuleType) -> None:
         self._patch(HTTPAdapter, "send", self._send)
         self._patch(requests.Response, "iter_content", _iter_content)
         self._patch(requests.Response, "close", _close)

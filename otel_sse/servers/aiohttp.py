@@ -8,9 +8,10 @@ of writing a body passes there, before chunking and content coding.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from functools import lru_cache, wraps
 from time import perf_counter
+from types import ModuleType
 from typing import Any, Final
 
 from aiohttp import hdrs, web, web_app
@@ -18,7 +19,7 @@ from aiohttp.web_protocol import RequestHandler
 from opentelemetry import context as otel_context
 from opentelemetry.propagators.textmap import Getter
 
-from otel_sse.instrumentor import SSEInstrumentor
+from otel_sse.instrumentor import Hooks
 from otel_sse.process.server_facts import is_aiohttp_peer_lost
 from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import RequestState, current_request
@@ -40,13 +41,8 @@ _KEY: Final = "_otel_sse"
 _live: Final[dict[Any, ServerStream]] = {}
 
 
-class SSEAiohttpServerInstrumentor(SSEInstrumentor):
-    """Records every event stream that aiohttp.web serves."""
-
-    def instrumentation_dependencies(self) -> Collection[str]:
-        return ("aiohttp >= 3.11",)
-
-    def _install(self) -> None:
+class AiohttpHooks(Hooks):
+    def install(self, _: ModuleType) -> None:
         self._patch(RequestHandler, "_handle_request", self._frame)
         self._patch(RequestHandler, "shutdown", self._shutdown)
         self._patch(web_app, "_cached_build_middleware", self._innermost)

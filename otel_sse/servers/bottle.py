@@ -4,22 +4,17 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from functools import wraps
+from types import ModuleType
 
 from bottle import Bottle
 
-from otel_sse.instrumentor import SSEInstrumentor
+from otel_sse.instrumentor import Hooks
 from otel_sse.servers.wsgi import Environ, wrap_wsgi_app
 
 
-class SSEBottleInstrumentor(SSEInstrumentor):
-    """Records every event stream that Bottle serves."""
-
-    def instrumentation_dependencies(self) -> Collection[str]:
-        return ("bottle >= 0.12",)
-
-    def _install(self) -> None:
+class BottleHooks(Hooks):
+    def install(self, _: ModuleType) -> None:
         self._patch(
             Bottle,
             "wsgi",

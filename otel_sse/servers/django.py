@@ -7,8 +7,9 @@ and has ended when the response starts, so its ids are noted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import wraps
+from types import ModuleType
 from typing import Any
 
 from django.core.handlers.base import BaseHandler
@@ -16,17 +17,12 @@ from django.core.handlers.wsgi import WSGIHandler
 from opentelemetry import context as otel_context
 from opentelemetry.trace import NonRecordingSpan, get_current_span, set_span_in_context
 
-from otel_sse.instrumentor import SSEInstrumentor
+from otel_sse.instrumentor import Hooks
 from otel_sse.servers.wsgi import observer_of, wrap_wsgi_app
 
 
-class SSEDjangoInstrumentor(SSEInstrumentor):
-    """Records every event stream that Django serves."""
-
-    def instrumentation_dependencies(self) -> Collection[str]:
-        return ("django >= 4.2",)
-
-    def _install(self) -> None:
+class DjangoHooks(Hooks):
+    def install(self, _: ModuleType) -> None:
         self._patch(
             WSGIHandler,
             "__call__",

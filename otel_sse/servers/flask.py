@@ -7,23 +7,18 @@ instrumentation.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from functools import wraps
+from types import ModuleType
 from typing import Any
 
 from flask import Flask
 
-from otel_sse.instrumentor import SSEInstrumentor
+from otel_sse.instrumentor import Hooks
 from otel_sse.servers.wsgi import Environ, wrap_wsgi_app
 
 
-class SSEFlaskInstrumentor(SSEInstrumentor):
-    """Records every event stream that Flask serves."""
-
-    def instrumentation_dependencies(self) -> Collection[str]:
-        return ("flask >= 2.2",)
-
-    def _install(self) -> None:
+class FlaskHooks(Hooks):
+    def install(self, _: ModuleType) -> None:
         self._patch(
             Flask,
             "wsgi_app",

@@ -14,8 +14,7 @@ a background task begins.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial, wraps
 from types import FunctionType, ModuleType
 from typing import Any, Final
@@ -23,9 +22,8 @@ from typing import Any, Final
 from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import Host, Match, Mount, Route, Router
-from wrapt import register_post_import_hook
 
-from otel_sse.instrumentor import SSEInstrumentor
+from otel_sse.instrumentor import Hooks
 from otel_sse.servers.asgi import Receive, Scope, Send, attach_early, wrap_asgi_app
 from otel_sse.stream.request import current_request
 
@@ -33,13 +31,8 @@ from otel_sse.stream.request import current_request
 _MAX_MIDDLEWARES: Final = 100
 
 
-class SSEStarletteInstrumentor(SSEInstrumentor):
-    """Records every event stream that passes a Starlette router."""
-
-    def instrumentation_dependencies(self) -> Collection[str]:
-        return ("starlette >= 0.35",)
-
-    def _install(self) -> None:
+class StarletteHooks(Hooks):
+    def install(self, _: ModuleType) -> None:
         self._patch(
             Router,
             "__call__",
@@ -49,20 +42,18 @@ class SSEStarletteInstrumentor(SSEInstrumentor):
         )
         self._patch(Route, "handle", _handle)
         self._patch(BackgroundTask, "__call__", _run_background_task)
-        for name in _OPTIONAL:
-            module = sys.modules.get(name)
-            if module is not None:
-                self._patch_optional(module)
-            elif name not in _awaited:
-                # Once: a hook cannot be taken back. It does nothing while not instrumented.
-                _awaited.add(name)
-                register_post_import_hook(self._patch_optional, name)
 
-    def _patch_optional(self, module: ModuleType) -> None:
-        class_name, method, wrap = _OPTIONAL[module.__name__]
-        owner = getattr(module, class_name, None)
-        if self.telemetry is not None and owner is not None and method in vars(owner):
-            self._patch(owner, method, wrap)
+
+class FastAPIHooks(Hooks):
+    def install(self, module: ModuleType) -> None:
+        # Older versions have Starlette's.
+        if "handle" in vars(module.APIRoute):
+            self._patch(module.APIRoute, "handle", _handle)
+
+
+class SSEStarletteHooks(Hooks):
+    def install(self, module: ModuleType) -> None:
+        self._patch(module.EventSourceResponse, "__call__", _call_response)
 
 
 def _handle(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
@@ -119,15 +110,6 @@ def _run_background_task(
         return original(task)
 
     return call
-
-
-# Built on Starlette, and may be imported later: a module, its class, the method, its wrapper.
-_OPTIONAL: Final = {
-    "fastapi.routing": ("APIRoute", "handle", _handle),
-    "sse_starlette.sse": ("EventSourceResponse", "__call__", _call_response),
-}
-# Modules of these whose import is awaited.
-_awaited: Final[set[str]] = set()
 
 
 def _route(router: Router, scope: dict[str, Any]) -> tuple[str | None, bool]:

@@ -12,66 +12,24 @@ where a framework has a hook of its own, that one observes. What is below has tw
 from __future__ import annotations
 
 import socketserver
-from collections.abc import Callable, Collection
 from functools import wraps
 from types import ModuleType
 from typing import Any
 
-from wrapt import register_post_import_hook
-
-from otel_sse.instrumentor import SSEInstrumentor
+from otel_sse.instrumentor import Hooks
 from otel_sse.process.server_facts import pool_of_worker
 from otel_sse.process.server_pools import note_pool
 from otel_sse.servers.wsgi import App, Environ, StartResponse, wrap_wsgi_app
 from otel_sse.stream.sharing import shutdown_handler
-
-# Of a server that is served in the main thread: what runs it, by its module.
-_MAIN_LOOPS = (
-    ("waitress.server", "BaseWSGIServer", "run"),
-    ("waitress.server", "MultiSocketServer", "run"),
-    ("gevent.baseserver", "BaseServer", "serve_forever"),
-    ("socketserver", "BaseServer", "serve_forever"),
-)
-# Those that take an application when they are made, and keep it.
-_SERVERS = (("waitress.server", "BaseWSGIServer"), ("gevent.pywsgi", "WSGIServer"))
+from otel_sse.telemetry.telemetry import Telemetry
 
 
-class SSEWSGIServerInstrumentor(SSEInstrumentor):
-    """Records every event stream of a WSGI application that one of these servers serves."""
+class _ServerHooks(Hooks):
+    """What the servers have in common."""
 
-    def instrumentation_dependencies(self) -> Collection[str]:
-        # Any of them, each once it is imported.
-        return ()
-
-    def _install(self) -> None:
+    def __init__(self, telemetry: Telemetry) -> None:
+        super().__init__(telemetry)
         self._call = wrap_wsgi_app(_run, lambda _: self.telemetry)
-        # Not imported here: gevent has to patch the standard library first.
-        self._after_import("gunicorn.workers.base", "Worker", "load_wsgi", self._load_wsgi)
-        self._after_import("gunicorn.workers.base", "Worker", "init_signals", self._after)
-        for module, owner in _SERVERS:
-            self._after_import(module, owner, "__init__", self._init)
-        for module, owner, name in _MAIN_LOOPS:
-            self._after_import(module, owner, name, self._before)
-
-    def _after_import(self, module: str, owner: str, name: str, wrap: Callable[[Any], Any]) -> None:
-        def patch(imported: ModuleType) -> None:
-            cls = getattr(imported, owner, None)
-            if self.telemetry is not None and name in getattr(cls, "__dict__", ()):
-                self._patch(cls, name, wrap)
-
-        register_post_import_hook(patch, module)
-
-    def _load_wsgi(self, original: Any) -> Any:
-        @wraps(original)
-        def load_wsgi(worker: Any, *args: Any, **kwargs: Any) -> Any:
-            result = original(worker, *args, **kwargs)
-            size = pool_of_worker(worker)
-            if self.telemetry is not None and size is not None:
-                worker.wsgi = self._wrap(worker.wsgi)
-                note_pool(worker, size)
-            return result
-
-        return load_wsgi
 
     def _init(self, original: Any) -> Any:
         @wraps(original)
@@ -90,7 +48,7 @@ class SSEWSGIServerInstrumentor(SSEInstrumentor):
 
         return application
 
-    def _before(self, original: Any) -> Any:
+    def _main_loop(self, original: Any) -> Any:
         @wraps(original)
         def run(server: Any, *args: Any, **kwargs: Any) -> Any:
             # Of those of socketserver only wsgiref's and Werkzeug's, which have an application.
@@ -100,18 +58,57 @@ class SSEWSGIServerInstrumentor(SSEInstrumentor):
 
         return run
 
-    def _after(self, original: Any) -> Any:
+    def _observe_signals(self) -> None:
+        if self.telemetry is not None:
+            shutdown_handler.install_in_main_thread()
+
+
+class GunicornHooks(_ServerHooks):
+    def install(self, module: ModuleType) -> None:
+        self._patch(module.Worker, "load_wsgi", self._load_wsgi)
+        self._patch(module.Worker, "init_signals", self._init_signals)
+
+    def _load_wsgi(self, original: Any) -> Any:
         @wraps(original)
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def load_wsgi(worker: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(worker, *args, **kwargs)
+            size = pool_of_worker(worker)
+            if self.telemetry is not None and size is not None:
+                worker.wsgi = self._wrap(worker.wsgi)
+                note_pool(worker, size)
+            return result
+
+        return load_wsgi
+
+    def _init_signals(self, original: Any) -> Any:
+        @wraps(original)
+        def init_signals(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
             self._observe_signals()
             return result
 
-        return run
+        return init_signals
 
-    def _observe_signals(self) -> None:
-        if self.telemetry is not None:
-            shutdown_handler.install_in_main_thread()
+
+class WaitressHooks(_ServerHooks):
+    def install(self, module: ModuleType) -> None:
+        self._patch(module.BaseWSGIServer, "__init__", self._init)
+        self._patch(module.BaseWSGIServer, "run", self._main_loop)
+        self._patch(module.MultiSocketServer, "run", self._main_loop)
+
+
+class PyWSGIHooks(_ServerHooks):
+    def install(self, module: ModuleType) -> None:
+        self._patch(module.WSGIServer, "__init__", self._init)
+
+
+class GeventHooks(_ServerHooks):
+    def install(self, module: ModuleType) -> None:
+        self._patch(module.BaseServer, "serve_forever", self._main_loop)
+
+
+class SocketServerHooks(GeventHooks):
+    """The same name in the standard library."""
 
 
 def _run(app: App, environ: Environ, start_response: StartResponse) -> Any:

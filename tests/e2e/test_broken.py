@@ -42,9 +42,8 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from otel_sse import SSEMiddleware, semconv
+from otel_sse.frameworks import SSEAiohttpServerInstrumentor, SSEStarletteInstrumentor
 from otel_sse.process.shutdown import UNANSWERED_SECONDS
-from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
-from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
 SSE = "text/event-stream"
 KINDS = (SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor)

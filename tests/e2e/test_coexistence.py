@@ -282,7 +282,7 @@ from starlette.routing import Router
 print(Starlette.__name__, Starlette.__call__.__module__, Router.__call__.__module__)
 """
 CONTRIBS = "opentelemetry.instrumentation.starlette:StarletteInstrumentor"
-OURS = "otel_sse.servers.starlette:SSEStarletteInstrumentor"
+OURS = "otel_sse.frameworks:SSEStarletteInstrumentor"
 
 
 @pytest.mark.parametrize("order", [(CONTRIBS, OURS), (OURS, CONTRIBS)], ids=["theirs", "ours"])

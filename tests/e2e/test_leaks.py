@@ -23,8 +23,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 import otel_sse
-from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
-from otel_sse.servers.starlette import SSEStarletteInstrumentor
+from otel_sse.frameworks import SSEAiohttpServerInstrumentor, SSEStarletteInstrumentor
 
 # A hundred thousand streams: so many without a server, and so many on sockets of each of two.
 IN_PROCESS = 96_000

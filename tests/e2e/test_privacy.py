@@ -18,9 +18,8 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Mount, Route
 
 from otel_sse import SSEMiddleware
+from otel_sse.frameworks import SSEAiohttpServerInstrumentor, SSEStarletteInstrumentor
 from otel_sse.instrumentor import SSEInstrumentor
-from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
-from otel_sse.servers.starlette import SSEStarletteInstrumentor
 
 # Every place that a secret hides in; the secret itself is made of the name.
 PLACES = (

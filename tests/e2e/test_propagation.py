@@ -20,8 +20,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from otel_sse.clients.aiohttp import SSEAiohttpClientInstrumentor
-from otel_sse.clients.httpx import SSEHttpxInstrumentor
+from otel_sse.frameworks import SSEAiohttpClientInstrumentor, SSEHttpxInstrumentor
 
 Instrument = Callable[..., None]
 SSE = "text/event-stream"

@@ -17,9 +17,11 @@ from helpers import oracle
 from helpers.backend import Backend
 from helpers.streams import PIECES, STREAM
 from helpers.waiting import until
-from otel_sse.clients.aiohttp import SSEAiohttpClientInstrumentor
-from otel_sse.clients.httpx import SSEHttpxInstrumentor
-from otel_sse.clients.requests import SSERequestsInstrumentor
+from otel_sse.frameworks import (
+    SSEAiohttpClientInstrumentor,
+    SSEHttpxInstrumentor,
+    SSERequestsInstrumentor,
+)
 
 INSTRUMENTORS = (SSEAiohttpClientInstrumentor, SSEHttpxInstrumentor, SSERequestsInstrumentor)
 FIRST = b"data: 1\n\n"

@@ -1,7 +1,12 @@
 """Instrumentors: idempotent, shared, and gone without a trace."""
 
+import importlib
 import logging
+import subprocess
+import sys
+from collections.abc import Iterator
 from importlib.metadata import entry_points, version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,16 +19,18 @@ from sse_starlette.sse import EventSourceResponse
 from starlette.background import BackgroundTask
 from starlette.routing import Route, Router
 
-from otel_sse.clients.aiohttp import SSEAiohttpClientInstrumentor
-from otel_sse.clients.httpx import SSEHttpxInstrumentor
-from otel_sse.clients.requests import SSERequestsInstrumentor
-from otel_sse.instrumentor import SSEInstrumentor
-from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
-from otel_sse.servers.bottle import SSEBottleInstrumentor
-from otel_sse.servers.django import SSEDjangoInstrumentor
-from otel_sse.servers.flask import SSEFlaskInstrumentor
-from otel_sse.servers.starlette import SSEStarletteInstrumentor
-from otel_sse.servers.wsgi_servers import SSEWSGIServerInstrumentor
+from otel_sse.frameworks import (
+    SSEAiohttpClientInstrumentor,
+    SSEAiohttpServerInstrumentor,
+    SSEBottleInstrumentor,
+    SSEDjangoInstrumentor,
+    SSEFlaskInstrumentor,
+    SSEHttpxInstrumentor,
+    SSERequestsInstrumentor,
+    SSEStarletteInstrumentor,
+    SSEWSGIServerInstrumentor,
+)
+from otel_sse.instrumentor import Hooks, SSEInstrumentor, Target
 
 KINDS = [SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor]
 PATCHED = [
@@ -182,3 +189,85 @@ def test_the_entry_points_are_the_documented_ones() -> None:
         "sse_django": SSEDjangoInstrumentor,
         "sse_bottle": SSEBottleInstrumentor,
     }
+
+
+class LateHooks(Hooks):
+    """Hooks of a module that a test imports late."""
+
+    def install(self, module: Any) -> None:
+        self._patch(module, "serve", lambda original: lambda: (self.telemetry, original()))
+
+
+class LateInstrumentor(SSEInstrumentor):
+    """Of the same module."""
+
+    targets = (Target("imported_late", f"{__name__}:LateHooks"),)
+
+
+@pytest.fixture
+def late(
+    tmp_path: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[LateInstrumentor]:
+    """Instrumented, before its module is imported."""
+    (tmp_path / "imported_late.py").write_text("def serve(): return 'served'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+    monkeypatch.setattr(LateInstrumentor, "_instance", None)
+    instrumentor = LateInstrumentor()
+    instrumentor.instrument(**backend.providers)
+    yield instrumentor
+    instrumentor.uninstrument()
+    sys.modules.pop("imported_late", None)
+
+
+def served() -> Any:
+    return importlib.import_module("imported_late").serve()
+
+
+def test_what_is_imported_later_is_patched_then(late: LateInstrumentor) -> None:
+    """Nothing is imported for it; ``uninstrument()`` takes it off, and it can be put on again."""
+    assert "imported_late" not in sys.modules
+    telemetry = late.telemetry
+    assert served() == (telemetry, "served")
+    late.uninstrument()
+    assert served() == "served"
+    late.instrument()
+    assert served() == (late.telemetry, "served")
+
+
+def test_what_is_imported_after_uninstrument_is_left_alone(late: LateInstrumentor) -> None:
+    """The hook of the import cannot be taken back; it does nothing."""
+    late.uninstrument()
+    assert served() == "served"
+
+
+def test_an_import_survives_hooks_that_fail(
+    late: LateInstrumentor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning names the framework; the module is as it was."""
+    monkeypatch.setattr(LateHooks, "install", lambda *_: 1 / 0)
+    with caplog.at_level(logging.WARNING, "otel_sse"):
+        assert served() == "served"
+    (record,) = caplog.records
+    assert "LateInstrumentor is skipped" in record.getMessage()
+    assert "imported_late" in record.getMessage()
+
+
+def test_no_entry_point_imports_a_framework() -> None:
+    """A process must not pay for frameworks that it does not use."""
+    script = """if True:
+        import sys
+        from importlib.metadata import entry_points
+        for each in entry_points(group="opentelemetry_instrumentor"):
+            if each.name.startswith("sse_"):
+                each.load()().instrument()
+        packages = {name.partition(".")[0] for name in sys.modules}
+        print(*packages & {
+            "aiohttp", "bottle", "django", "fastapi", "flask", "gevent", "gunicorn", "httpx",
+            "httpx2", "requests", "sse_starlette", "starlette", "urllib3", "waitress",
+        })
+    """
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == [], run.stdout

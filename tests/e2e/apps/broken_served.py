@@ -50,7 +50,7 @@ app = Starlette(routes=[Route("/events", _events), Route("/provide", _provide)])
 if __name__ == "__main__":
     how, port = sys.argv[1:]
     if how != "plain":
-        from otel_sse.servers.starlette import SSEStarletteInstrumentor
+        from otel_sse.frameworks import SSEStarletteInstrumentor
 
         SSEStarletteInstrumentor().instrument()
     uvicorn.run(app, port=int(port), log_level="warning")

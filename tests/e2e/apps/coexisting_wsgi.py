@@ -42,17 +42,17 @@ def instrumentors(kind: str) -> tuple[list[Any], list[Any]]:
     if kind == "flask":
         from opentelemetry.instrumentation.flask import FlaskInstrumentor
 
-        from otel_sse.servers.flask import SSEFlaskInstrumentor
+        from otel_sse.frameworks import SSEFlaskInstrumentor
 
         return [SSEFlaskInstrumentor()], [FlaskInstrumentor()]
     if kind == "django":
         from opentelemetry.instrumentation.django import DjangoInstrumentor
 
-        from otel_sse.servers.django import SSEDjangoInstrumentor
+        from otel_sse.frameworks import SSEDjangoInstrumentor
 
         return [SSEDjangoInstrumentor()], [DjangoInstrumentor()]
     if kind == "bottle":
-        from otel_sse.servers.bottle import SSEBottleInstrumentor
+        from otel_sse.frameworks import SSEBottleInstrumentor
 
         return [SSEBottleInstrumentor()], []
     return [], []

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 SETUP = os.environ.get("EXAMINED_SETUP", "")
 if SETUP == "twice":
-    from otel_sse.servers.starlette import SSEStarletteInstrumentor
+    from otel_sse.frameworks import SSEStarletteInstrumentor
 
     SSEStarletteInstrumentor().instrument()
 elif SETUP == "traces":
@@ -21,7 +21,7 @@ elif SETUP == "traces":
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    from otel_sse.servers.starlette import SSEStarletteInstrumentor
+    from otel_sse.frameworks import SSEStarletteInstrumentor
 
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

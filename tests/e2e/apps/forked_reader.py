@@ -13,7 +13,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
-from otel_sse.clients.httpx import SSEHttpxInstrumentor
+from otel_sse.frameworks import SSEHttpxInstrumentor
 
 _reached = threading.Event()
 _open = threading.Event()

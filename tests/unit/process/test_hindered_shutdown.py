@@ -66,7 +66,7 @@ def test_a_stop_needs_no_thread(daemon: bool, tmp_path: Path) -> None:
     code = f"""
 import multiprocessing, os, signal, time
 from otel_sse.process import gc_safety
-from otel_sse.clients.httpx import SSEHttpxInstrumentor
+from otel_sse.frameworks import SSEHttpxInstrumentor
 from otel_sse.stream.sharing import shutdown_handler
 
 def refuse(*_):

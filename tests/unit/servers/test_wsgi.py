@@ -16,9 +16,7 @@ from helpers.waiting import until
 from opentelemetry import trace
 
 import otel_sse
-from otel_sse.servers.bottle import SSEBottleInstrumentor
-from otel_sse.servers.django import SSEDjangoInstrumentor
-from otel_sse.servers.flask import SSEFlaskInstrumentor
+from otel_sse.frameworks import SSEBottleInstrumentor, SSEDjangoInstrumentor, SSEFlaskInstrumentor
 
 TYPED = [("Content-Type", "text/event-stream")]
 

@@ -7,7 +7,7 @@ from helpers.backend import Backend
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_sse import semconv
-from otel_sse.clients.httpx import SSEHttpxInstrumentor
+from otel_sse.frameworks import SSEHttpxInstrumentor
 
 
 async def _app(scope: object, receive: object, send: object) -> None:

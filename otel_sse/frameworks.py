@@ -1,0 +1,86 @@
+"""Every framework, server and library that is instrumented: one class each, for its entry point.
+
+None of them is imported here. A class names the modules that it awaits, and for each the hooks that
+patch it, in ``servers`` or ``clients``.
+"""
+
+from __future__ import annotations
+
+from otel_sse.instrumentor import SSEInstrumentor, Target
+from otel_sse.semconv import CLIENT
+
+_WSGI_SERVERS = "otel_sse.servers.wsgi_servers:"
+
+
+class SSEStarletteInstrumentor(SSEInstrumentor):
+    """Records every event stream that passes a Starlette router."""
+
+    targets = (
+        Target(
+            "starlette.routing", "otel_sse.servers.starlette:StarletteHooks", "starlette >= 0.35"
+        ),
+        Target("fastapi.routing", "otel_sse.servers.starlette:FastAPIHooks"),
+        Target("sse_starlette.sse", "otel_sse.servers.starlette:SSEStarletteHooks"),
+    )
+
+
+class SSEAiohttpServerInstrumentor(SSEInstrumentor):
+    """Records every event stream that aiohttp.web serves."""
+
+    targets = (Target("aiohttp.web", "otel_sse.servers.aiohttp:AiohttpHooks", "aiohttp >= 3.11"),)
+
+
+class SSEWSGIServerInstrumentor(SSEInstrumentor):
+    """Records every event stream of a WSGI application on gunicorn, waitress or gevent."""
+
+    targets = (
+        Target("gunicorn.workers.base", _WSGI_SERVERS + "GunicornHooks"),
+        Target("waitress.server", _WSGI_SERVERS + "WaitressHooks"),
+        Target("gevent.baseserver", _WSGI_SERVERS + "GeventHooks"),
+        Target("gevent.pywsgi", _WSGI_SERVERS + "PyWSGIHooks"),
+        Target("socketserver", _WSGI_SERVERS + "SocketServerHooks"),
+    )
+
+
+class SSEFlaskInstrumentor(SSEInstrumentor):
+    """Records every event stream that Flask serves."""
+
+    targets = (Target("flask", "otel_sse.servers.flask:FlaskHooks", "flask >= 2.2"),)
+
+
+class SSEDjangoInstrumentor(SSEInstrumentor):
+    """Records every event stream that Django serves."""
+
+    targets = (
+        Target("django.core.handlers.wsgi", "otel_sse.servers.django:DjangoHooks", "django >= 4.2"),
+    )
+
+
+class SSEBottleInstrumentor(SSEInstrumentor):
+    """Records every event stream that Bottle serves."""
+
+    targets = (Target("bottle", "otel_sse.servers.bottle:BottleHooks", "bottle >= 0.12"),)
+
+
+class SSEAiohttpClientInstrumentor(SSEInstrumentor):
+    """Records every event stream that an aiohttp client reads."""
+
+    role = CLIENT
+    targets = (Target("aiohttp", "otel_sse.clients.aiohttp:AiohttpHooks", "aiohttp >= 3.11"),)
+
+
+class SSEHttpxInstrumentor(SSEInstrumentor):
+    """Records every event stream that an httpx or httpx2 client reads."""
+
+    role = CLIENT
+    targets = (
+        Target("httpx", "otel_sse.clients.httpx:HttpxHooks", "httpx >= 0.25, < 1"),
+        Target("httpx2", "otel_sse.clients.httpx:HttpxHooks", "httpx2 >= 2.0"),
+    )
+
+
+class SSERequestsInstrumentor(SSEInstrumentor):
+    """Records every event stream that a requests session reads."""
+
+    role = CLIENT
+    targets = (Target("requests", "otel_sse.clients.requests:RequestsHooks", "requests >= 2.28"),)
