@@ -36,7 +36,7 @@ class Target(NamedTuple):
     Attributes:
         module: the module whose import is awaited.
         hooks: the subclass of ``Hooks`` that patches it, as ``module:class``.
-        requires: the framework's versions (PEP 508), where this module can tell which it is.
+        requires: the versions of its distribution (PEP 508); None where any one will do.
 
     """
 

@@ -16,13 +16,12 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web, web_app
 from aiohttp.web_protocol import RequestHandler
-from opentelemetry import context as otel_context
 from opentelemetry.propagators.textmap import Getter
 
 from otel_sse.instrumentor import Hooks
 from otel_sse.process.server_facts import is_aiohttp_peer_lost
 from otel_sse.stream.info import ServerStreamInfo
-from otel_sse.stream.request import RequestState, current_request
+from otel_sse.stream.request import Request, current_request
 from otel_sse.stream.server import ServerStream
 from otel_sse.stream.sharing import open_server_stream
 from otel_sse.telemetry.telemetry import Telemetry
@@ -33,7 +32,7 @@ from otel_sse.wire.trace_comment import TraceCommentWriter
 
 Handler = Callable[[Any], Awaitable[Any]]
 
-# In the writer of a request: the state of the request. Clones of a request, which middlewares make,
+# In the writer of a request: our ``Request``. Clones of a request, which middlewares make,
 # share its writer.
 _KEY: Final = "_otel_sse"
 
@@ -54,38 +53,41 @@ class AiohttpHooks(Hooks):
             if self.telemetry is None:
                 return await original(protocol, request, start_time, handler)
             raised: BaseException | None = None
-            state = vars(request.writer)[_KEY] = RequestState()
+            observed = Request()
+            setattr(request.writer, _KEY, observed)
             previous = current_request.get()
-            current_request.set(state)
+            current_request.set(observed)
 
-            async def observed(request: Any) -> Any:
+            async def handle(request: Any) -> Any:
                 nonlocal raised
                 try:
                     return await handler(request)
                 except BaseException as error:
                     # Before the stream it is another response, as an HTTPException is.
-                    if state.stream is not None:
+                    if observed.stream is not None:
                         raised = error
                         if is_aiohttp_peer_lost(protocol):
                             # It was before this, which is the clean-up's.
-                            state.mark_disconnected()
+                            observed.state.mark_disconnected()
                     raise
 
             try:
-                return await original(protocol, request, start_time, observed)
+                return await original(protocol, request, start_time, handle)
             except GeneratorExit as error:
                 raised = error
                 raise
             finally:
-                if state.stream is not None:
+                if observed.stream is not None:
                     _stop_observing(request)
                     _live.pop(protocol, None)
+                    state = observed.state
                     if raised is None and is_aiohttp_peer_lost(protocol):
                         state.mark_disconnected()
-                    state.stream.close(raised or state.error)
-                vars(request.writer).pop(_KEY, None)
-                raised = state.error = None
-                state.finish(previous)
+                    observed.stream.close(raised or state.error)
+                    state.error = None
+                setattr(request.writer, _KEY, None)
+                raised = None
+                observed.finish(previous)
 
         return call
 
@@ -119,16 +121,19 @@ class AiohttpHooks(Hooks):
         async def call(response: Any, request: Any) -> Any:
             writer = await original(response, request)
             # Of the request that is answered: another one's task may do that.
-            state, telemetry = vars(request.writer).get(_KEY), self.telemetry
-            if state is None or telemetry is None:
+            observed, telemetry = getattr(request.writer, _KEY, None), self.telemetry
+            if observed is None or telemetry is None:
                 return writer
-            if state.stream is not None:
+            if observed.stream is not None:
                 # Another response on the same writer: it is no part of the stream.
                 _stop_observing(request)
                 return writer
+            if "stream" not in response.headers.get(hdrs.CONTENT_TYPE, "").lower():
+                # Rejects nearly every other response at once.
+                return writer
             try:
                 info = _stream_info(response, request, telemetry)
-                stream = info and open_server_stream(telemetry, info, state)
+                stream = info and open_server_stream(telemetry, info, observed.state)
                 if stream:
                     if telemetry.config.propagate:
                         _write_trace_comments(response, writer)
@@ -152,19 +157,19 @@ def _innermost(handler: Handler) -> Handler:
 
     @wraps(handler)
     async def innermost(request: Any) -> Any:
-        state = vars(request.writer).get(_KEY)
-        if state is None or state.stream is not None:
+        observed: Request | None = getattr(request.writer, _KEY, None)
+        if observed is None or observed.stream is not None:
             return await handler(request)
-        state.context = otel_context.get_current()
+        observed.enter_middleware()
         try:
             return await handler(request)
         except BaseException as error:
-            if state.stream is not None:
-                state.error = error
+            if observed.stream is not None:
+                observed.state.error = error
             raise
         finally:
             # What the middlewares do after the handler is not the stream's.
-            state.detach()
+            observed.detach()
 
     return innermost
 

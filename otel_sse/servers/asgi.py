@@ -21,7 +21,7 @@ from opentelemetry.trace import TracerProvider
 from otel_sse.process.server_facts import find_transport, route_in_scope
 from otel_sse.process.server_stops import is_server_stopping
 from otel_sse.stream.info import ServerStreamInfo
-from otel_sse.stream.request import RequestState, current_request
+from otel_sse.stream.request import Request, RequestState, current_request
 from otel_sse.stream.server import ServerStream
 from otel_sse.stream.sharing import acquire_telemetry, open_server_stream, shutdown_handler
 from otel_sse.telemetry.providers import Providers
@@ -83,25 +83,25 @@ def wrap_asgi_app(
             outer.router = router
             await _run_nested(outer, run, owner, scope, receive, send)
             return
-        request = RequestState()
         previous = current_request.get()
-        current_request.set(request)
-        scope[_KEY] = observer = RequestObserver(telemetry, request, scope, receive, send)
+        observer = RequestObserver(telemetry, scope, receive, send)
         observer.router = router
+        current_request.set(observer)
+        scope[_KEY] = observer
         # Not held by this frame, which lives as long as the stream.
         del router
         try:
             await run(owner, scope, observer.receive, observer.send)
         except BaseException as error:
-            if request.stream is not None:
-                request.stream.close(error, cut=is_server_stopping(send))
+            if observer.stream is not None:
+                observer.stream.close(error, cut=is_server_stopping(send))
             raise
         else:
-            if request.stream is not None:
-                request.stream.close(cut=is_server_stopping(send))
+            if observer.stream is not None:
+                observer.stream.close(cut=is_server_stopping(send))
         finally:
             scope.pop(_KEY, None)
-            request.finish(previous)
+            observer.finish(previous)
 
     return call
 
@@ -115,10 +115,10 @@ def attach_early(scope: Scope) -> RequestState | None:
 
     """
     observer: RequestObserver | None = scope.get(_KEY)
-    if observer is None or observer.request.span is not None or scope["method"] == "HEAD":
+    if observer is None or observer.state.span is not None or scope["method"] == "HEAD":
         return None
-    observer.request.attach()
-    return observer.request
+    observer.state.attach()
+    return observer.state
 
 
 def _exporting(telemetry: Telemetry, send: Send) -> Send:
@@ -148,10 +148,11 @@ async def _run_nested(
         await run(owner, scope, receive, send)
         return
     scope[_KEY] = outer.inner = inner = outer.nested(send)
-    context = outer.request.context
-    if outer.request.stream is None:
+    state = outer.state
+    context = state.context
+    if state.stream is None:
         # A stream that starts in here has the span that is current now as its parent.
-        outer.request.context = otel_context.get_current()
+        state.context = otel_context.get_current()
     try:
         await run(owner, scope, receive, inner.send)
     except Exception as error:
@@ -160,11 +161,11 @@ async def _run_nested(
         raise
     finally:
         # The span that is the parent in here may not be one outside.
-        outer.request.detach()
+        state.detach()
         scope[_KEY], outer.inner = outer, None
         outer.router = outer.router and outer.router[4]
-        if outer.request.stream is None:
-            outer.request.context = context
+        if state.stream is None:
+            state.context = context
 
 
 class SSEMiddleware:
@@ -205,47 +206,43 @@ class SSEMiddleware:
     )
 
 
-class RequestObserver:
+class RequestObserver(Request):
     """Observes the messages of one request.
 
     Attributes:
-        request: the request's state.
         inner: the observer that observes in its place, inside of a middleware.
         router: how to find the route, until the stream starts.
 
     """
 
     __slots__ = (
+        "_passes",
         "_receive",
         "_scope",
         "_send",
         "_stream",
         "_telemetry",
         "inner",
-        "request",
         "router",
     )
 
-    def __init__(
-        self,
-        telemetry: Telemetry,
-        request: RequestState,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
+    def __init__(self, telemetry: Telemetry, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__()
         self._telemetry = telemetry
-        self.request = request
         self._scope = scope
         self._receive = receive
         self._send = send
+        # The stream that it observes; an observer of the same request may observe it instead.
         self._stream: ServerStream | None = None
+        # The response has started, and is no stream.
+        self._passes = False
         self.inner: RequestObserver | None = None
         self.router: Router | None = None
 
     def nested(self, send: Send) -> RequestObserver:
         """An observer of the same request, of what comes to ``send``."""
-        inner = RequestObserver(self._telemetry, self.request, self._scope, self._receive, send)
+        inner = RequestObserver(self._telemetry, self._scope, self._receive, send)
+        inner._state = self.state
         inner.router = self.router
         return inner
 
@@ -257,15 +254,19 @@ class RequestObserver:
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            self.request.mark_disconnected(cut=is_server_stopping(self._receive))
+            self.state.mark_disconnected(cut=is_server_stopping(self._receive))
         return message
 
     async def send(self, message: Message) -> None:
         stream = self._stream
         if stream is None:
+            if self._passes or _starts_no_stream(message):
+                self._passes = True
+                await self._send(message)
+                return
             message = _with_header_list(message)
             await self._send(message)
-            self._maybe_start_stream(message)
+            self._on_start(message)
             return
         try:
             # Read before the send: middleware outside may encode the body in place, and a view may
@@ -321,7 +322,7 @@ class RequestObserver:
     def _is_stopping(self) -> bool:
         return self._telemetry.stopping or is_server_stopping(self._send)
 
-    def _maybe_start_stream(self, message: Message) -> None:
+    def _on_start(self, message: Message) -> None:
         """Starts to record the stream that ``message`` starts, if it does."""
         try:
             if message["type"] != "http.response.start":
@@ -331,13 +332,13 @@ class RequestObserver:
                 return
             # After the application has returned nothing would close what a task of it starts.
             returned = _KEY not in self._scope
-            if returned or self.inner is not None or self.request.stream is not None:
+            if returned or self.inner is not None or self.stream is not None:
                 return
             router, self.router = self.router, None
             encoding = _joined(message.get("headers", ()), b"content-encoding")
             info = self._stream_info(message["status"], router, is_encoded(encoding))
             if info is not None:
-                self._stream = open_server_stream(self._telemetry, info, self.request)
+                self._stream = open_server_stream(self._telemetry, info, self.state)
                 shutdown_handler.observe_server(self._send)
                 if self._stream is not None and self._telemetry.config.propagate:
                     self._write_trace_comments(message.get("headers", ()))
@@ -403,6 +404,21 @@ class RequestObserver:
             reached = scope["root_path"]
         template = route_in_scope(self._scope)
         return (route, False) if template is None else (template, True)
+
+
+def _starts_no_stream(message: Message) -> bool:
+    """Whether ``message`` starts a response that is certainly none: nearly every one is."""
+    try:
+        headers = message["headers"]
+        if type(headers) is not list or message["type"] != "http.response.start":
+            return False
+        for name, value in headers:
+            if len(name) == 12 and b"stream" in value.lower():
+                return False
+    except Exception:
+        # Not an ASGI message, or one without headers.
+        return False
+    return True
 
 
 def _first(headers: Headers, wanted: bytes) -> bytes | None:

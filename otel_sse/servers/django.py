@@ -39,9 +39,9 @@ class DjangoHooks(Hooks):
                 return original(handler, request)
             context = otel_context.get_current()
             span = get_current_span(context)
-            if context is not observer.request.context and span.get_span_context().is_valid:
+            if span.get_span_context().is_valid and context is not observer.request.state.context:
                 noted = NonRecordingSpan(span.get_span_context())
-                observer.request.context = set_span_in_context(noted, context)
+                observer.request.state.context = set_span_in_context(noted, context)
             response = original(handler, request)
             observer.route = getattr(getattr(request, "resolver_match", None), "route", None)
             return response

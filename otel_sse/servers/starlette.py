@@ -6,29 +6,29 @@ applications below a mount are observed too. Mounts nest routers: the outermost 
 the request, and one inside another middleware observes the request from there.
 
 The other hooks are small. Three kinds of stream do their work in tasks that start before the
-response does, so the context of those is attached early: FastAPI's own event streams and routes
-inside a BaseHTTPMiddleware of their own where the route is handled, sse-starlette's
-``data_sender_callable`` where the response is called. And the close of a stream is decided before
-a background task begins.
+response does, so the context of those is attached early: FastAPI's own event streams where the
+route is handled, routes inside a BaseHTTPMiddleware of their own where that is called, and
+sse-starlette's ``data_sender_callable`` where the response is. And the close of a stream is decided
+before a background task begins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial, wraps
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
 from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.routing import Host, Match, Mount, Route, Router
+from starlette.routing import Host, Match, Mount, Router
 
 from otel_sse.instrumentor import Hooks
 from otel_sse.servers.asgi import Receive, Scope, Send, attach_early, wrap_asgi_app
 from otel_sse.stream.request import current_request
 
-# Middlewares of one route that are looked at.
-_MAX_MIDDLEWARES: Final = 100
+# Kinds of a route's endpoint.
+_ENDPOINTS: Final = (FunctionType, MethodType, partial, type)
 
 
 class StarletteHooks(Hooks):
@@ -40,7 +40,7 @@ class StarletteHooks(Hooks):
                 wrap_asgi_app(original, lambda _: self.telemetry, _route)
             ),
         )
-        self._patch(Route, "handle", _handle)
+        self._patch(BaseHTTPMiddleware, "__call__", _attaching_early(_is_middleware_of_route))
         self._patch(BackgroundTask, "__call__", _run_background_task)
 
 
@@ -48,66 +48,57 @@ class FastAPIHooks(Hooks):
     def install(self, module: ModuleType) -> None:
         # Older versions have Starlette's.
         if "handle" in vars(module.APIRoute):
-            self._patch(module.APIRoute, "handle", _handle)
+            self._patch(module.APIRoute, "handle", _attaching_early(_is_event_stream_route))
 
 
 class SSEStarletteHooks(Hooks):
     def install(self, module: ModuleType) -> None:
-        self._patch(module.EventSourceResponse, "__call__", _call_response)
+        self._patch(module.EventSourceResponse, "__call__", _attaching_early(_has_data_sender))
 
 
-def _handle(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    @wraps(original)
-    def handle(route: Any, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        # Not a coroutine function: most requests must not pay for another frame.
-        app = getattr(route, "app", None)
-        # A function is an endpoint without a middleware of its own.
-        special = type(app) is not FunctionType and _runs_elsewhere(app)
-        if special or getattr(route, "is_sse_stream", False):
-            return _run_attached(scope, partial(original, route, scope, receive, send))
-        return original(route, scope, receive, send)
+def _attaching_early(starts_work: Callable[[Any, Scope], bool]) -> Callable[[Any], Any]:
+    """Wraps an ASGI method, so that the context is attached for it where ``starts_work`` holds of
+    its owner and the scope.
+    """
 
-    return handle
+    def wrap(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        @wraps(original)
+        async def call(owner: Any, scope: Scope, receive: Receive, send: Send) -> None:
+            request = attach_early(scope) if starts_work(owner, scope) else None
+            try:
+                await original(owner, scope, receive, send)
+            finally:
+                if request is not None:
+                    request.detach()
 
+        return call
 
-def _runs_elsewhere(app: Any) -> bool:
-    """Whether the endpoint of a route's ``app`` runs in another task than its response."""
-    # Middleware keeps what it wraps as ``app``. Bounded: they may form a circle.
-    for _ in range(_MAX_MIDDLEWARES):
-        if app is None or isinstance(app, BaseHTTPMiddleware):
-            break
-        app = getattr(app, "app", None)
-    return isinstance(app, BaseHTTPMiddleware)
+    return wrap
 
 
-def _call_response(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    @wraps(original)
-    def call(response: Any, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        if getattr(response, "data_sender_callable", None) is not None:
-            return _run_attached(scope, partial(original, response, scope, receive, send))
-        return original(response, scope, receive, send)
-
-    return call
+def _is_middleware_of_route(_: Any, scope: Scope) -> bool:
+    # A route has a function or class for its endpoint. What a Mount mounts has a router of its own
+    # inside its middleware, that observes the request from there.
+    return isinstance(scope.get("endpoint"), _ENDPOINTS)
 
 
-async def _run_attached(scope: Scope, run: Callable[[], Awaitable[None]]) -> None:
-    request = attach_early(scope)
-    try:
-        await run()
-    finally:
-        if request is not None:
-            request.detach()
+def _is_event_stream_route(route: Any, _: Scope) -> bool:
+    return getattr(route, "is_sse_stream", False)
+
+
+def _has_data_sender(response: Any, _: Scope) -> bool:
+    return getattr(response, "data_sender_callable", None) is not None
 
 
 def _run_background_task(
     original: Callable[..., Awaitable[None]],
 ) -> Callable[..., Awaitable[None]]:
     @wraps(original)
-    def call(task: Any) -> Awaitable[None]:
+    async def call(task: Any) -> None:
         request = current_request.get()
         if request is not None and request.stream is not None:
             request.stream.close()
-        return original(task)
+        await original(task)
 
     return call
 

@@ -37,7 +37,7 @@ from opentelemetry.trace import SpanKind, TracerProvider, get_current_span
 
 from otel_sse.process.server_pools import note_pool_of_request
 from otel_sse.stream.info import ServerStreamInfo
-from otel_sse.stream.request import RequestState, current_request
+from otel_sse.stream.request import PausedRequest, current_request
 from otel_sse.stream.server import ServerStream
 from otel_sse.stream.sharing import acquire_telemetry, open_server_stream
 from otel_sse.telemetry.providers import Providers
@@ -191,11 +191,11 @@ class RequestObserver:
         self.route: str | None = None
         self.inner: RequestObserver | None = None
         if outer is None:
-            self.request = RequestState()
+            self.request = PausedRequest()
         else:
             outer.inner = self
             self.request = outer.request
-            self.request.context = otel_context.get_current()
+            self.request.enter_middleware()
 
     def start_response(self, status: str, headers: Headers, *exc_info: Any, **more: Any) -> Write:
         write = self._start_response(status, headers, *exc_info, **more)
@@ -268,8 +268,10 @@ class RequestObserver:
                 return
             span = get_current_span()
             if self._route_of is not None or getattr(span, "kind", None) is SpanKind.SERVER:
-                self.request.context = otel_context.get_current()
-            self.stream = open_server_stream(self._telemetry, info, self.request, threaded=True)
+                self.request.state.context = otel_context.get_current()
+            self.stream = open_server_stream(
+                self._telemetry, info, self.request.state, threaded=True
+            )
             note_pool_of_request(self._environ)
             grows = not encoded and not _joined(headers, "content-length")
             if grows and self._telemetry.config.propagate:
@@ -374,7 +376,7 @@ class _Body:
                 stream.on_send(self._chunk, self._yielded, perf_counter())
             self._chunk = None
         request.resume()
-        if stream is not None and request.span is None:
+        if stream is not None and request.state.span is None:
             stream.attach_context()
         try:
             if self._iterator is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from otel_sse.semconv import CLOSE_REASONS
-from otel_sse.stream.request import RequestState, current_request
+from otel_sse.stream.request import Request, current_request
 
 _log = logging.getLogger("otel_sse")
 
@@ -15,7 +15,7 @@ class Current:
 
     __slots__ = ("_request",)
 
-    def __init__(self, request: RequestState | None) -> None:
+    def __init__(self, request: Request | None) -> None:
         self._request = request
 
     def set_close_reason(self, reason: str) -> None:
@@ -32,7 +32,7 @@ class Current:
                 ", ".join(CLOSE_REASONS),
             )
         elif self._request is not None:
-            (self._request.stream or self._request).set_close_reason(reason)
+            (self._request.stream or self._request.state).set_close_reason(reason)
 
     def record_dropped(self, n: int = 1, reason: str = "unknown") -> None:
         """Records that the application left ``n`` messages out of the stream, and why.
@@ -45,7 +45,7 @@ class Current:
         if not isinstance(n, int) or n < 1:
             _log.warning("otel_sse: current().record_dropped(%r) is ignored: n is 1 or more", n)
         elif self._request is not None:
-            (self._request.stream or self._request).record_dropped(n, str(reason))
+            (self._request.stream or self._request.state).record_dropped(n, str(reason))
 
 
 def current() -> Current:

@@ -19,7 +19,8 @@ attached, or its further spans would lose that parent.
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+import contextvars
+from contextvars import ContextVar, copy_context
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
@@ -51,7 +52,7 @@ class RequestStream(Protocol):
 
 
 class RequestState:
-    """What is known of a request.
+    """What is known of a request that is a stream, or of which its application has reported.
 
     Attributes:
         started: the request's start, monotonic seconds.
@@ -64,14 +65,11 @@ class RequestState:
         reason: the close reason that the application set before the stream started.
         dropped: what the application reported as dropped before that, by reason.
         error: what has left the application's handler, where a framework may have handled it.
-        over: the application's call has returned.
 
     """
 
     __slots__ = (
         "_attached",
-        "_previous",
-        "_suspended",
         "_token",
         "context",
         "cut",
@@ -79,17 +77,16 @@ class RequestState:
         "dropped",
         "error",
         "outer",
-        "over",
         "reason",
         "span",
         "started",
         "stream",
     )
 
-    def __init__(self) -> None:
-        self.started = perf_counter()
-        self.outer: Context = otel_context.get_current()
-        self.context = self.outer
+    def __init__(self, started: float, outer: Context, context: Context) -> None:
+        self.started = started
+        self.outer = outer
+        self.context = context
         self.span: RequestSpan | None = None
         self.stream: RequestStream | None = None
         self.disconnected = False
@@ -97,13 +94,9 @@ class RequestState:
         self.reason: str | None = None
         self.dropped: dict[str, int] | None = None
         self.error: BaseException | None = None
-        self.over = False
         # What is attached, and the token by which it is detached.
         self._attached: Context | None = None
         self._token: Token[Context] | None = None
-        # While it is resumed the request that was current before; else the application's context.
-        self._previous: RequestState | None = None
-        self._suspended: Context | None = None
 
     def parent(self) -> tuple[Context, Span]:
         """The context around the request and the span in it, without one that has leaked."""
@@ -127,8 +120,12 @@ class RequestState:
         if self.span is not None or all(current is not each for each in outside):
             return
         self.span = RequestSpan(self.parent()[1])
-        self._attached = self.span.in_context(otel_context.get_current())
-        self._token = otel_context.attach(self._attached)
+        self.reattach(self.span.in_context(otel_context.get_current()))
+
+    def reattach(self, context: Context) -> None:
+        """Attaches a context in which the proxy is."""
+        self._attached = context
+        self._token = otel_context.attach(context)
 
     def detach(self) -> None:
         """Undoes ``attach``, where what it attached is still current: a task that has ended has
@@ -138,40 +135,27 @@ class RequestState:
         if token is not None and otel_context.get_current() is self._attached:
             otel_context.detach(token)
 
-    def resume(self) -> None:
-        """The application's code runs on, in a thread that has run other code since ``suspend``."""
-        self._previous = current_request.get()
-        current_request.set(self)
-        if self.span is not None:
-            context = self._suspended or self.span.in_context(otel_context.get_current())
-            self._token = otel_context.attach(context)
+    def pause(self) -> Context | None:
+        """Detaches what is current, wherever the application has got to since ``reattach``.
 
-    def suspend(self) -> None:
-        """The application's code pauses: its context is kept until ``resume``, and what was current
-        before is current again.
+        Returns:
+            What was current, to be attached again; None where that is none of ours: the
+            application, or what instruments it, has restored one from before the stream.
+
         """
         token, self._token = self._token, None
-        if token is not None and self.span is not None:
-            current = otel_context.get_current()
-            # A context that is none of ours: the application, or what instruments it, has restored
-            # one from before the stream.
-            self._suspended = current if self.span.is_in(current) else None
-            if self._suspended is not None:
-                otel_context.detach(token)
-        if current_request.get() is self:
-            current_request.set(self._previous)
-        self._previous = None
+        if token is None or self.span is None:
+            return None
+        current = otel_context.get_current()
+        if not self.span.is_in(current):
+            return None
+        otel_context.detach(token)
+        return current
 
-    def finish(self, previous: RequestState | None) -> None:
-        """The application's call has returned; ``previous`` was the current request before it."""
-        self.over = True
+    def finish(self) -> None:
         self.detach()
-        self._suspended = None
         if self.span is not None:
             self.span.detached = True
-        if current_request.get() is self:
-            # A leaked one keeps nothing of the one before it, or a connection would grow.
-            current_request.set(None if previous is None or previous.over else previous)
 
     def mark_disconnected(self, *, cut: bool = False) -> None:
         """The peer has disconnected; ``cut``: after the server had begun to cut the stream."""
@@ -190,5 +174,103 @@ class RequestState:
         dropped[reason] = dropped.get(reason, 0) + n
 
 
+class Request:
+    """A request that may become a stream.
+
+    Most do not, so it holds no more than what has to be known from the start: the rest is in
+    ``state``, which is made when it is first asked for. A copy of the context variables takes less
+    than to look up the current OpenTelemetry context in them.
+
+    Attributes:
+        over: the application's call has returned.
+
+    """
+
+    __slots__ = ("_inside", "_outside", "_started", "_state", "over")
+
+    def __init__(self) -> None:
+        self._started = perf_counter()
+        self._outside: contextvars.Context | None = copy_context()
+        self._inside: contextvars.Context | None = None
+        self._state: RequestState | None = None
+        self.over = False
+
+    @property
+    def state(self) -> RequestState:
+        state = self._state
+        if state is None:
+            outer = context = _current_context(self._outside)
+            if self._inside is not None:
+                context = _current_context(self._inside)
+            state = self._state = RequestState(self._started, outer, context)
+            self._outside = self._inside = None
+        return state
+
+    @property
+    def stream(self) -> RequestStream | None:
+        return None if self._state is None else self._state.stream
+
+    def enter_middleware(self) -> None:
+        """The context that is current now is the one inside the middleware."""
+        if self._state is None:
+            self._inside = copy_context()
+        else:
+            self._state.context = otel_context.get_current()
+
+    def detach(self) -> None:
+        """Undoes ``RequestState.attach``."""
+        if self._state is not None:
+            self._state.detach()
+
+    def finish(self, previous: Request | None) -> None:
+        """The application's call has returned; ``previous`` was the current request before it."""
+        self.over = True
+        self._outside = self._inside = None
+        if self._state is not None:
+            self._state.finish()
+        if current_request.get() is self:
+            # A leaked one keeps nothing of the one before it, or a connection would grow.
+            current_request.set(None if previous is None or previous.over else previous)
+
+
+class PausedRequest(Request):
+    """A request whose application runs piece by piece, with other code of the thread in between."""
+
+    __slots__ = ("_context", "_previous")
+
+    def __init__(self) -> None:
+        super().__init__()
+        # While it is resumed the request that was current before; else the application's context.
+        self._previous: Request | None = None
+        self._context: Context | None = None
+
+    def resume(self) -> None:
+        """The application's code runs on, in a thread that has run other code since ``suspend``."""
+        self._previous = current_request.get()
+        current_request.set(self)
+        state = self._state
+        if state is not None and state.span is not None:
+            state.reattach(self._context or state.span.in_context(otel_context.get_current()))
+
+    def suspend(self) -> None:
+        """The application's code pauses: its context is kept until ``resume``, and what was current
+        before is current again.
+        """
+        if self._state is not None:
+            self._context = self._state.pause()
+        if current_request.get() is self:
+            current_request.set(self._previous)
+        self._previous = None
+
+    def finish(self, previous: Request | None) -> None:
+        super().finish(previous)
+        self._context = None
+
+
+def _current_context(variables: contextvars.Context | None) -> Context:
+    """The OpenTelemetry context among ``variables``."""
+    return Context() if variables is None else variables.run(otel_context.get_current)
+
+
 # The request that the running code serves.
-current_request: ContextVar[RequestState | None] = ContextVar("otel_sse_request", default=None)
+current_request: ContextVar[Request | None] = ContextVar("otel_sse_request", default=None)

@@ -17,7 +17,8 @@ from helpers.backend import Backend
 from opentelemetry.instrumentation.dependencies import DependencyConflict, DependencyConflictError
 from sse_starlette.sse import EventSourceResponse
 from starlette.background import BackgroundTask
-from starlette.routing import Route, Router
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.routing import Router
 
 from otel_sse.frameworks import (
     SSEAiohttpClientInstrumentor,
@@ -35,7 +36,7 @@ from otel_sse.instrumentor import Hooks, SSEInstrumentor, Target
 KINDS = [SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor]
 PATCHED = [
     (Router, "__call__"),
-    (Route, "handle"),
+    (BaseHTTPMiddleware, "__call__"),
     (BackgroundTask, "__call__"),
     (APIRoute, "handle"),
     (EventSourceResponse, "__call__"),
@@ -142,7 +143,7 @@ def test_an_old_framework_is_skipped_as_contrib_skips_it(
 @pytest.mark.parametrize(
     ("kind", "owner", "name"),
     [
-        (SSEStarletteInstrumentor, Route, "handle"),
+        (SSEStarletteInstrumentor, BaseHTTPMiddleware, "__call__"),
         (SSEAiohttpServerInstrumentor, RequestHandler, "_handle_request"),
         (SSEAiohttpServerInstrumentor, web_app, "_cached_build_middleware"),
         (SSEAiohttpServerInstrumentor, web.StreamResponse, "_start"),

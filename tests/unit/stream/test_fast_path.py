@@ -11,7 +11,7 @@ from opentelemetry.context import Context
 from otel_sse.servers.asgi import _getter
 from otel_sse.stream import base, segments, sharing
 from otel_sse.stream.info import ServerStreamInfo
-from otel_sse.stream.request import RequestState
+from otel_sse.stream.request import Request
 from otel_sse.stream.server import ServerStream
 from otel_sse.telemetry.providers import Providers
 from otel_sse.telemetry.telemetry import Telemetry
@@ -51,7 +51,7 @@ def obtain(backend: Backend, user: object, **options: Any) -> Telemetry:
 
 
 def connect(telemetry: Telemetry) -> ServerStream:
-    request = RequestState()
+    request = Request().state
     request.started, request.context = STARTED, Context()
     stream = sharing.open_server_stream(telemetry, INFO, request)
     assert stream is not None
