@@ -7,9 +7,10 @@ exporters discard, so that no network is measured.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import entry_points
 from typing import Any
+from unittest.mock import patch
 
 from opentelemetry import _logs, metrics, trace
 from opentelemetry.sdk._logs import LoggerProvider
@@ -41,6 +42,8 @@ OURS = "ours"
 ALL = "all"
 BARE = "bare"
 UNSAMPLED = "unsampled"
+# Only frames that pass everything on, where ours has its hooks.
+FLOOR = "passing on"
 # contrib's as it comes, and without its spans for ASGI sends and receives.
 CONTRIB = "contrib"
 CONTRIB_QUIET = "contrib, no send/receive spans"
@@ -107,15 +110,55 @@ def instrument(framework: str, **options: Any) -> None:
 
 @contextmanager
 def instrumented(framework: str, variant: str) -> Iterator[None]:
-    """``framework`` instrumented for the length of a block, but for PLAIN."""
+    """``framework`` instrumented for the length of a block, but for PLAIN and FLOOR."""
     if variant == PLAIN:
         yield
+        return
+    if variant == FLOOR:
+        with ExitStack() as patches:
+            for owner, name, wrap in _FLOORS[framework]():
+                patches.enter_context(patch.object(owner, name, wrap(getattr(owner, name))))
+            yield
         return
     instrument(framework)
     try:
         yield
     finally:
         _instrumentor(framework).uninstrument()
+
+
+def _starlette_floor() -> list[Any]:
+    from starlette.routing import Router
+
+    def wrap(original: Any) -> Any:
+        async def call(router: Any, scope: Any, receive: Any, send: Any) -> None:
+            async def passing_receive() -> Any:
+                return await receive()
+
+            async def passing_send(message: Any) -> None:
+                await send(message)
+
+            await original(router, scope, passing_receive, passing_send)
+
+        return call
+
+    return [(Router, "__call__", wrap)]
+
+
+def _aiohttp_floor() -> list[Any]:
+    from aiohttp.web import StreamResponse
+    from aiohttp.web_protocol import RequestHandler
+
+    def wrap(original: Any) -> Any:
+        async def call(*args: Any) -> Any:
+            return await original(*args)
+
+        return call
+
+    return [(RequestHandler, "_handle_request", wrap), (StreamResponse, "_start", wrap)]
+
+
+_FLOORS = {"starlette": _starlette_floor, "aiohttp": _aiohttp_floor}
 
 
 def _instrumentor(framework: str) -> Any:
