@@ -138,7 +138,7 @@ def find_transport(channel: Any) -> Transport | None:
     """
     found: Transport | None = _find_behind(channel, _transport)
     stream = _find_behind(channel, _hypercorn_stream) if "hypercorn" in sys.modules else None
-    return found if found is None or stream is None else _HypercornTransport(found, stream)
+    return found if found is None or stream is None else HypercornTransport(found, stream)
 
 
 def find_server(channel: Any) -> Any:
@@ -273,7 +273,7 @@ def pool_of_request(environ: Mapping[str, Any]) -> tuple[Any, int | None]:
     return pool, getattr(getattr(server, "adj", None), "threads", None)
 
 
-class _HypercornTransport:
+class HypercornTransport:
     """A transport of hypercorn, which stays open when the client closes: its stream does not.
 
     Attributes:

@@ -87,6 +87,7 @@ class Stream(Stalls):
     skewed: int = 0
     dropped: dict[str, int] | None = None
     transport: Transport | None = None
+    backlog: dict[str, int] | None = None
     # A wait below it is neither slow nor the longest so far; a reader's chunks do not wait.
     _first_wait_threshold: ClassVar[float] = float("inf")
 
@@ -199,7 +200,9 @@ class Stream(Stalls):
 
     def idle(self, now: float) -> float:
         # The messages of an encoded body are unknown, so it is never idle.
-        return 0.0 if self._parser is OPAQUE_BODY else super().idle(now)
+        if self._parser is OPAQUE_BODY or now < self.last_message:
+            return 0.0
+        return now - self.last_message
 
     def _on_long_wait(self, wait: float) -> bool:
         """Called for a wait of at least ``_wait_threshold``; returns whether it is a slow one."""

@@ -26,6 +26,7 @@ class ServerStream(Stream):
         slow_waits: sends that waited at least the slow-send threshold.
         dropped: messages that the application reported as dropped, by reason.
         transport: the asyncio transport, where it is known and the stream is open.
+        backlog: what a collection read of it last.
 
     """
 
@@ -36,6 +37,7 @@ class ServerStream(Stream):
         "_reason",
         "_request",
         "_send_error",
+        "backlog",
         "dropped",
         "slow_waits",
         "transport",
@@ -46,6 +48,7 @@ class ServerStream(Stream):
     def __init__(self, telemetry: Telemetry, info: ServerStreamInfo, request: RequestState) -> None:
         self._request: RequestState | None = request
         self.transport: Transport | None = info.transport
+        self.backlog: dict[str, int] | None = None
         self.slow_waits = 0
         self._max_wait = 0.0
         # What the send raised that found the peer disconnected.

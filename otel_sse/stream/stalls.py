@@ -41,7 +41,7 @@ class Stalls(Segments):
 
     def idle(self, now: float) -> float:
         """Seconds without a message."""
-        return max(0.0, now - self.last_message)
+        raise NotImplementedError
 
     def run_maintenance(self) -> None:
         """Does what a collection found due; runs on the stream's own loop."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
 from typing import Any, Protocol
 
 from otel_sse.telemetry.sampler import MessageSampler
@@ -50,11 +49,15 @@ class Totals:
         self.skewed = 0
 
     def add(self, other: SupportsTotals) -> None:
-        both = zip_longest(self.messages, other.messages, fillvalue=0)
-        self.messages = [ours + theirs for ours, theirs in both]
-        # Copied first: the stream's own thread may add a key in the meantime.
-        for reason, count in (other.dropped or {}).copy().items():
-            self.dropped[reason] = self.dropped.get(reason, 0) + count
+        messages = self.messages
+        for index, count in enumerate(other.messages):
+            if index == len(messages):
+                messages.append(0)
+            messages[index] += count
+        if other.dropped:
+            # Copied first: the stream's own thread may add a key in the meantime.
+            for reason, count in other.dropped.copy().items():
+                self.dropped[reason] = self.dropped.get(reason, 0) + count
         self.comments += other.comments
         self.io += other.io
         self.wait_time += other.wait_time

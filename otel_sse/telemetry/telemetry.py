@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import count
 from typing import Any, Protocol
 
 from opentelemetry import _logs, metrics, trace
@@ -67,6 +68,8 @@ class Telemetry:
         # Flushes that have ended, also those that failed.
         self.flushes = 0
         self._throttle = EmitThrottle(self.flush)
+        # Of the collections.
+        self._numbers = count()
         scope, schema_url = semconv.SCOPE, semconv.SCHEMA_URL
         tracer = trace.get_tracer(scope, __version__, providers.tracer, schema_url)
         meter = metrics.get_meter(scope, __version__, providers.meter, schema_url)
@@ -180,6 +183,8 @@ class Telemetry:
     def _snapshot(self, now: float) -> Snapshot:
         rows, live = self.streams.rows(only_if_live=not self.instrumentors)
         stall_seconds = self.config.stall_seconds
-        snapshot = Snapshot(rows, live, now, stall_seconds, self.event_types.names)
+        snapshot = Snapshot(
+            rows, live, now, stall_seconds, self.event_types.names, next(self._numbers)
+        )
         snapshot.due += self.streams.overdue(now)
         return snapshot

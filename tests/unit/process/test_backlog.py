@@ -24,6 +24,7 @@ from starlette.routing import Route
 import otel_sse
 from otel_sse import SSEMiddleware
 from otel_sse.process import backlog
+from otel_sse.telemetry import snapshot
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="TIOCOUTQ is Linux's")
 
@@ -142,28 +143,30 @@ async def test_where_the_transport_is_unknown_the_backlog_is_absent(backend: Bac
 
 
 @linux
+class FakeServer:
+    """A server's side with a transport, which counts how often its buffer is read."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self.transport = self
+
+    def is_closing(self) -> bool:
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        self.reads += 1
+        return 1000
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    async def send(self, message: Any) -> None:
+        pass
+
+
 async def test_two_streams_on_one_transport_are_read_once(backend: Backend) -> None:
     """HTTP/2 carries many streams over one transport; its bytes count once."""
-
-    class Server:
-        def __init__(self) -> None:
-            self.reads = 0
-            self.transport = self
-
-        def is_closing(self) -> bool:
-            return False
-
-        def get_write_buffer_size(self) -> int:
-            self.reads += 1
-            return 1000
-
-        def get_extra_info(self, name: str) -> None:
-            return None
-
-        async def send(self, message: Any) -> None:
-            pass
-
-    server, fed = Server(), Fed()
+    server, fed = FakeServer(), Fed()
     mw = SSEMiddleware(fed, **backend.providers)
     tasks = [
         asyncio.ensure_future(mw(http_scope(), None, server.send))  # type: ignore[arg-type]
@@ -175,4 +178,25 @@ async def test_two_streams_on_one_transport_are_read_once(backend: Backend) -> N
     assert point.value == 1000
     assert server.reads == 1
     fed.end(None, None)
+    await asyncio.gather(*tasks)
+
+
+async def test_of_many_connections_a_collection_reads_some_in_turn(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is read once in so many collections as it takes, and its last value counts till then."""
+    monkeypatch.setattr(snapshot, "MAX_BACKLOGS", 4)
+    servers, fed = [FakeServer() for _ in range(12)], Fed()
+    mw = SSEMiddleware(fed, **backend.providers)
+    tasks = [
+        asyncio.ensure_future(mw(http_scope(), None, server.send))  # type: ignore[arg-type]
+        for server in servers
+    ]
+    await fed.feed(b"data: x\n\n")
+    for reads in range(1, 4):
+        for _ in range(3):
+            backend.metrics()
+        assert [server.reads for server in servers] == [reads] * len(servers)
+    assert backend.value("sse.server.backlog.size") == 1000 * len(servers)
+    fed.end(*[None] * len(servers))
     await asyncio.gather(*tasks)
