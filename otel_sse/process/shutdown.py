@@ -32,6 +32,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -214,6 +215,10 @@ class ShutdownHandler:
     # --- the ways to end -------------------------------------------------------------------
 
     def _at_exit(self) -> None:
+        if sys.is_finalizing():
+            # In a subinterpreter that ends with the process: no thread runs any more, neither ours
+            # nor the exporters'.
+            return
         self._exiting.set()
         self._run_bounded(self._finish)
         if self._pending_death is not None:

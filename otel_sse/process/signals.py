@@ -59,7 +59,7 @@ class StopSignals:
     def replace_default(self) -> None:
         """Stands in for SIGTERM's default action, where it has that."""
         if in_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, self._on_default)
+            _set_handler(signal.SIGTERM, self._on_default)
 
     def wrap_handlers(self, *, interrupts: bool) -> None:
         """Wraps the handlers that have been installed since the last call.
@@ -80,8 +80,9 @@ class StopSignals:
             if handler is signal.default_int_handler or isinstance(handler, partial):
                 continue
             ours = _Wrapper(self._on_server, handler)
+            if not _set_handler(number, ours):
+                return
             self._wrapped[number] = (ours, handler)
-            signal.signal(number, ours)
             if is_event_loop_handler(handler):
                 signal.siginterrupt(number, False)
 
@@ -96,16 +97,32 @@ class StopSignals:
         self._wrapped.clear()
 
 
+def _set_handler(number: int, handler: Any) -> bool:
+    """Whether it could be set: a subinterpreter, such as mod_wsgi's, may not."""
+    try:
+        signal.signal(number, handler)
+    except ValueError:
+        return False
+    return True
+
+
 def in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
 def call_in_main_thread(callback: Callable[[], None]) -> None:
     """Has the main thread call ``callback`` soon, between two byte codes, as it calls a signal's
-    handler. While it runs none, nothing is called; nothing either in another Python than CPython.
+    handler. While it runs none, nothing is called; nothing either in another Python than CPython,
+    or from a subinterpreter: the main thread would run ``callback`` in the main one.
     """
     with suppress(ImportError, AttributeError):
         import ctypes
+
+        api = ctypes.pythonapi
+        for each in (api.PyInterpreterState_Get, api.PyInterpreterState_Main):
+            each.restype = ctypes.c_void_p
+        if api.PyInterpreterState_Get() != api.PyInterpreterState_Main():
+            return
 
         def call(_: Any) -> int:
             with suppress(Exception):
@@ -116,7 +133,7 @@ def call_in_main_thread(callback: Callable[[], None]) -> None:
         # Kept, since the interpreter does not.
         _pending_calls.append(function)
         # https://docs.python.org/3/c-api/init.html#c.Py_AddPendingCall
-        ctypes.pythonapi.Py_AddPendingCall(function, None)
+        api.Py_AddPendingCall(function, None)
 
 
 def _stop_signals(interrupts: bool) -> Iterator[int]:

@@ -254,6 +254,19 @@ def test_an_import_survives_hooks_that_fail(
     assert "imported_late" in record.getMessage()
 
 
+def test_of_two_packages_the_one_that_fits_is_patched(
+    late: LateInstrumentor, monkeypatch: pytest.MonkeyPatch, backend: Backend
+) -> None:
+    """As httpx and httpx2 may be installed, one of them in a version that is not known yet."""
+    late.uninstrument()
+    hooks = f"{__name__}:LateHooks"
+    fitting = Target("imported_late", hooks, "pytest >= 1")
+    other = Target("json", hooks, "pytest >= 99999")
+    monkeypatch.setattr(LateInstrumentor, "targets", (other, fitting))
+    late.instrument(**backend.providers)
+    assert served() == (late.telemetry, "served")
+
+
 def test_no_entry_point_imports_a_framework() -> None:
     """A process must not pay for frameworks that it does not use."""
     script = """if True:

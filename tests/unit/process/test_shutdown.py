@@ -7,6 +7,8 @@ import concurrent.futures
 import functools
 import logging
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -216,6 +218,46 @@ def test_a_servers_own_limit_counts_only_below_the_kill(
 ) -> None:
     """uvicorn cuts its streams itself where that is early enough; else the kill comes first."""  # noqa: D403
     assert kill_timeout(_server(own), None, seconds) == expected
+
+
+SUBINTERPRETER = """if True:
+    import asyncio, threading
+    import otel_sse
+
+    async def app(scope, receive, send):
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"data: x\\n\\n", "more_body": True})
+        print(len(otel_sse.connections()), flush=True)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def receive(): pass
+    async def send(message): pass
+
+    def serve():
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+        asyncio.run(otel_sse.SSEMiddleware(app)(scope, receive, send))
+
+    serve()
+    thread = threading.Thread(target=serve)
+    thread.start()
+    thread.join()
+"""
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="the module has another name there")
+def test_a_subinterpreter_goes_without_signals() -> None:
+    """mod_wsgi runs applications in subinterpreters, which may set no handler: their streams are
+    recorded, in their main thread and in others, and nothing is logged.
+    """
+    script = f"""if True:
+        import _xxsubinterpreters as interpreters
+        new = interpreters.create(isolated=False)
+        interpreters.run_string(new, {SUBINTERPRETER!r})
+    """
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert run.stdout.split() == ["1", "1"], run.stderr
+    assert "ValueError" not in run.stderr
 
 
 async def test_a_thread_of_ones_own_needs_no_executor() -> None:
