@@ -12,7 +12,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 SOURCES := $(shell find otel_sse -not -path '*/__pycache__*') README.md LICENSE pyproject.toml
 
-.PHONY: help demo unit test apps docs bench fuzz storm soak lint format clean
+.PHONY: help demo unit test apps docs bench count fuzz storm soak lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -39,6 +39,9 @@ docs: .venv/.done-docs .venv/.done-wheel ## write the reference, and build the p
 
 bench: .venv/.done-test .venv/.done-wheel ## measure what instrumentation costs
 	@$(BIN)/python benchmarks/bench.py
+
+count: .venv/.done-test .venv/.done-wheel ## count the instructions that it takes, with valgrind
+	@$(BIN)/python benchmarks/instructions.py
 
 fuzz: .venv/.done-test .venv/.done-wheel ## feed the parser random streams
 	@$(BIN)/python benchmarks/fuzz.py
