@@ -26,6 +26,9 @@ from typing import Any, Final
 from otel_sse.process.server_facts import is_event_loop_handler, uses_sigquit
 
 _pending_calls: Final[list[Any]] = []
+# Below ``signal.getsignal``, which for every handler first raises that it is none of its constants,
+# with its representation; and every stream asks for some.
+_handler: Final[Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
 
 OnDefault = Callable[[int, "FrameType | None"], None]
 OnServer = Callable[[Any, int, "FrameType | None"], None]
@@ -58,7 +61,7 @@ class StopSignals:
 
     def replace_default(self) -> None:
         """Stands in for SIGTERM's default action, where it has that."""
-        if in_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        if in_main_thread() and _handler(signal.SIGTERM) == signal.SIG_DFL:
             _set_handler(signal.SIGTERM, self._on_default)
 
     def wrap_handlers(self, *, interrupts: bool) -> None:
@@ -72,7 +75,7 @@ class StopSignals:
         if not in_main_thread():
             return
         for number in _stop_signals(interrupts):
-            handler = signal.getsignal(number)
+            handler = _handler(number)
             ours, _ = self._wrapped.get(number, (None, None))
             if not callable(handler) or handler is ours or handler == self._on_default:
                 continue
@@ -90,9 +93,9 @@ class StopSignals:
         """Puts back what was there, where ours is still the handler."""
         if in_main_thread():
             for number, (ours, previous) in self._wrapped.items():
-                if signal.getsignal(number) is ours:
+                if _handler(number) is ours:
                     signal.signal(number, previous)
-            if signal.getsignal(signal.SIGTERM) == self._on_default:
+            if _handler(signal.SIGTERM) == self._on_default:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._wrapped.clear()
 
