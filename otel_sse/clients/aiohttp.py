@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from functools import wraps
 from time import perf_counter
 from types import ModuleType
@@ -28,6 +28,7 @@ from aiohttp import (
 )
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 from opentelemetry import context as otel_context
+from opentelemetry.context import Context
 
 from otel_sse.instrumentor import Hooks
 from otel_sse.stream.info import ClientStreamInfo
@@ -48,19 +49,24 @@ class _Request:
 
     Attributes:
         started: monotonic, in seconds.
-        context: the call's; another instrumentation makes its own span current after that.
         decompress: the body is decoded.
         answered: the headers of a response that is no redirect have come.
 
     """
 
-    __slots__ = ("answered", "context", "decompress", "started")
+    __slots__ = ("_variables", "answered", "decompress", "started")
 
     def __init__(self, decompress: bool) -> None:
         self.started = perf_counter()
-        self.context = otel_context.get_current()
+        # To copy them takes less than to look up the context in them.
+        self._variables = copy_context()
         self.decompress = decompress
         self.answered = False
+
+    @property
+    def context(self) -> Context:
+        """The call's; another instrumentation makes its own span current after that."""
+        return self._variables.run(otel_context.get_current)
 
 
 # What a session has begun. Tasks inherit it, but each request of their own sets it anew.
@@ -138,21 +144,25 @@ def _stream_info(method: str, url: Any, headers: Any, request: _Request) -> Clie
     )
 
 
+def _response_info(response: Any, request: _Request) -> ClientStreamInfo:
+    version = response.version
+    return _stream_info(
+        response.method, response.url, response.request_info.headers, request
+    )._replace(
+        protocol=f"{version.major}.{version.minor}" if version else None, status=response.status
+    )
+
+
 def _observe(response: Any, connection: Any, telemetry: Telemetry) -> None:
     headers = response.headers
     if is_redirect(response.status, headers.get(hdrs.LOCATION)):
         return
     request = _request.get() or _Request(decompress=True)
     request.answered = True
-    version = response.version
-    info = _stream_info(
-        response.method, response.url, response.request_info.headers, request
-    )._replace(
-        protocol=f"{version.major}.{version.minor}" if version else None, status=response.status
-    )
     content_type = ", ".join(headers.getall(hdrs.CONTENT_TYPE, ()))
     if not is_event_stream(response.method, response.status, content_type):
-        record_failed_connect(telemetry, info)
+        if response.status >= 400:
+            record_failed_connect(telemetry, _response_info(response, request))
         return
     encoding = headers.get(hdrs.CONTENT_ENCODING, "")
     decoded = request.decompress and encoding.lower() in _CODINGS
@@ -161,7 +171,7 @@ def _observe(response: Any, connection: Any, telemetry: Telemetry) -> None:
     stream = open_client_stream(
         telemetry,
         timer or response,
-        info._replace(encoded=is_encoded(encoding) and not decoded),
+        _response_info(response, request)._replace(encoded=is_encoded(encoding) and not decoded),
         (ClientError,),
         (asyncio.TimeoutError,),
     )

@@ -16,7 +16,6 @@ from collections.abc import (
     Iterable,
     Iterator,
 )
-from contextlib import nullcontext
 from functools import partial, wraps
 from importlib import import_module
 from time import perf_counter
@@ -52,8 +51,11 @@ class HttpxHooks(Hooks):
             started = perf_counter()
             call = _transport_call(package, client, request)
             try:
-                with call or nullcontext():
+                if call is None:
                     response = original(client, request)
+                else:
+                    with call:
+                        response = original(client, request)
             except Exception as error:
                 self._on_failure(request, started, error)
                 raise
@@ -68,8 +70,11 @@ class HttpxHooks(Hooks):
             started = perf_counter()
             call = _transport_call(package, client, request)
             try:
-                with call or nullcontext():
+                if call is None:
                     response = await original(client, request)
+                else:
+                    with call:
+                        response = await original(client, request)
             except Exception as error:
                 self._on_failure(request, started, error)
                 raise
@@ -102,13 +107,16 @@ class HttpxHooks(Hooks):
         if telemetry is None:
             return
         try:
+            # Its headers are slow to read, so no more of them than it takes.
             headers = response.headers
             status = response.status_code
-            # A transport may return a response that has been read.
+            content_type = headers.get("content-type", "")
             if (
-                response.is_closed
+                "stream" not in content_type.lower()
+                or not is_event_stream(request.method, status, content_type)
                 or is_redirect(status, headers.get("location"))
-                or not is_event_stream(request.method, status, headers.get("content-type", ""))
+                # A transport may return a response that has been read.
+                or response.is_closed
             ):
                 if status >= 400:
                     record_failed_connect(telemetry, _stream_info(request, response, started))
