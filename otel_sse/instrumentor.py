@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
@@ -98,6 +99,9 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             self._installed: dict[str, Hooks] = {}
             # Targets whose import is awaited; that cannot be taken back.
             self._awaited: set[Target] = set()
+            # Imported targets whose hooks are not installed yet.
+            self._imported: deque[tuple[Target, ModuleType]] = deque()
+            self._installing = False
 
     def instrumentation_dependencies(self) -> Collection[str]:
         # Any one is enough.
@@ -121,10 +125,10 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         self.telemetry = acquire_telemetry(self, providers, kwargs, self.role)
         for target in self.targets:
             if target.module in sys.modules and target in self._awaited:
-                self._install(target, sys.modules[target.module])
+                self._on_import(target, sys.modules[target.module])
             elif target not in self._awaited:
                 self._awaited.add(target)
-                register_post_import_hook(partial(self._install, target), target.module)
+                register_post_import_hook(partial(self._on_import, target), target.module)
 
     def _uninstrument(self, **_: Any) -> None:
         for hooks in reversed(self._installed.values()):
@@ -133,6 +137,18 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         if self.telemetry is not None:
             release_telemetry(self, self.telemetry)
             self.telemetry = None
+
+    def _on_import(self, target: Target, module: ModuleType) -> None:
+        """Installs the hooks of ``target``, after those that are being installed: to import their
+        module may import what another target awaits, for which the same module has hooks.
+        """
+        self._imported.append((target, module))
+        while self._imported and not self._installing:
+            self._installing = True
+            try:
+                self._install(*self._imported.popleft())
+            finally:
+                self._installing = False
 
     def _install(self, target: Target, module: ModuleType) -> None:
         """Raises nothing, into the import that it may be part of."""

@@ -267,6 +267,31 @@ def test_of_two_packages_the_one_that_fits_is_patched(
     assert served() == (late.telemetry, "served")
 
 
+def test_hooks_whose_import_imports_another_target_are_both_installed(
+    late: LateInstrumentor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: Backend
+) -> None:
+    """sse_starlette imports no router of Starlette's; the hooks for both are in one module."""
+    late.uninstrument()
+    for name in ("late_router", "late_response"):
+        (tmp_path / f"{name}.py").write_text("def serve(): return __name__\n")
+    (tmp_path / "late_hooks.py").write_text(
+        "import late_router\n"
+        "from otel_sse.instrumentor import Hooks\n"
+        "class LateHooks(Hooks):\n"
+        "    def install(self, module):\n"
+        "        self._patch(module, 'serve', lambda original: lambda: 'hooked ' + original())\n"
+    )
+    hooks = "late_hooks:LateHooks"
+    targets = (Target("late_router", hooks), Target("late_response", hooks))
+    monkeypatch.setattr(LateInstrumentor, "targets", targets)
+    late.instrument(**backend.providers)
+    assert importlib.import_module("late_response").serve() == "hooked late_response"
+    assert sys.modules["late_router"].serve() == "hooked late_router"
+    late.uninstrument()
+    for name in ("late_router", "late_response", "late_hooks"):
+        del sys.modules[name]
+
+
 def test_no_entry_point_imports_a_framework() -> None:
     """A process must not pay for frameworks that it does not use."""
     script = """if True:
