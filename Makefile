@@ -52,9 +52,10 @@ soak: .venv/.done-test .venv/.done-wheel ## serve a million streams, and look fo
 storm: .venv/.done-test .venv/.done-wheel ## run random applications with otel_sse and without it, and compare
 	@$(BIN)/python tests/storm/run.py $(STORM_EXAMPLES)
 
-lint: .venv/.done-test .venv/.done-wheel ## check style and types
+lint: .venv/.done-test .venv/.done-wheel ## check style, spelling and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@$(BIN)/codespell
 	@$(BIN)/mypy --strict otel_sse
 	@$(BIN)/lint-imports --no-cache
 	@cd examples && ../$(BIN)/mypy --strict -p demo -p server

@@ -131,7 +131,7 @@ def test_a_mistake_is_found(overlay: str, kind: str, path: tuple[Any, ...]) -> N
     at = manifest
     for key in path:
         at = at[key]
-    at["mispelt"] = {}
+    at["misspelt"] = {}
     with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
         validate(manifest)
 

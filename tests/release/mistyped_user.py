@@ -1,0 +1,17 @@
+"""Wrong uses of the public API: a type checker finds one in each marked line, and no other."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+
+import otel_sse
+from otel_sse import SSEMiddleware, SSEWSGIMiddleware, connections, current
+
+SSEMiddleware(Starlette(), tracer_provider=3)  # error
+SSEMiddleware("app")  # error
+SSEWSGIMiddleware(Starlette())  # error
+current().set_close_reason(3)  # error
+current().record_dropped("2")  # error
+print(current().count)  # error
+print(connections()[0].topic)  # error
+print(otel_sse.record)  # error

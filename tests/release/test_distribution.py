@@ -1,0 +1,105 @@
+"""What is published: a source distribution that can be tested, a wheel that is what was tested."""
+
+import hashlib
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.message import Message
+from importlib.metadata import distribution, metadata
+from pathlib import Path
+from typing import Final
+
+import pytest
+from helpers.processes import BIN
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+
+
+def _run(*command: str, cwd: Path = ROOT) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _build(kind: str, source: Path, to: Path) -> Path:
+    """Builds it with what is installed, so without a network."""
+    options = ("--quiet", "--offline", "--no-build-isolation", "--python", sys.executable)
+    _run(str(BIN / "uv"), "build", kind, *options, "--out-dir", str(to), str(source))
+    (built,) = (each for each in to.iterdir() if each.name != ".gitignore")
+    return built
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution of the checkout."""
+    return _build("--sdist", ROOT, tmp_path_factory.mktemp("sdist"))
+
+
+def test_the_source_distribution_is_the_checkout(sdist: Path) -> None:
+    """It has each file that git tracks, so that its tests run, and only its metadata beyond."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout of git's")
+    tracked = set(_run("git", "ls-files", "-z").split("\0")) - {""}
+    # What is deleted and not yet committed.
+    tracked = {name for name in tracked if (ROOT / name).exists()}
+    with tarfile.open(sdist) as archive:
+        packed = {each.name.partition("/")[2] for each in archive.getmembers() if each.isfile()}
+    untracked = set(_run("git", "ls-files", "-z", "-o", "--exclude-standard").split("\0"))
+    assert packed - untracked == tracked | {"PKG-INFO"}
+
+
+def test_the_wheel_of_the_source_distribution_is_the_one_that_is_tested(
+    sdist: Path, tmp_path: Path
+) -> None:
+    """Built from it, each file of the package is byte for byte the installed one's."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    wheel = _build("--wheel", source, tmp_path / "wheel")
+    with zipfile.ZipFile(wheel) as archive_:
+        packed = {
+            name: hashlib.sha256(archive_.read(name)).hexdigest()
+            for name in archive_.namelist()
+            if name.startswith("otel_sse/")
+        }
+    installed = {
+        str(each): hashlib.sha256(Path(each.locate()).read_bytes()).hexdigest()
+        for each in distribution("otel-sse").files or ()
+        if each.parts[0] == "otel_sse" and "__pycache__" not in each.parts
+    }
+    assert "otel_sse/py.typed" in packed
+    assert packed == installed
+
+
+def test_pip_finds_no_broken_requirement() -> None:
+    """Of this package, beside all that the tests need."""
+    assert _run(sys.executable, "-m", "pip", "check").strip() == "No broken requirements found."
+
+
+@pytest.fixture
+def published() -> Message:
+    """The metadata that an index shows."""
+    return metadata("otel-sse")  # type: ignore[return-value]
+
+
+def test_the_metadata_leads_to_the_project(published: Message) -> None:
+    """Each link that an index shows by an icon is there, and all lead to one repository."""
+    urls = dict(each.split(", ", 1) for each in published.get_all("Project-URL", ()))
+    assert urls.keys() == {"Homepage", "Documentation", "Changelog", "Issues", "Source"}
+    assert all(url.startswith(urls["Source"]) for url in urls.values())
+    for name in ("Documentation", "Changelog"):
+        path = urls[name].removeprefix(f"{urls['Source']}/blob/main/")
+        assert (ROOT / path).is_file()
+    assert published["Author"] == "The otel-sse authors"
+    assert published["Description-Content-Type"] == "text/markdown"
+
+
+def test_the_classifiers_agree_with_what_is_required(published: Message) -> None:
+    """Pythons from the oldest that is required on; typed; no licence beside the expression."""
+    classifiers = published.get_all("Classifier", ())
+    assert published["Requires-Python"] == ">=3.10"
+    versions = [each.rpartition(" ")[2] for each in classifiers if ":: Python :: 3." in each]
+    assert versions == ["3.10", "3.11", "3.12", "3.13"]
+    assert "Typing :: Typed" in classifiers
+    assert not [each for each in classifiers if each.startswith("License")]
