@@ -220,6 +220,8 @@ MAX_EVENT_TYPES: Final = 16
 MAX_DROP_REASONS: Final = 16
 MAX_ERROR_TYPES: Final = 100
 MAX_EVENT_TYPE_BYTES: Final = 64
+# Characters of a message's id.
+MAX_EVENT_ID: Final = 64
 # Bytes of a text that a client or the application chose: a path, a user agent, a drop reason.
 MAX_TEXT_BYTES: Final = 512
 

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from opentelemetry.trace import Span
 
-from otel_sse.semconv import EDGE_MESSAGES, EDGE_SLOW_SENDS, MAX_SPAN_EVENTS
+from otel_sse.semconv import EDGE_MESSAGES, EDGE_SLOW_SENDS, MAX_EVENT_ID, MAX_SPAN_EVENTS
 from otel_sse.telemetry.sdk_internals import remaining_event_capacity
 
 # Time (s, monotonic), wait (s), size (bytes), index of the event type.
@@ -103,10 +103,10 @@ class Segment:
                 slow.append(RecordedMessage(self.count - 1, at, wait, size, kind, None))
 
     def set_event_id(self, event_id: str) -> None:
-        """Sets the id of the message just buffered; at most 64 characters of it are kept."""
+        """Sets the id of the message just buffered, of which no more is kept than is exported."""
         if self._buffer is not None:
             self._ids = ids = self._ids if self._ids is not None else {}
-            ids[self.count - 1] = event_id[:64]
+            ids[self.count - 1] = event_id[:MAX_EVENT_ID]
             if len(ids) > 2 * MAX_SPAN_EVENTS:
                 for number in sorted(ids)[self._head : -self._head]:
                     del ids[number]

@@ -125,5 +125,5 @@ class Spans:
         if self._role is SERVER:
             attributes[semconv.EVENT_SEND_DURATION] = message.wait
         if message.id is not None:
-            attributes[semconv.EVENT_ID] = message.id
+            attributes[semconv.EVENT_ID] = message.id[: semconv.MAX_EVENT_ID]
         return attributes

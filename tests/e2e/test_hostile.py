@@ -79,6 +79,28 @@ async def test_a_line_of_a_gigabyte_takes_no_memory(field: bytes, backend: Backe
     assert message.attributes["sse.message.size"] >= (0 if field == b": " else count * MEBIBYTE)
 
 
+@pytest.mark.parametrize("detail", ["edges", "all"])
+async def test_a_long_id_is_cut(detail: str, backend: Backend) -> None:
+    """Span events and log events keep the same 64 characters of it."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send(body(b"id: 7-" + b"x" * 1000 + b"\ndata\n\n", False))
+
+    middleware = SSEMiddleware(
+        app,
+        **backend.providers,
+        capture_event_id=True,
+        message_events="span,log",
+        message_event_detail=detail,
+    )
+    await middleware(http_scope(), never, nowhere)
+    (span_event,) = backend.spans("SSE")[0].events
+    (log_event,) = backend.events("sse.message")
+    wanted = "7-" + "x" * 62
+    assert [each.attributes["sse.event.id"] for each in (span_event, log_event)] == [wanted] * 2
+
+
 async def test_a_long_line_on_a_socket_takes_no_memory(
     backend: Backend, instrument: Callable[..., None]
 ) -> None:
