@@ -7,17 +7,18 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 DEMO_SECONDS ?= 60
 STORM_EXAMPLES ?= 20000
+COVERED ?= tests/unit tests/e2e
 
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 SOURCES := $(shell find otel_sse -not -path '*/__pycache__*') README.md LICENSE pyproject.toml
 
-.PHONY: help demo unit test apps docs bench count fuzz storm soak lint format clean
+.PHONY: help demo unit test apps docs bench count fuzz storm soak coverage lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 	@echo '  PYTHON=python3.12 chooses the Python of a new .venv, DEMO_SECONDS=20 how long the demo runs,'
-	@echo '  STORM_EXAMPLES=1000 how many applications the storm runs.'
+	@echo '  STORM_EXAMPLES=1000 how many applications the storm runs, COVERED=tests/unit what coverage runs.'
 
 demo: .venv/.done-demo .venv/.done-wheel ## serve and read real streams for a minute, and show what is reported of them
 	@cd examples && DEMO_SECONDS=$(DEMO_SECONDS) ../$(BIN)/python -m demo
@@ -52,6 +53,11 @@ soak: .venv/.done-test .venv/.done-wheel ## serve a million streams, and look fo
 storm: .venv/.done-test .venv/.done-wheel ## run random applications with otel_sse and without it, and compare
 	@$(BIN)/python tests/storm/run.py $(STORM_EXAMPLES)
 
+coverage: .venv/.done-test .venv/.done-wheel ## show what the tests run of the package, and which lines they miss
+	@rm -rf .build/coverage
+	@$(BIN)/coverage run $(BIN)/pytest $(COVERED) -m "not slow" --numprocesses 2; tests=$$?; \
+	  $(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$tests
+
 lint: .venv/.done-test .venv/.done-wheel ## check style, spelling and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
@@ -60,7 +66,7 @@ lint: .venv/.done-test .venv/.done-wheel ## check style, spelling and types
 	@$(BIN)/lint-imports --no-cache
 	@cd examples && ../$(BIN)/mypy --strict -p demo -p server
 	@$(BIN)/mypy --strict examples/small
-	@$(BIN)/mypy --strict collector
+	@$(BIN)/mypy --strict collector noxfile.py
 
 format: .venv/.done-test ## put the sources into the project's style
 	@$(BIN)/ruff check --fix
