@@ -169,11 +169,13 @@ def _headers(reading: Reading) -> Iterator[Finding]:
         )
     behind = f"{headers.get('server', '')} {headers.get('via', '')}".lower()
     if "nginx" in behind and headers.get("x-accel-buffering", "").lower() != "no":
-        yield warning(
+        yield note(
             "x-accel-buffering",
-            "nginx is on the way, and X-Accel-Buffering: no does not reach this client. nginx "
-            "takes that header away where it obeys it; else it buffers.",
-            "Set X-Accel-Buffering: no in the application, or proxy_buffering off in nginx.",
+            "nginx is on the way. It buffers unless its configuration or the application turns "
+            "that off, and does not pass on the X-Accel-Buffering by which an application does: "
+            "whether it buffers shows in the messages alone.",
+            "If messages come late or in bursts, set X-Accel-Buffering: no in the application, or "
+            "proxy_buffering off in nginx.",
         )
     if reading.coding:
         yield note(
