@@ -210,6 +210,16 @@ def test_the_server_takes_its_environment() -> None:
     assert settings.memory_limit_mb < 1024 == _mebibytes(container["resources"]["limits"]["memory"])
 
 
+def test_the_server_answers_to_the_names_of_its_service() -> None:
+    """Pods that ask for the Service by any of its names in the cluster's DNS get no 421."""
+    service = one(build("base"), "Service", "sse-server")["metadata"]
+    name, namespace = service["name"], service["namespace"]
+    inside = f"{name}.{namespace}"
+    (container,) = _server()["containers"]
+    allowed = load(_environment(container)).allowed_hosts.split(",")
+    assert {name, inside, f"{inside}.svc", f"{inside}.svc.cluster.local"} <= set(allowed)
+
+
 def _mebibytes(quantity: str) -> int:
     return int(quantity[:-2]) * {"Mi": 1, "Gi": 1024}[quantity[-2:]]
 
