@@ -389,14 +389,15 @@ def _exported(signal: str, seen: Seen, environment: Mapping[str, str], found: Di
     ours = sorted({name for each in exports for name in each["names"]})
     if failed:
         exporter = exports[0]["exporter"].rpartition(".")[2]
+        counted = f"{failed} {'export' if failed == 1 else 'exports'}"
         error = next((each["error"] for each in exports if "error" in each), "")
         finding = problem(
             "export-failed",
-            f"{failed} exports of {what} by {exporter} failed"
+            f"{counted} of {what} by {exporter} failed"
             + (f": {error}." if error else "; see the exporter's own lines in the output."),
             "See the result of the empty export above, and the collector's log.",
         )
-        found.add(name, "problem", f"{failed} exports failed", finding)
+        found.add(name, "problem", f"{counted} failed", finding)
     elif ours:
         shown = ", ".join(ours[:3]) + (f" and {len(ours) - 3} more" if len(ours) > 3 else "")
         found.add(name, "ok", shown)
