@@ -1,6 +1,7 @@
 """What is published: a source distribution that can be tested, a wheel that is what was tested."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -30,23 +31,41 @@ def _build(kind: str, source: Path, to: Path) -> Path:
     return built
 
 
+# What a checkout may have beside what git tracks: none of it is to be published.
+PRIVATE: Final = (
+    *(".venv/bin/python", ".build/otel_sse.whl", "otel_sse/__pycache__/config.cpython-313.pyc"),
+    *("examples/compose/secrets/publish-token", "examples/browser/node_modules/a/index.js"),
+    *("examples/browser/dist/sse-monitor.js", "examples/small/.sesskey"),
+)
+
+
 @pytest.fixture(scope="module")
-def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source distribution of the checkout."""
-    return _build("--sdist", ROOT, tmp_path_factory.mktemp("sdist"))
-
-
-def test_the_source_distribution_is_the_checkout(sdist: Path) -> None:
-    """It has each file that git tracks, so that its tests run, and only its metadata beyond."""
+def tracked() -> set[str]:
+    """The files of the checkout, also those that are to be committed."""
     if not (ROOT / ".git").exists():
         pytest.skip("this is no checkout of git's")
-    tracked = set(_run("git", "ls-files", "-z").split("\0")) - {""}
-    # What is deleted and not yet committed.
-    tracked = {name for name in tracked if (ROOT / name).exists()}
+    names = _run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    return {name for name in names if name and (ROOT / name).is_file()}
+
+
+@pytest.fixture(scope="module")
+def sdist(tracked: set[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution of a copy of the checkout, which has private files, too."""
+    source = tmp_path_factory.mktemp("source")
+    for name in (*tracked, *PRIVATE):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        if name in tracked:
+            shutil.copy(ROOT / name, source / name)
+        else:
+            (source / name).write_text("private")
+    return _build("--sdist", source, tmp_path_factory.mktemp("sdist"))
+
+
+def test_the_source_distribution_is_what_git_has(tracked: set[str], sdist: Path) -> None:
+    """It has each file, so that its tests run, its metadata, and nothing private."""
     with tarfile.open(sdist) as archive:
         packed = {each.name.partition("/")[2] for each in archive.getmembers() if each.isfile()}
-    untracked = set(_run("git", "ls-files", "-z", "-o", "--exclude-standard").split("\0"))
-    assert packed - untracked == tracked | {"PKG-INFO"}
+    assert packed == tracked | {"PKG-INFO"}
 
 
 def test_the_wheel_of_the_source_distribution_is_the_one_that_is_tested(
