@@ -17,13 +17,24 @@ CHECKERS: Final = {
 }
 
 
-def errors(checker: str, file: str, folder: Path) -> set[int]:
+# How they are asked for the oldest Python that is supported.
+OLDEST: Final = {
+    "mypy": ["--python-version", "3.10"],
+    "pyright": ["--pythonversion", "3.10"],
+}
+
+
+def errors(checker: str, file: str, folder: Path, *options: str) -> set[int]:
     """The lines of the errors in the file, checked outside of the checkout."""
     shutil.copy(HERE / file, folder)
     # pyright's strict mode is an option of its configuration alone.
     (folder / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
     done = subprocess.run(
-        [*CHECKERS[checker], file], cwd=folder, capture_output=True, text=True, timeout=200
+        [*CHECKERS[checker], *options, file],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     found = re.findall(r"\.py:(\d+)\S* (?:- )?error:", done.stdout)
     # 0 without errors, 1 with some; else the checker itself has failed.
@@ -35,6 +46,7 @@ def errors(checker: str, file: str, folder: Path) -> set[int]:
 def test_the_public_api_has_types(checker: str, tmp_path: Path) -> None:
     """An application in strict mode has no error, and each value the type that it expects."""
     assert errors(checker, "typed_user.py", tmp_path) == set()
+    assert errors(checker, "typed_user.py", tmp_path, *OLDEST[checker]) == set()
 
 
 @pytest.mark.parametrize("checker", CHECKERS)

@@ -1,7 +1,9 @@
 """What GitHub reads: the release workflow and the forms. They are checked, not run."""
 
+import json
 import subprocess
 import sys
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,6 +73,19 @@ def test_nothing_is_published_untested() -> None:
     identified = {name for name, job in jobs.items() if "id-token" in job["permissions"]}
     assert identified == {"attest", "publish"}
     assert jobs["publish"]["environment"]
+
+
+def test_each_python_is_tested() -> None:
+    """The classifiers, the sessions of nox and the workflow have the same Pythons."""
+    classifiers = metadata("otel-sse").get_all("Classifier") or []
+    pythons = {each.rpartition(" ")[2] for each in classifiers if ":: Python :: 3." in each}
+    assert len(pythons) == 4
+    listed = _run(sys.executable, "-m", "nox", "--list", "--json")
+    assert listed.returncode == 0, listed.stderr
+    sessions = json.loads(listed.stdout)
+    for name in ("unit", "package"):
+        assert {each["python"] for each in sessions if each["name"] == name} == pythons
+    assert set(_workflow("release.yml")["jobs"]["test"]["strategy"]["matrix"]["python"]) == pythons
 
 
 @pytest.fixture(scope="module")

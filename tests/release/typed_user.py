@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from typing import TYPE_CHECKING
 
 from flask import Flask
 from opentelemetry.sdk._logs import LoggerProvider
@@ -31,6 +31,10 @@ from otel_sse.clients.requests import SSERequestsInstrumentor
 from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
 from otel_sse.servers.starlette import SSEStarletteInstrumentor
 from otel_sse.servers.wsgi_servers import SSEWSGIServerInstrumentor
+
+if TYPE_CHECKING:
+    # wsgiref.types has them from Python 3.11 on.
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 async def prices() -> AsyncIterator[str]:
