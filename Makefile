@@ -66,7 +66,7 @@ lint: .venv/.done-test .venv/.done-wheel ## check style, spelling and types
 	@$(BIN)/lint-imports --no-cache
 	@cd examples && ../$(BIN)/mypy --strict -p demo -p server
 	@$(BIN)/mypy --strict examples/small
-	@$(BIN)/mypy --strict collector noxfile.py
+	@$(BIN)/mypy --strict collector noxfile.py .github/check_release.py
 
 format: .venv/.done-test ## put the sources into the project's style
 	@$(BIN)/ruff check --fix
