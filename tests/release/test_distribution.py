@@ -1,6 +1,7 @@
 """What is published: a source distribution that can be tested, a wheel that is what was tested."""
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -112,6 +113,23 @@ def test_the_metadata_leads_to_the_project(published: Message) -> None:
         assert (ROOT / path).is_file()
     assert published["Author"] == "The otel-sse authors"
     assert published["Description-Content-Type"] == "text/markdown"
+
+
+def test_the_readme_has_no_link_that_an_index_cannot_follow(published: Message) -> None:
+    """Each file of the repository is linked by the address of its page, a picture by that of its
+    bytes; and each is there.
+    """
+    text = str(published.get_payload() or published["Description"])
+    source = dict(each.split(", ", 1) for each in published.get_all("Project-URL", ()))["Source"]
+    links = re.findall(r"(!?)\[[^]]*\]\(([^)\s]+)\)", text)
+    assert len(links) > 20
+    assert {mark for mark, _ in links} == {"", "!"}
+    for mark, link in links:
+        if link.startswith("#") or (":" in link and not link.startswith(source)):
+            continue
+        kind = "raw" if mark else "blob"
+        path = link.partition("#")[0].removeprefix(f"{source}/{kind}/main/")
+        assert (ROOT / path).exists(), link
 
 
 def test_the_classifiers_agree_with_what_is_required(published: Message) -> None:
