@@ -30,6 +30,12 @@ class SSEAiohttpServerInstrumentor(SSEInstrumentor):
     targets = (Target("aiohttp.web", "otel_sse.servers.aiohttp:AiohttpHooks", "aiohttp >= 3.11"),)
 
 
+class SSETornadoInstrumentor(SSEInstrumentor):
+    """Records every event stream that Tornado serves."""
+
+    targets = (Target("tornado.web", "otel_sse.servers.tornado:TornadoHooks", "tornado >= 6.1"),)
+
+
 class SSEWSGIServerInstrumentor(SSEInstrumentor):
     """Records every event stream of a WSGI application on gunicorn, waitress or gevent."""
 

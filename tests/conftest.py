@@ -14,7 +14,11 @@ from helpers.client_streams import StreamServer, serving
 from helpers.otlp import Receiver
 
 import otel_sse
-from otel_sse.frameworks import SSEAiohttpServerInstrumentor, SSEStarletteInstrumentor
+from otel_sse.frameworks import (
+    SSEAiohttpServerInstrumentor,
+    SSEStarletteInstrumentor,
+    SSETornadoInstrumentor,
+)
 from otel_sse.instrumentor import SSEInstrumentor
 
 # Before a test imports it.
@@ -93,8 +97,10 @@ def instrument(backend: Backend) -> Iterator[Callable[..., None]]:
     """Switches the instrumentors on with the given options, and off after the test."""
     used: list[SSEInstrumentor] = []
 
+    kinds = (SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor, SSETornadoInstrumentor)
+
     def on(**options: Any) -> None:
-        for kind in (SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor):
+        for kind in kinds:
             instrumentor = kind()
             instrumentor.instrument(**backend.providers, **options)
             used.append(instrumentor)

@@ -87,6 +87,16 @@ FACTS: Final = (
         "3.11 to 3.14",
         "tests/e2e/test_stops.py",
     ),
+    Fact(
+        "Tornado",
+        "a handler keeps what it has not flushed in _write_buffer, its response's headers in "
+        "_headers, and _headers_written and _finished; its connection has a stream with closed, "
+        "_write_buffer and socket, and calls _close_callback when that closes; a server that stops "
+        "closes its HTTP1ServerConnections; _has_stream_request_body is called after prepare; "
+        "_handle_request_exception gets what leaves a handler",
+        "6.1 to 6.6",
+        "tests/e2e/test_tornado_streams.py",
+    ),
     Fact("trio", "its time-outs are called TooSlowError", "0.25 to 0.35", "tests/e2e/test_trio.py"),
     Fact(
         "Litestar",
@@ -226,6 +236,12 @@ def is_aiohttp_peer_lost(protocol: Any) -> bool:
     return getattr(protocol, "_manager", None) is None
 
 
+def tornado_transport(connection: Any) -> Transport | None:
+    """The transport of a Tornado connection; None where it shows none."""
+    stream = getattr(connection, "stream", None)
+    return _TornadoTransport(stream) if hasattr(stream, "closed") else None
+
+
 def route_in_scope(scope: Mapping[str, Any]) -> str | None:
     """The route that a framework has put into the ASGI scope; Litestar does."""
     route: str | None = scope.get("path_template")
@@ -295,6 +311,24 @@ class HypercornTransport:
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self.shared.get_extra_info(name, default)
+
+
+class _TornadoTransport:
+    """Tornado's IOStream as a transport: it is closed as soon as its peer has closed."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def is_closing(self) -> bool:
+        return bool(self._stream.closed())
+
+    def get_write_buffer_size(self) -> int:
+        return len(self._stream._write_buffer)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._stream.socket if name == "socket" else default
 
 
 def _hypercorn_stream(item: Any) -> Any:

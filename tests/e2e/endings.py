@@ -106,10 +106,12 @@ KINDS = {
     "fastapi": "FastAPI's own event streams",
     "raw": "`SSEMiddleware` around an ASGI application that never asks after its client",
     "aiohttp": "aiohttp's StreamResponse",
+    "tornado": "Tornado's RequestHandler",
 }
 ALL_ASGI = ("starlette", "middleware", "mounted", "gzip", "sse-starlette", "fastapi", "raw")
 SOME_ASGI = ("starlette", "sse-starlette", "fastapi", "raw")
 AIOHTTP = ("aiohttp",)
+TORNADO = ("tornado",)
 
 
 class ServerCommand(NamedTuple):
@@ -130,6 +132,7 @@ _GUNICORN = "gunicorn -w 2 -b 127.0.0.1:{port} --graceful-timeout 10 --timeout 1
 _HYPERCORN = "hypercorn endings_asgi:app -b 127.0.0.1:{port} --graceful-timeout 1"
 _GRANIAN = "granian endings_asgi:app --interface asgi --port {port} --workers-kill-timeout 10"
 _AIOHTTP = "python endings_aiohttp.py {port}"
+_TORNADO = "python endings_tornado.py {port}"
 
 # Those that take longest come first.
 SERVERS = (
@@ -167,6 +170,8 @@ SERVERS = (
     ServerCommand("aiohttp (uvloop)", f"{_AIOHTTP} uvloop", AIOHTTP),
     ServerCommand("aiohttp (with contrib)", f"{_AIOHTTP} asyncio", AIOHTTP, contrib=True),
     ServerCommand("aiohttp, handler_cancellation", f"{_AIOHTTP} asyncio cancelled", AIOHTTP),
+    ServerCommand("tornado", _TORNADO, TORNADO),
+    ServerCommand("tornado (with contrib)", _TORNADO, TORNADO, contrib=True),
 )
 
 
@@ -186,12 +191,15 @@ _NOT_ASKED = "the application neither receives nor sends; found by a collection,
 _GOES_ON = "its call does not return; closed by the second collection after 10 s, or at the stop"
 _NO_TRANSPORT = "granian accepts what is sent to a disconnected client, and shows no transport"
 _NOT_CANCELLED = "aiohttp cancels a handler only with `handler_cancellation`; reported at the stop"
+_NOT_ENDED = "nothing ends a handler that waits; closed as one that goes on, or at the stop"
 
 # By server, its family or any (*), kind of application, and ending.
 EXCEPTIONS = {
     ("*", "sse-starlette", "returns"): Expected("completed", why=_ENDS_THE_BODY),
     ("*", "fastapi", "returns"): Expected("completed", why=_ENDS_THE_BODY),
     ("*", "aiohttp", "returns"): Expected("completed", why=_ENDS_THE_BODY),
+    ("*", "tornado", "returns"): Expected("completed", why=_ENDS_THE_BODY),
+    ("*", "tornado", "silent"): Expected("client_disconnect", why=_NOT_ENDED, late=True),
     ("*", "sse-starlette", "stops-reading"): Expected(
         "timeout", "sse_starlette.sse.SendTimeoutError", "its own `send_timeout`"
     ),

@@ -20,6 +20,7 @@ class Stop(NamedTuple):
 
 ASGI = ("/plain", "/cleaning", "/sse-starlette", "/twice")
 AIOHTTP = ("/plain", "/cleaning", "/writing", "/aiohttp-sse")
+TORNADO = ("/plain", "/cleaning", "/writing")
 _UVICORN = (
     "uvicorn stops_asgi:app --port {port} --timeout-graceful-shutdown 1"
     f" --limit-max-requests {MAX_REQUESTS} --timeout-worker-healthcheck 60"
@@ -46,6 +47,8 @@ STOPS = {
     "hypercorn-trio-signal": Stop(_TRIO, ("/silent",), "signal"),
     "aiohttp-signal": Stop("python stops_aiohttp.py {port} run_app", AIOHTTP, "signal"),
     "aiohttp-cleanup": Stop("python stops_aiohttp.py {port} cleanup", AIOHTTP, "asked"),
+    "tornado-signal": Stop("python stops_tornado.py {port} forever", TORNADO, "signal"),
+    "tornado-cleanup": Stop("python stops_tornado.py {port} cleanup", TORNADO, "asked"),
     "gunicorn-aiohttp-recycled": Stop(
         f"{_GUNICORN} -k aiohttp.GunicornWebWorker stops_aiohttp:app", AIOHTTP, "recycled"
     ),

@@ -14,7 +14,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from helpers.backend import Backend
 from helpers.raw_client import RawClient
 from helpers.servers import serve_aiohttp, serve_asgi
-from helpers.streams import fetch
+from helpers.streams import closed, fetch
 from helpers.waiting import until
 from litestar import Litestar
 from litestar import get as litestar_get
@@ -34,20 +34,6 @@ Instrument = Callable[..., None]
 
 class QuotaError(Exception):
     """An error for which the application has a handler."""
-
-
-def closed(backend: Backend) -> tuple[str, str | None]:
-    """The reason and the error of the one stream, the same in span, event and metric."""
-    (span,) = backend.spans("SSE")
-    (event,) = backend.events("sse.connection.closed")
-    ((duration, _),) = backend.points("sse.server.connection.duration")
-    found = [
-        (each["sse.close.reason"], each.get("error.type"))
-        for each in (span.attributes, event.attributes, duration)
-    ]
-    assert found == [found[0]] * 3
-    assert backend.value("sse.server.active_connections") == 0
-    return found[0]
 
 
 async def pass_on(request: Request, call_next: Any) -> Any:

@@ -116,16 +116,18 @@ class Swapped:
         await self.app(scope, receive, send)
 
 
-async def twice(case: Case, between: Callable[[], Any]) -> tuple[Reply, Reply]:
+async def twice(case: Case, between: Callable[[], Any], serve: Any = None) -> tuple[Reply, Reply]:
     """What a new application answers before and after something is switched on. What that gives,
-    if anything, wraps the second one.
+    if anything, wraps the second one. ``serve`` is its own server, unless it is aiohttp's or ASGI.
     """
     replies = []
-    if isinstance(case.build(), web.Application):
+    if serve is None and isinstance(case.build(), web.Application):
+        serve = serve_aiohttp
+    if serve is not None:
         for switch in (None, between):
             if switch is not None:
                 switch()
-            async with serve_aiohttp(case.build()) as port:
+            async with serve(case.build()) as port:
                 replies.append(await case.ask(port))
     else:
         swapped = Swapped()
@@ -139,8 +141,8 @@ async def twice(case: Case, between: Callable[[], Any]) -> tuple[Reply, Reply]:
     return plain, seen
 
 
-async def check(case: Case, backend: Backend, instrument: Instrument) -> None:
-    plain, seen = await twice(case, instrument)
+async def check(case: Case, backend: Backend, instrument: Instrument, serve: Any = None) -> None:
+    plain, seen = await twice(case, instrument, serve)
     assert seen.raw == plain.raw
     wanted = {"route": case.route, "method": case.method, "status": case.status}
     await assert_reported(backend, seen.stream, **wanted)

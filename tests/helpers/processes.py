@@ -20,7 +20,7 @@ INSTRUMENT = BIN / "opentelemetry-instrument"
 # How long a start or an end may take on a machine that is busy, in seconds.
 PATIENCE = 150.0
 # Contrib's are off, also those of clients and of the system: they would lengthen each start.
-CONTRIB = "aiohttp-client,aiohttp-server,asgi,django,fastapi,flask,httpx,requests,starlette"
+CONTRIB = "aiohttp-client,aiohttp-server,asgi,django,fastapi,flask,httpx,requests,starlette,tornado"
 ALONE = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": f"{CONTRIB},system_metrics"}
 
 

@@ -176,6 +176,20 @@ async def assert_reported(
     return span
 
 
+def closed(backend: Backend) -> tuple[str, str | None]:
+    """The reason and the error of the one stream, the same in span, event and metric."""
+    (span,) = backend.spans("SSE")
+    (event,) = backend.events("sse.connection.closed")
+    ((duration, _),) = backend.points("sse.server.connection.duration")
+    found = [
+        (each["sse.close.reason"], each.get("error.type"))
+        for each in (span.attributes, event.attributes, duration)
+    ]
+    assert found == [found[0]] * 3
+    assert backend.value("sse.server.active_connections") == 0
+    return found[0]
+
+
 def assert_silent(backend: Backend) -> None:
     """No stream has been reported."""
     assert backend.spans("SSE") == []

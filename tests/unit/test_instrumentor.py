@@ -19,6 +19,8 @@ from sse_starlette.sse import EventSourceResponse
 from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import Router
+from tornado import web as tornado_web
+from tornado.http1connection import HTTP1ServerConnection
 
 from otel_sse.frameworks import (
     SSEAiohttpClientInstrumentor,
@@ -29,11 +31,13 @@ from otel_sse.frameworks import (
     SSEHttpxInstrumentor,
     SSERequestsInstrumentor,
     SSEStarletteInstrumentor,
+    SSETornadoInstrumentor,
     SSEWSGIServerInstrumentor,
 )
 from otel_sse.instrumentor import Hooks, SSEInstrumentor, Target
 
-KINDS = [SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor]
+KINDS = [SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor, SSETornadoInstrumentor]
+LIBRARIES = dict(zip(KINDS, ("starlette", "aiohttp", "tornado"), strict=True))
 PATCHED = [
     (Router, "__call__"),
     (BaseHTTPMiddleware, "__call__"),
@@ -43,6 +47,10 @@ PATCHED = [
     (RequestHandler, "_handle_request"),
     (web.StreamResponse, "_start"),
     (web_app, "_cached_build_middleware"),
+    (tornado_web.RequestHandler, "_execute"),
+    (tornado_web.RequestHandler, "flush"),
+    (tornado_web, "_has_stream_request_body"),
+    (HTTP1ServerConnection, "close"),
 ]
 
 
@@ -98,12 +106,12 @@ def test_a_patch_on_top_of_ours_survives_and_ours_passes_through(backend: Backen
         Router.__call__ = original  # type: ignore[method-assign]
 
 
-def test_both_share_one_telemetry(backend: Backend) -> None:
+def test_all_share_one_telemetry(backend: Backend) -> None:
     """Instruments are made once for a meter provider, for all instrumentors."""
     for kind in KINDS:
         kind().instrument(**backend.providers)
     try:
-        assert SSEStarletteInstrumentor().telemetry is SSEAiohttpServerInstrumentor().telemetry
+        assert len({id(kind().telemetry) for kind in KINDS}) == 1
     finally:
         for kind in KINDS:
             kind().uninstrument()
@@ -147,6 +155,9 @@ def test_an_old_framework_is_skipped_as_contrib_skips_it(
         (SSEAiohttpServerInstrumentor, RequestHandler, "_handle_request"),
         (SSEAiohttpServerInstrumentor, web_app, "_cached_build_middleware"),
         (SSEAiohttpServerInstrumentor, web.StreamResponse, "_start"),
+        (SSETornadoInstrumentor, tornado_web.RequestHandler, "_execute"),
+        (SSETornadoInstrumentor, tornado_web, "_has_stream_request_body"),
+        (SSETornadoInstrumentor, HTTP1ServerConnection, "close"),
     ],
 )
 def test_a_framework_without_a_part_that_is_hooked_is_skipped(
@@ -166,7 +177,7 @@ def test_a_framework_without_a_part_that_is_hooked_is_skipped(
         kind().instrument(**backend.providers)
     kind().uninstrument()
     (record,) = caplog.records
-    library = "starlette" if kind is SSEStarletteInstrumentor else "aiohttp"
+    library = LIBRARIES[kind]
     assert f"has no {name}" in record.getMessage()
     assert f"{library} {version(library)}" in record.getMessage()
     assert [vars(each).get(part) for each, part in PATCHED] == before
@@ -185,6 +196,7 @@ def test_the_entry_points_are_the_documented_ones() -> None:
         "sse_aiohttp_client": SSEAiohttpClientInstrumentor,
         "sse_httpx": SSEHttpxInstrumentor,
         "sse_requests": SSERequestsInstrumentor,
+        "sse_tornado": SSETornadoInstrumentor,
         "sse_wsgi": SSEWSGIServerInstrumentor,
         "sse_flask": SSEFlaskInstrumentor,
         "sse_django": SSEDjangoInstrumentor,
@@ -303,7 +315,7 @@ def test_no_entry_point_imports_a_framework() -> None:
         packages = {name.partition(".")[0] for name in sys.modules}
         print(*packages & {
             "aiohttp", "bottle", "django", "fastapi", "flask", "gevent", "gunicorn", "httpx",
-            "httpx2", "requests", "sse_starlette", "starlette", "urllib3", "waitress",
+            "httpx2", "requests", "sse_starlette", "starlette", "tornado", "urllib3", "waitress",
         })
     """
     run = subprocess.run(

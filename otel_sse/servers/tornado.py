@@ -1,0 +1,357 @@
+"""Tornado.
+
+``RequestHandler._execute`` is the frame of a request, a task of its own. A response starts with the
+handler's first ``flush``; where that is an event stream, the handler's own ``flush`` is observed
+from there: every way of writing a body passes there, before it is compressed and chunked.
+
+A flush gives a future, and an application need not await it. While it is pending its chunk is
+still to be recorded: with the wait until it is done, or with none once the application has gone on
+without it, to its next flush or to its end. Tornado never resolves such a future.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from collections.abc import Callable
+from contextvars import copy_context
+from functools import lru_cache, partial, wraps
+from time import perf_counter
+from types import ModuleType
+from typing import Any, Final
+
+from opentelemetry import context as otel_context
+from opentelemetry.propagators.textmap import Getter
+from opentelemetry.trace import SpanKind, get_current_span
+from tornado import web
+from tornado.http1connection import HTTP1ServerConnection
+from tornado.routing import PathMatches
+
+from otel_sse.instrumentor import Hooks
+from otel_sse.process.server_facts import tornado_transport
+from otel_sse.stream.info import ServerStreamInfo
+from otel_sse.stream.request import RequestState, current_request
+from otel_sse.stream.server import ServerStream
+from otel_sse.stream.sharing import open_server_stream
+from otel_sse.telemetry.telemetry import Telemetry
+from otel_sse.wire.media_type import is_event_stream
+from otel_sse.wire.opaque import is_encoded
+from otel_sse.wire.trace_comment import TraceCommentWriter
+
+Flush = Callable[[bool], "asyncio.Future[None]"]
+
+# In a handler: the state of its request.
+_KEY: Final = "_otel_sse"
+# What is observed of a handler from the start of its stream to its close.
+_OBSERVED: Final = ("flush", "_handle_request_exception")
+
+
+class TornadoHooks(Hooks):
+    def install(self, _: ModuleType) -> None:
+        self._patch(web.RequestHandler, "_execute", self._frame)
+        self._patch(web.RequestHandler, "flush", self._flush)
+        self._patch(web, "_has_stream_request_body", self._prepared)
+        self._patch(HTTP1ServerConnection, "close", self._close)
+
+    def _frame(self, original: Any) -> Any:
+        @wraps(original)
+        async def call(handler: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.telemetry is None:
+                return await original(handler, *args, **kwargs)
+            state = vars(handler)[_KEY] = RequestState()
+            previous = current_request.get()
+            current_request.set(state)
+            try:
+                return await original(handler, *args, **kwargs)
+            except BaseException as error:
+                # Tornado handles any other but a cancellation.
+                state.error = error
+                raise
+            finally:
+                if (response := _live.get(_key_of(handler))) is not None:
+                    response.on_return()
+                state.error = None
+                state.finish(previous)
+
+        return call
+
+    def _prepared(self, original: Any) -> Any:
+        """Called between ``prepare``, where another instrumentation's span starts, and the
+        handler's own method.
+        """
+
+        @wraps(original)
+        def call(*args: Any) -> Any:
+            state = current_request.get()
+            if state is not None and state.stream is None and self.telemetry is not None:
+                state.context = otel_context.get_current()
+            return original(*args)
+
+        return call
+
+    def _flush(self, original: Any) -> Any:
+        @wraps(original)
+        def call(handler: Any, include_footers: bool = False) -> Any:
+            telemetry, state = self.telemetry, vars(handler).get(_KEY)
+            started = getattr(handler, "_headers_written", True)
+            if telemetry is None or state is None or started or state.stream is not None:
+                return original(handler, include_footers)
+            try:
+                response = _start(handler, state, telemetry)
+            except Exception:
+                telemetry.failures.log_failure_once("a stream's start")
+                response = None
+            if response is None:
+                return original(handler, include_footers)
+            return response.flush_by(partial(original, handler), include_footers)
+
+        return call
+
+    def _close(self, original: Any) -> Any:
+        @wraps(original)
+        async def call(connection: Any) -> Any:
+            response = _live.get(connection.stream)
+            if response is not None:
+                response.on_server_close()
+            result = await original(connection)
+            if response is not None:
+                # Nothing cancels its handler.
+                response.close()
+            return result
+
+        return call
+
+
+def _start(handler: Any, state: RequestState, telemetry: Telemetry) -> _Response | None:
+    """Starts to record the stream that the next flush of ``handler`` starts, if it does."""
+    request, headers = handler.request, handler._headers
+    content_type = ",".join(headers.get_list("Content-Type"))
+    if not is_event_stream(request.method, handler.get_status(), content_type):
+        return None
+    if telemetry.config.excludes(f"{request.protocol}://{request.host}{request.path}"):
+        return None
+    info = _stream_info(handler)
+    start = partial(open_server_stream, telemetry, info, state)
+    if current_request.get() is state:
+        if getattr(get_current_span(), "kind", None) is SpanKind.SERVER:
+            # Started within ``prepare``.
+            state.context = otel_context.get_current()
+        stream = start()
+    else:
+        # Another task sends what it has for many handlers: its context is not the stream's.
+        stream = copy_context().run(start)
+    if stream is None:
+        return None
+    grows = not info.encoded and "Content-Length" not in headers
+    comments = TraceCommentWriter() if grows and telemetry.config.propagate else None
+    return _Response(handler, state, stream, comments)
+
+
+class _Response:
+    """Observes a handler whose response is an event stream."""
+
+    __slots__ = (
+        "_comments",
+        "_flush",
+        "_handle",
+        "_handler",
+        "_key",
+        "_pending",
+        "_state",
+        "_stream",
+    )
+
+    def __init__(
+        self,
+        handler: Any,
+        state: RequestState,
+        stream: ServerStream,
+        comments: TraceCommentWriter | None,
+    ) -> None:
+        self._handler = handler
+        self._state = state
+        self._stream = stream
+        self._comments = comments
+        # A flush that is not done, its chunk, and when it began.
+        self._pending: tuple[asyncio.Future[None], bytes, float] | None = None
+        self._flush: Flush = handler.flush
+        self._handle: Callable[[BaseException], None] = handler._handle_request_exception
+        vars(handler).update(
+            flush=self.flush, _handle_request_exception=self._handle_request_exception
+        )
+        self._key = _key_of(handler)
+        _live[self._key] = self
+        connection = handler.request.connection
+        notify = getattr(connection, "_close_callback", None)
+        # It has none any more once the response is finished.
+        if notify is not None:
+            connection.set_close_callback(partial(self._on_connection_close, notify))
+
+    def flush(self, include_footers: bool = False) -> asyncio.Future[None]:
+        return self.flush_by(self._flush, include_footers)
+
+    def flush_by(self, flush: Flush, include_footers: bool) -> asyncio.Future[None]:
+        stream, handler = self._stream, self._handler
+        self._settle()
+        chunk = b"".join(handler._write_buffer)
+        if self._comments is not None and chunk:
+            handler._write_buffer = [self._comments.insert(chunk)]
+        disconnected = stream.check_disconnected()
+        began = perf_counter()
+        try:
+            future = flush(include_footers)
+        except BaseException:
+            # Where Tornado refuses the chunk, it closes the connection itself.
+            stream.transport = None
+            raise
+        if disconnected or future.done():
+            self._record(future, None if disconnected else chunk, began)
+        elif chunk:
+            self._pending = (future, chunk, began)
+            future.add_done_callback(self._on_done)
+        if include_footers:
+            self._settle()
+            # Tornado finishes the response of a handler that is cancelled, too.
+            cancelled = isinstance(sys.exc_info()[1], asyncio.CancelledError)
+            stream.on_response_end(delivered=not disconnected and not cancelled)
+            # From now on it is the server that closes the connection.
+            stream.transport = None
+            if self._state.over:
+                self.close()
+        return future
+
+    def on_return(self) -> None:
+        """The handler has returned; the response may go on without it."""
+        is_over = self._stream.check_disconnected() or getattr(self._handler, "_finished", True)
+        if is_over or self._state.error is not None:
+            self.close()
+
+    def on_server_close(self) -> None:
+        """The server is about to close the connection."""
+        if not self._stream.check_disconnected():
+            self._state.mark_disconnected(cut=True)
+        self._stream.transport = None
+
+    def close(self) -> None:
+        self._settle()
+        for name in _OBSERVED:
+            vars(self._handler).pop(name, None)
+        _live.pop(self._key, None)
+        self._stream.close(self._state.error, cut=self._state.cut)
+
+    def _on_done(self, future: asyncio.Future[None]) -> None:
+        if self._pending is not None and self._pending[0] is future:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Records the chunk that is pending: the application does not wait for it any more."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            future, chunk, began = pending
+            if future.done():
+                self._record(future, chunk, began)
+            else:
+                self._stream.on_send(chunk, began, began)
+
+    def _record(self, future: asyncio.Future[None], chunk: bytes | None, began: float) -> None:
+        """Records the flush of ``chunk`` (None: after the peer had disconnected)."""
+        error: BaseException | None = None
+        if future.cancelled():
+            error = asyncio.CancelledError()
+        elif future.done():
+            error = future.exception()
+        if error is not None:
+            # After an error of the application's it is the server that has closed.
+            if self._state.error is None:
+                self._stream.on_send_error(chunk, began, error)
+        elif chunk:
+            self._stream.on_send(chunk, began, perf_counter())
+
+    def _handle_request_exception(self, error: BaseException) -> None:
+        if not isinstance(error, web.Finish):
+            if not self._stream.is_over():
+                # A peer that has disconnected did so before this, which is the clean-up's.
+                self._stream.check_disconnected()
+            self._state.error = error
+        self._handle(error)
+
+    def _on_connection_close(self, notify: Callable[[], None]) -> None:
+        self._state.mark_disconnected()
+        notify()
+        if self._state.over:
+            self.close()
+
+
+# The live streams by what their connection reads and writes, each of its own loop.
+_live: Final[dict[Any, _Response]] = {}
+
+
+def _key_of(handler: Any) -> Any:
+    connection = handler.request.connection
+    return getattr(connection, "stream", None) or connection
+
+
+def _stream_info(handler: Any) -> ServerStreamInfo:
+    request, headers = handler.request, handler.request.headers
+    matcher = _matcher(handler.application.default_router, handler)
+    method = getattr(type(handler), request.method.lower(), None)
+    whole = matcher is not None and matcher.regex.fullmatch(request.path)
+    return ServerStreamInfo(
+        method=request.method,
+        route=None if matcher is None else _template(matcher, method),
+        scheme=request.protocol,
+        known_path=request.path if whole else None,
+        client=request.remote_ip,
+        user_agent=headers.get("User-Agent"),
+        protocol=request.version.removeprefix("HTTP/"),
+        status=handler.get_status(),
+        resumed="Last-Event-ID" in headers,
+        carrier=headers,
+        getter=_getter,
+        transport=tornado_transport(request.connection),
+        encoded=is_encoded(handler._headers.get("Content-Encoding", "")),
+    )
+
+
+def _matcher(router: Any, handler: Any) -> PathMatches | None:
+    """What has matched the path of the request of ``handler``, found as the router did."""
+    for rule in getattr(router, "rules", ()):
+        if rule.matcher.match(handler.request) is None:
+            continue
+        if rule.target is type(handler):
+            return rule.matcher if isinstance(rule.matcher, PathMatches) else None
+        if not hasattr(rule.target, "rules"):
+            break
+        found = _matcher(rule.target, handler)
+        if found is not None:
+            return found
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _template(matcher: PathMatches, method: Any) -> str:
+    """The path with the names of its parameters, as contrib's instrumentation has it; where they
+    have none the regular expression.
+    """
+    regex = matcher.regex
+    pattern: str = regex.pattern.removeprefix("^").removesuffix("$")
+    path: str | None = getattr(matcher, "_path", None)
+    names = list(regex.groupindex)
+    if not names and callable(method):
+        names = list(inspect.signature(method).parameters)[1:]
+    if path is None or (regex.groups and len(names) != regex.groups):
+        return pattern
+    first, *rest = path.split("%s") if regex.groups else [path]
+    return first + "".join(f"{{{name}}}{part}" for name, part in zip(names, rest, strict=False))
+
+
+class _HeaderGetter(Getter[Any]):
+    def get(self, carrier: Any, key: str) -> list[str] | None:
+        return carrier.get_list(key) or None
+
+    def keys(self, carrier: Any) -> list[str]:
+        return list(carrier)
+
+
+_getter: Final = _HeaderGetter()
