@@ -36,6 +36,12 @@ class SSETornadoInstrumentor(SSEInstrumentor):
     targets = (Target("tornado.web", "otel_sse.servers.tornado:TornadoHooks", "tornado >= 6.1"),)
 
 
+class SSESanicInstrumentor(SSEInstrumentor):
+    """Records every event stream that Sanic serves, on its own server or by ASGI."""
+
+    targets = (Target("sanic", "otel_sse.servers.sanic:SanicHooks", "sanic >= 23.12"),)
+
+
 class SSEWSGIServerInstrumentor(SSEInstrumentor):
     """Records every event stream of a WSGI application on gunicorn, waitress or gevent."""
 

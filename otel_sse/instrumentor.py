@@ -70,6 +70,14 @@ class Hooks:
                 setattr(owner, name, original)
         self._patches.clear()
 
+    def _unpatch(self, owner: Any, name: str) -> None:
+        """Takes one patch off, unless another library has wrapped it."""
+        for each in [each for each in self._patches if each[:2] == (owner, name)]:
+            self._patches.remove(each)
+            _, _, original, ours = each
+            if vars(owner).get(name) is ours:
+                setattr(owner, name, original)
+
     def _patch(self, owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
         # Another instrumentation may have replaced the owner by a subclass.
         owners = [each for each in getattr(owner, "__mro__", [owner]) if name in vars(each)]

@@ -16,6 +16,7 @@ from helpers.otlp import Receiver
 import otel_sse
 from otel_sse.frameworks import (
     SSEAiohttpServerInstrumentor,
+    SSESanicInstrumentor,
     SSEStarletteInstrumentor,
     SSETornadoInstrumentor,
 )
@@ -97,7 +98,12 @@ def instrument(backend: Backend) -> Iterator[Callable[..., None]]:
     """Switches the instrumentors on with the given options, and off after the test."""
     used: list[SSEInstrumentor] = []
 
-    kinds = (SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor, SSETornadoInstrumentor)
+    kinds = (
+        SSEStarletteInstrumentor,
+        SSEAiohttpServerInstrumentor,
+        SSETornadoInstrumentor,
+        SSESanicInstrumentor,
+    )
 
     def on(**options: Any) -> None:
         for kind in kinds:

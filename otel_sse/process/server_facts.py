@@ -97,6 +97,16 @@ FACTS: Final = (
         "6.1 to 6.6",
         "tests/e2e/test_tornado_streams.py",
     ),
+    Fact(
+        "Sanic",
+        "a native request's stream has response_func, by which a response sends its next part and "
+        "which is None after the last, the response, and the exception of a time-out of Sanic's; "
+        "TouchUp.run compiles methods of Sanic anew; a server that stops aborts its protocols, and "
+        "a protocol whose client has left is called by connection_lost; errors of the application "
+        "go to handle_exception",
+        "23.12 to 25.12",
+        "tests/e2e/test_sanic_streams.py",
+    ),
     Fact("trio", "its time-outs are called TooSlowError", "0.25 to 0.35", "tests/e2e/test_trio.py"),
     Fact(
         "Litestar",

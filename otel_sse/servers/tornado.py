@@ -15,7 +15,6 @@ import asyncio
 import inspect
 import sys
 from collections.abc import Callable
-from contextvars import copy_context
 from functools import lru_cache, partial, wraps
 from time import perf_counter
 from types import ModuleType
@@ -23,7 +22,6 @@ from typing import Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry.propagators.textmap import Getter
-from opentelemetry.trace import SpanKind, get_current_span
 from tornado import web
 from tornado.http1connection import HTTP1ServerConnection
 from tornado.routing import PathMatches
@@ -33,7 +31,7 @@ from otel_sse.process.server_facts import tornado_transport
 from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import RequestState, current_request
 from otel_sse.stream.server import ServerStream
-from otel_sse.stream.sharing import open_server_stream
+from otel_sse.stream.sharing import open_handler_stream
 from otel_sse.telemetry.telemetry import Telemetry
 from otel_sse.wire.media_type import is_event_stream
 from otel_sse.wire.opaque import is_encoded
@@ -138,15 +136,7 @@ def _start(
     if telemetry.config.excludes(f"{request.protocol}://{request.host}{request.path}"):
         return None
     info = _stream_info(handler)
-    start = partial(open_server_stream, telemetry, info, state)
-    if current_request.get() is state:
-        if getattr(get_current_span(), "kind", None) is SpanKind.SERVER:
-            # Started within ``prepare``.
-            state.context = otel_context.get_current()
-        stream = start()
-    else:
-        # Another task sends what it has for many handlers: its context is not the stream's.
-        stream = copy_context().run(start)
+    stream = open_handler_stream(telemetry, info, state)
     if stream is None:
         return None
     grows = not info.encoded and "Content-Length" not in headers

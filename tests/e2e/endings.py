@@ -107,11 +107,13 @@ KINDS = {
     "raw": "`SSEMiddleware` around an ASGI application that never asks after its client",
     "aiohttp": "aiohttp's StreamResponse",
     "tornado": "Tornado's RequestHandler",
+    "sanic": "Sanic's `request.respond`",
 }
 ALL_ASGI = ("starlette", "middleware", "mounted", "gzip", "sse-starlette", "fastapi", "raw")
 SOME_ASGI = ("starlette", "sse-starlette", "fastapi", "raw")
 AIOHTTP = ("aiohttp",)
 TORNADO = ("tornado",)
+SANIC = ("sanic",)
 
 
 class ServerCommand(NamedTuple):
@@ -133,6 +135,7 @@ _HYPERCORN = "hypercorn endings_asgi:app -b 127.0.0.1:{port} --graceful-timeout 
 _GRANIAN = "granian endings_asgi:app --interface asgi --port {port} --workers-kill-timeout 10"
 _AIOHTTP = "python endings_aiohttp.py {port}"
 _TORNADO = "python endings_tornado.py {port}"
+_SANIC = "python endings_sanic.py {port}"
 
 # Those that take longest come first.
 SERVERS = (
@@ -172,6 +175,8 @@ SERVERS = (
     ServerCommand("aiohttp, handler_cancellation", f"{_AIOHTTP} asyncio cancelled", AIOHTTP),
     ServerCommand("tornado", _TORNADO, TORNADO),
     ServerCommand("tornado (with contrib)", _TORNADO, TORNADO, contrib=True),
+    ServerCommand("sanic", f"{_SANIC} 0", SANIC),
+    ServerCommand("sanic, 2 workers", f"{_SANIC} 2", SANIC),
 )
 
 
@@ -199,6 +204,7 @@ EXCEPTIONS = {
     ("*", "fastapi", "returns"): Expected("completed", why=_ENDS_THE_BODY),
     ("*", "aiohttp", "returns"): Expected("completed", why=_ENDS_THE_BODY),
     ("*", "tornado", "returns"): Expected("completed", why=_ENDS_THE_BODY),
+    ("*", "sanic", "returns"): Expected("completed", why=_ENDS_THE_BODY),
     ("*", "tornado", "silent"): Expected("client_disconnect", why=_NOT_ENDED, late=True),
     ("*", "sse-starlette", "stops-reading"): Expected(
         "timeout", "sse_starlette.sse.SendTimeoutError", "its own `send_timeout`"

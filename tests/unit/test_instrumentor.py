@@ -15,6 +15,9 @@ from aiohttp.web_protocol import RequestHandler
 from fastapi.routing import APIRoute
 from helpers.backend import Backend
 from opentelemetry.instrumentation.dependencies import DependencyConflict, DependencyConflictError
+from sanic import Sanic
+from sanic.server.protocols.base_protocol import SanicProtocol
+from sanic.touchup import TouchUp
 from sse_starlette.sse import EventSourceResponse
 from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -30,14 +33,20 @@ from otel_sse.frameworks import (
     SSEFlaskInstrumentor,
     SSEHttpxInstrumentor,
     SSERequestsInstrumentor,
+    SSESanicInstrumentor,
     SSEStarletteInstrumentor,
     SSETornadoInstrumentor,
     SSEWSGIServerInstrumentor,
 )
 from otel_sse.instrumentor import Hooks, SSEInstrumentor, Target
 
-KINDS = [SSEStarletteInstrumentor, SSEAiohttpServerInstrumentor, SSETornadoInstrumentor]
-LIBRARIES = dict(zip(KINDS, ("starlette", "aiohttp", "tornado"), strict=True))
+LIBRARIES = {
+    SSEStarletteInstrumentor: "starlette",
+    SSEAiohttpServerInstrumentor: "aiohttp",
+    SSETornadoInstrumentor: "tornado",
+    SSESanicInstrumentor: "sanic",
+}
+KINDS = list(LIBRARIES)
 PATCHED = [
     (Router, "__call__"),
     (BaseHTTPMiddleware, "__call__"),
@@ -51,6 +60,12 @@ PATCHED = [
     (tornado_web.RequestHandler, "flush"),
     (tornado_web, "_has_stream_request_body"),
     (HTTP1ServerConnection, "close"),
+    (Sanic, "__call__"),
+    (Sanic, "handle_request"),
+    (Sanic, "handle_exception"),
+    (SanicProtocol, "abort"),
+    (SanicProtocol, "connection_lost"),
+    (TouchUp, "run"),
 ]
 
 
@@ -158,6 +173,9 @@ def test_an_old_framework_is_skipped_as_contrib_skips_it(
         (SSETornadoInstrumentor, tornado_web.RequestHandler, "_execute"),
         (SSETornadoInstrumentor, tornado_web, "_has_stream_request_body"),
         (SSETornadoInstrumentor, HTTP1ServerConnection, "close"),
+        (SSESanicInstrumentor, Sanic, "handle_exception"),
+        (SSESanicInstrumentor, SanicProtocol, "abort"),
+        (SSESanicInstrumentor, TouchUp, "run"),
     ],
 )
 def test_a_framework_without_a_part_that_is_hooked_is_skipped(
@@ -196,6 +214,7 @@ def test_the_entry_points_are_the_documented_ones() -> None:
         "sse_aiohttp_client": SSEAiohttpClientInstrumentor,
         "sse_httpx": SSEHttpxInstrumentor,
         "sse_requests": SSERequestsInstrumentor,
+        "sse_sanic": SSESanicInstrumentor,
         "sse_tornado": SSETornadoInstrumentor,
         "sse_wsgi": SSEWSGIServerInstrumentor,
         "sse_flask": SSEFlaskInstrumentor,
@@ -315,7 +334,8 @@ def test_no_entry_point_imports_a_framework() -> None:
         packages = {name.partition(".")[0] for name in sys.modules}
         print(*packages & {
             "aiohttp", "bottle", "django", "fastapi", "flask", "gevent", "gunicorn", "httpx",
-            "httpx2", "requests", "sse_starlette", "starlette", "tornado", "urllib3", "waitress",
+            "httpx2", "requests", "sanic", "sse_starlette", "starlette", "tornado", "urllib3",
+            "waitress",
         })
     """
     run = subprocess.run(
