@@ -12,7 +12,7 @@ that their connections refer to, and that shows it:
 - hypercorn: the ``WorkerContext``, whose event ``terminated`` is set. Its workers get no signal
   from their parent, and on Python 3.12 and later they wait for ever for their connections.
 
-aiohttp cuts each connection by ``RequestHandler.shutdown``, see ``servers/aiohttp.py``. Granian's
+aiohttp, Tornado and Sanic cut each connection by itself, see their files in ``servers``. Granian's
 workers and gunicorn's are always asked by a signal.
 """
 

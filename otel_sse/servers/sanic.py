@@ -85,7 +85,8 @@ class SanicHooks(Hooks):
             state = RequestState()
             previous = current_request.get()
             current_request.set(state)
-            http.response_func = partial(self._send_first, http, request, state, send)
+            first = partial(self._send_first, http, request, state, send)
+            http.response_func = first
             try:
                 return await original(app, request)
             except BaseException as error:
@@ -95,25 +96,28 @@ class SanicHooks(Hooks):
             finally:
                 if state.stream is not None and (response := _live.get(http.protocol)):
                     response.on_return()
+                if http.response_func is first:
+                    # What answers in place of a handler that has not is not observed.
+                    http.response_func = send
                 state.error = None
                 state.finish(previous)
 
         return call
 
-    async def _send_first(
+    def _send_first(
         self, http: Any, request: Any, state: RequestState, send: Send, data: Any, end_stream: bool
-    ) -> None:
+    ) -> Awaitable[None]:
         """Sends the response's headers, with the start or all of its body."""
         telemetry, response = self.telemetry, None
         if telemetry is not None and state.stream is None:
             try:
-                response = _start(http, request, state, send, end_stream, telemetry)
+                if _may_be_event_stream(http.response):
+                    response = _start(http, request, state, send, end_stream, telemetry)
             except Exception:
                 telemetry.failures.log_failure_once("a stream's start")
         if response is None:
-            await send(data, end_stream)
-        else:
-            await response.send(data, end_stream, data or http.response.body)
+            return send(data, end_stream)
+        return response.send(data, end_stream, data or http.response.body)
 
     def _handle_exception(self, original: Any) -> Any:
         @wraps(original)
@@ -146,6 +150,12 @@ class SanicHooks(Hooks):
             return original(protocol, *args)
 
         return call
+
+
+def _may_be_event_stream(response: Any) -> bool:
+    """Rejects nearly every other response at once."""
+    content_type = response.headers.get("content-type") or response.content_type
+    return content_type is not None and "stream" in str(content_type).lower()
 
 
 def _start(
