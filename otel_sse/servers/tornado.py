@@ -266,9 +266,7 @@ class _Response:
 
     def _handle_request_exception(self, error: BaseException) -> None:
         if not isinstance(error, web.Finish):
-            if not self._stream.is_over():
-                # A peer that has disconnected did so before this, which is the clean-up's.
-                self._stream.check_disconnected()
+            # Tornado finishes the response now: that shows whether the peer had disconnected.
             self._state.error = error
         self._handle(error)
 

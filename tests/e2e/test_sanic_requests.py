@@ -1,8 +1,8 @@
 """Sanic's requests around their streams: parents, closes, clients that leave or do not read."""
 
 import asyncio
-import contextlib
 import logging
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -291,7 +291,7 @@ async def test_a_client_that_leaves_is_what_ends_its_stream(
     is in the list of the process until then.
     """
     instrument()
-    go_on = asyncio.Event()
+    cleaned_from: list[float] = []
 
     async def handler(request: Request) -> None:
         response = await start_stream(request)
@@ -300,10 +300,11 @@ async def test_a_client_that_leaves_is_what_ends_its_stream(
                 await response.send(b"data: 1\n\n")
                 await (asyncio.Event().wait() if silent else asyncio.sleep(0.01))
         finally:
-            with contextlib.suppress(asyncio.CancelledError):
-                await go_on.wait()
+            cleaned_from.append(perf_counter())
+            await asyncio.sleep(0.1)
             raise QuotaError
 
+    began = perf_counter()
     async with serve_sanic(sanic_app("/events", handler)) as port:
         client = await RawClient.get(port, "/events")
         await client.until(b"data: 1\n\n")
@@ -314,9 +315,11 @@ async def test_a_client_that_leaves_is_what_ends_its_stream(
             await client.close()
         else:
             client.reset()
-        go_on.set()
         await until(lambda: backend.spans("SSE"))
     assert closed(backend) == ("client_disconnect", None)
+    (span,) = backend.spans("SSE")
+    assert span.attributes is not None
+    assert span.attributes["sse.connection.duration"] <= cleaned_from[0] - began  # type: ignore[operator]
     assert otel_sse.connections() == []
 
 

@@ -320,6 +320,29 @@ async def test_a_client_that_leaves_is_what_ends_its_stream(
     assert otel_sse.connections() == []
 
 
+async def test_an_error_of_a_handler_that_finds_its_client_gone_is_not_the_streams(
+    backend: Backend, instrument: Instrument, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also before Tornado has called back that the connection is closed."""
+    caplog.set_level(logging.CRITICAL, "tornado")
+    instrument()
+
+    async def write_stream(handler: web.RequestHandler) -> None:
+        handler.write(b"data: 1\n\n")
+        await handler.flush()
+        connection: Any = handler.request.connection
+        while not connection.stream.closed():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        raise QuotaError
+
+    async with serve_tornado(tornado_app("/events", write_stream)) as port:
+        client = await RawClient.get(port, "/events")
+        await client.until(b"data: 1\n\n")
+        await client.close()
+        await until(lambda: backend.spans("SSE"))
+    assert closed(backend) == ("client_disconnect", None)
+
+
 async def test_a_stream_whose_handler_has_returned_ends_with_its_client(
     backend: Backend, instrument: Instrument
 ) -> None:
@@ -375,25 +398,34 @@ async def test_flushes_that_nobody_awaits_have_not_waited(
 ) -> None:
     """Tornado buffers them without limit: all are counted at once, and the backlog shows them."""
     instrument()
-    go_on = asyncio.Event()
+    seen, finished = asyncio.Event(), asyncio.Event()
 
     async def write_stream(handler: web.RequestHandler) -> None:
-        for _ in range(200):
+        for _ in range(199):
             handler.write(CHUNK)
             handler.flush()
-        await go_on.wait()
+        await seen.wait()
+        await asyncio.sleep(0.3)
+        handler.write(CHUNK)
+        handler.flush()
+        handler.finish()
+        finished.set()
 
     async with serve_tornado(tornado_app("/events", write_stream)) as port:
         client = await RawClient.get(port, "/events", "Connection: close", limit=1024)
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await until(lambda: backend.value("sse.server.backlog.max") >= len(CHUNK))
-        assert backend.value("sse.server.messages") >= 199
+        assert backend.value("sse.server.messages") >= 198
+        seen.set()
+        await finished.wait()
         client.writer.transport.resume_reading()  # type: ignore[attr-defined]
-        go_on.set()
         assert (await client.reader.read(-1)).endswith(b"\r\n0\r\n\r\n")
         await client.close()
     assert closed(backend) == ("completed", None)
     assert backend.value("sse.server.io") == 200 * len(CHUNK)
+    (span,) = backend.spans("SSE")
+    assert span.attributes is not None
+    assert span.attributes["sse.send.max_duration"] < 0.3  # type: ignore[operator]
 
 
 async def test_a_server_that_closes_its_connections_is_what_ends_their_streams(
