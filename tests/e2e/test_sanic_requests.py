@@ -16,6 +16,7 @@ from helpers.servers import serve_asgi
 from helpers.streams import STREAM, assert_reported, closed, fetch
 from helpers.waiting import until
 from opentelemetry import context
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.propagate import extract
 from opentelemetry.trace import SpanKind, set_span_in_context
 from sanic import Request, Sanic
@@ -82,6 +83,27 @@ async def test_a_stream_is_below_the_span_of_another_instrumentation(
     assert reply.body == STREAM
     connection = await assert_reported(backend, STREAM, route="/rooms/<room:str>")
     assert_placed(connection, caller, backend, makes_spans=True)
+    work.assert_within(connection)
+
+
+async def test_a_stream_is_below_contribs_span_where_sanic_is_an_asgi_application(
+    backend: Backend, instrument: Instrument, no_warnings: None
+) -> None:
+    """One stream, and contrib's span is the caller's server span."""
+    caller, work = Caller(), Work(backend)
+    app = OpenTelemetryMiddleware(
+        sanic_app("/rooms/<room:str>", working(work)),
+        tracer_provider=backend.tracer_provider,
+        meter_provider=backend.meter_provider,
+    )
+    instrument()
+    async with serve_asgi(app, lifespan="on") as port:
+        reply = await fetch(port, "/rooms/blue", *caller.headers)
+    assert reply.body == STREAM
+    connection = await assert_reported(backend, STREAM, route="/rooms/<room:str>")
+    assert_placed(connection, caller, backend, makes_spans=True)
+    ((_, kind, parent),) = caller.servers(backend)
+    assert (kind, parent) == (SpanKind.SERVER, "caller")
     work.assert_within(connection)
 
 
