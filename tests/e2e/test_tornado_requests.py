@@ -405,7 +405,7 @@ async def test_flushes_that_nobody_awaits_have_not_waited(
             handler.write(CHUNK)
             handler.flush()
         await seen.wait()
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1)
         handler.write(CHUNK)
         handler.flush()
         handler.finish()
@@ -425,7 +425,7 @@ async def test_flushes_that_nobody_awaits_have_not_waited(
     assert backend.value("sse.server.io") == 200 * len(CHUNK)
     (span,) = backend.spans("SSE")
     assert span.attributes is not None
-    assert span.attributes["sse.send.max_duration"] < 0.3  # type: ignore[operator]
+    assert span.attributes["sse.send.max_duration"] < 1  # type: ignore[operator]
 
 
 async def test_a_server_that_closes_its_connections_is_what_ends_their_streams(
