@@ -22,7 +22,8 @@ from types import ModuleType
 from typing import Any, Final
 
 from opentelemetry.propagators.textmap import Getter
-from sanic import Request, Sanic
+from sanic import Request as SanicRequest
+from sanic import Sanic
 from sanic.exceptions import RequestCancelled
 from sanic.server.protocols.base_protocol import SanicProtocol
 from sanic.touchup import TouchUp
@@ -30,7 +31,7 @@ from sanic.touchup import TouchUp
 from otel_sse.instrumentor import Hooks
 from otel_sse.servers.asgi import wrap_asgi_app
 from otel_sse.stream.info import ServerStreamInfo
-from otel_sse.stream.request import RequestState, current_request
+from otel_sse.stream.request import Request, RequestState, current_request
 from otel_sse.stream.server import ServerStream
 from otel_sse.stream.sharing import open_handler_stream
 from otel_sse.telemetry.telemetry import Telemetry
@@ -82,37 +83,39 @@ class SanicHooks(Hooks):
             send = getattr(http, "response_func", None)
             if self.telemetry is None or send is None:
                 return await original(app, request)
-            state = RequestState()
+            observed = Request()
             previous = current_request.get()
-            current_request.set(state)
-            first = partial(self._send_first, http, request, state, send)
+            current_request.set(observed)
+            first = partial(self._send_first, http, request, observed, send)
             http.response_func = first
             try:
                 return await original(app, request)
             except BaseException as error:
                 # Sanic handles any other but a cancellation.
-                state.error = error
+                if observed.stream is not None:
+                    observed.state.error = error
                 raise
             finally:
-                if state.stream is not None and (response := _live.get(http.protocol)):
-                    response.on_return()
+                if observed.stream is not None:
+                    if response := _live.get(http.protocol):
+                        response.on_return()
+                    observed.state.error = None
                 if http.response_func is first:
                     # What answers in place of a handler that has not is not observed.
                     http.response_func = send
-                state.error = None
-                state.finish(previous)
+                observed.finish(previous)
 
         return call
 
     def _send_first(
-        self, http: Any, request: Any, state: RequestState, send: Send, data: Any, end_stream: bool
+        self, http: Any, request: Any, observed: Request, send: Send, data: Any, end_stream: bool
     ) -> Awaitable[None]:
         """Sends the response's headers, with the start or all of its body."""
         telemetry, response = self.telemetry, None
-        if telemetry is not None and state.stream is None:
+        if telemetry is not None and observed.stream is None:
             try:
                 if _may_be_event_stream(http.response):
-                    response = _start(http, request, state, send, end_stream, telemetry)
+                    response = _start(http, request, observed, send, end_stream, telemetry)
             except Exception:
                 telemetry.failures.log_failure_once("a stream's start")
         if response is None:
@@ -122,13 +125,13 @@ class SanicHooks(Hooks):
     def _handle_exception(self, original: Any) -> Any:
         @wraps(original)
         async def call(app: Any, request: Any, exception: Any, *args: Any, **kwargs: Any) -> Any:
-            state = current_request.get()
-            if self.telemetry is not None and state is not None and state.stream is not None:
+            observed = current_request.get()
+            if self.telemetry is not None and observed is not None and observed.stream is not None:
                 # Nothing of the stream comes after it. An error of its clean-up is none.
                 response = _live.get(getattr(request.stream, "protocol", None))
                 if response is not None:
                     response.check_disconnected()
-                state.stream.close(exception, cut=state.cut)
+                observed.stream.close(exception, cut=observed.state.cut)
             return await original(app, request, exception, *args, **kwargs)
 
         return call
@@ -161,7 +164,7 @@ def _may_be_event_stream(response: Any) -> bool:
 def _start(
     http: Any,
     request: Any,
-    state: RequestState,
+    observed: Request,
     send: Send,
     end_stream: bool,
     telemetry: Telemetry,
@@ -175,14 +178,14 @@ def _start(
     if telemetry.config.excludes(f"{request.scheme}://{request.host}{request.path}"):
         return None
     encoded = is_encoded(str(headers.get("content-encoding", "")))
-    stream = open_handler_stream(telemetry, _stream_info(request, response, encoded), state)
+    stream = open_handler_stream(telemetry, _stream_info(request, response, encoded), observed)
     if stream is None:
         return None
     # Sanic computes the length of a body that comes whole.
     whole = end_stream or getattr(response, "body", None) or "content-length" in headers
     grows = not encoded and not whole
     comments = TraceCommentWriter() if grows and telemetry.config.propagate else None
-    return _Response(http, state, send, stream, comments)
+    return _Response(http, observed.state, send, stream, comments)
 
 
 class _Response:
@@ -280,7 +283,7 @@ def _route(request: Any) -> str | None:
 
 
 def _asgi_route(_: Any, scope: dict[str, Any]) -> tuple[str | None, bool]:
-    route = _route(Request.get_current())
+    route = _route(SanicRequest.get_current())
     return route, route is not None
 
 

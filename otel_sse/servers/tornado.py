@@ -20,7 +20,6 @@ from time import perf_counter
 from types import ModuleType
 from typing import Any, Final
 
-from opentelemetry import context as otel_context
 from opentelemetry.propagators.textmap import Getter
 from tornado import web
 from tornado.http1connection import HTTP1ServerConnection
@@ -29,7 +28,7 @@ from tornado.routing import PathMatches
 from otel_sse.instrumentor import Hooks
 from otel_sse.process.server_facts import tornado_transport
 from otel_sse.stream.info import ServerStreamInfo
-from otel_sse.stream.request import RequestState, current_request
+from otel_sse.stream.request import Request, current_request
 from otel_sse.stream.server import ServerStream
 from otel_sse.stream.sharing import open_handler_stream
 from otel_sse.telemetry.telemetry import Telemetry
@@ -39,7 +38,7 @@ from otel_sse.wire.trace_comment import TraceCommentWriter
 
 Flush = Callable[[bool], "asyncio.Future[None]"]
 
-# In a handler: the state of its request.
+# In a handler: our ``Request``.
 _KEY: Final = "_otel_sse"
 # What is observed of a handler from the start of its stream to its close.
 _OBSERVED: Final = ("flush", "_handle_request_exception")
@@ -57,23 +56,25 @@ class TornadoHooks(Hooks):
         async def call(handler: Any, *args: Any, **kwargs: Any) -> Any:
             if self.telemetry is None:
                 return await original(handler, *args, **kwargs)
-            state = RequestState()
+            request = Request()
             # Not by vars, which makes each later access to an attribute of the handler slower.
-            setattr(handler, _KEY, state)
+            setattr(handler, _KEY, request)
             previous = current_request.get()
-            current_request.set(state)
+            current_request.set(request)
             try:
                 return await original(handler, *args, **kwargs)
             except BaseException as error:
                 # Tornado handles any other but a cancellation.
-                state.error = error
+                if request.stream is not None:
+                    request.state.error = error
                 raise
             finally:
-                response = None if state.stream is None else _live.get(_key_of(handler))
-                if response is not None:
-                    response.on_return()
-                state.error = None
-                state.finish(previous)
+                if request.stream is not None:
+                    response = _live.get(_key_of(handler))
+                    if response is not None:
+                        response.on_return()
+                    request.state.error = None
+                request.finish(previous)
 
         return call
 
@@ -84,9 +85,9 @@ class TornadoHooks(Hooks):
 
         @wraps(original)
         def call(*args: Any) -> Any:
-            state = current_request.get()
-            if state is not None and state.stream is None and self.telemetry is not None:
-                state.context = otel_context.get_current()
+            request = current_request.get()
+            if request is not None and request.stream is None and self.telemetry is not None:
+                request.enter_middleware()
             return original(*args)
 
         return call
@@ -94,15 +95,15 @@ class TornadoHooks(Hooks):
     def _flush(self, original: Any) -> Any:
         @wraps(original)
         def call(handler: Any, include_footers: bool = False) -> Any:
-            telemetry, state = self.telemetry, getattr(handler, _KEY, None)
+            telemetry, request = self.telemetry, getattr(handler, _KEY, None)
             started = getattr(handler, "_headers_written", True)
-            if telemetry is None or state is None or started or state.stream is not None:
+            if telemetry is None or request is None or started or request.stream is not None:
                 return original(handler, include_footers)
             response = None
             try:
                 content_type = ",".join(handler._headers.get_list("Content-Type"))
                 if "stream" in content_type.lower():
-                    response = _start(handler, state, content_type, telemetry)
+                    response = _start(handler, request, content_type, telemetry)
             except Exception:
                 telemetry.failures.log_failure_once("a stream's start")
             if response is None:
@@ -127,7 +128,7 @@ class TornadoHooks(Hooks):
 
 
 def _start(
-    handler: Any, state: RequestState, content_type: str, telemetry: Telemetry
+    handler: Any, observed: Request, content_type: str, telemetry: Telemetry
 ) -> _Response | None:
     """Starts to record the stream that the next flush of ``handler`` starts, if it does."""
     request, headers = handler.request, handler._headers
@@ -136,12 +137,12 @@ def _start(
     if telemetry.config.excludes(f"{request.protocol}://{request.host}{request.path}"):
         return None
     info = _stream_info(handler)
-    stream = open_handler_stream(telemetry, info, state)
+    stream = open_handler_stream(telemetry, info, observed)
     if stream is None:
         return None
     grows = not info.encoded and "Content-Length" not in headers
     comments = TraceCommentWriter() if grows and telemetry.config.propagate else None
-    return _Response(handler, state, stream, comments)
+    return _Response(handler, observed, stream, comments)
 
 
 class _Response:
@@ -154,6 +155,7 @@ class _Response:
         "_handler",
         "_key",
         "_pending",
+        "_request",
         "_state",
         "_stream",
     )
@@ -161,12 +163,13 @@ class _Response:
     def __init__(
         self,
         handler: Any,
-        state: RequestState,
+        request: Request,
         stream: ServerStream,
         comments: TraceCommentWriter | None,
     ) -> None:
         self._handler = handler
-        self._state = state
+        self._request = request
+        self._state = request.state
         self._stream = stream
         self._comments = comments
         # A flush that is not done, its chunk, and when it began.
@@ -213,7 +216,7 @@ class _Response:
             stream.on_response_end(delivered=not disconnected and not cancelled)
             # From now on it is the server that closes the connection.
             stream.transport = None
-            if self._state.over:
+            if self._request.over:
                 self.close()
         return future
 
@@ -273,7 +276,7 @@ class _Response:
     def _on_connection_close(self, notify: Callable[[], None]) -> None:
         self._state.mark_disconnected()
         notify()
-        if self._state.over:
+        if self._request.over:
             self.close()
 
 

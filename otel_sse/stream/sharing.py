@@ -10,7 +10,6 @@ from time import perf_counter
 from typing import Any, Final
 
 from opentelemetry import metrics
-from opentelemetry.context import get_current
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import SpanKind, get_current_span
 
@@ -24,7 +23,7 @@ from otel_sse.stream.client import ClientStream, Errors
 from otel_sse.stream.close_reason import root_cause
 from otel_sse.stream.info import ClientStreamInfo, ServerStreamInfo
 from otel_sse.stream.nested import DeferredStream, ObservedStream, active_transport_call
-from otel_sse.stream.request import RequestState, current_request
+from otel_sse.stream.request import Request, RequestState, current_request
 from otel_sse.stream.server import ServerStream, ThreadedServerStream
 from otel_sse.telemetry.providers import Providers
 from otel_sse.telemetry.telemetry import Telemetry
@@ -97,17 +96,17 @@ def open_server_stream(
 
 
 def open_handler_stream(
-    telemetry: Telemetry, info: ServerStreamInfo, request: RequestState
+    telemetry: Telemetry, info: ServerStreamInfo, request: Request
 ) -> ServerStream | None:
     """The same for a handler that another task may send for, as a broadcast does for many: that
     task's context is not the stream's.
     """
     if current_request.get() is not request:
-        return copy_context().run(open_server_stream, telemetry, info, request)
+        return copy_context().run(open_server_stream, telemetry, info, request.state)
     if getattr(get_current_span(), "kind", None) is SpanKind.SERVER:
         # Of another instrumentation that has no place to show it before.
-        request.context = get_current()
-    return open_server_stream(telemetry, info, request)
+        request.enter_middleware()
+    return open_server_stream(telemetry, info, request.state)
 
 
 def open_client_stream(
