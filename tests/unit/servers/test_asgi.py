@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from helpers.asgi import START, Fed, Stream, http_scope, middleware
-from helpers.asgi_messages import END, SENDINGS, never
+from helpers.asgi_messages import END, MESSAGE, SENDINGS, never
 from helpers.backend import Backend
 
 import otel_sse
@@ -28,6 +28,24 @@ async def test_a_server_that_takes_anything_gets_the_very_objects(backend: Backe
         await SSEMiddleware(app, **backend.providers)(http_scope(), never, take)
         assert [id(each) for each in got] == [id(each) for each in sending]
     assert backend.value("sse.server.active_connections") == 0
+
+
+async def test_a_body_message_without_a_body_passes_under_propagate_too(backend: Backend) -> None:
+    """ASGI has ``body`` optional: where trace comments are written, none goes into nothing."""
+    sending = [START, {"type": "http.response.body", "more_body": True}, MESSAGE]
+    sending.append({"type": "http.response.body"})
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for message in sending:
+            await send(message)
+
+    stream = Stream(SSEMiddleware(app, **backend.providers, propagate=True))
+    await stream.task
+    first, empty, written, last = stream.sent
+    assert [first, empty, last] == [sending[0], sending[1], sending[3]]
+    assert written["body"].startswith(b": otel traceparent=00-")
+    assert written["body"].endswith(MESSAGE["body"])
+    assert backend.value("sse.server.messages") == 1
 
 
 @pytest.mark.parametrize("media_type", [b"application/json", b"text/event-stream"])

@@ -38,6 +38,26 @@ def test_a_long_segment_records_its_first_and_last_sixteen(count: int) -> None:
     assert append(segment(), count) == [*range(16), *range(count - 16, count)]
 
 
+@pytest.mark.parametrize("count", [17, 33, 47, 48, 49, 500])
+def test_each_message_has_its_own_figures(count: int) -> None:
+    """The last ones, too, whose slots have been written before."""
+    made = segment()
+    for number in range(count):
+        made.append(number + 0.5, number / 8, number * 10, number + 3)
+    for each in made.selected_messages():
+        figures = (each.at, each.wait, each.size, each.type)
+        number = each.number
+        assert figures == (number + 0.5, number / 8, number * 10, number + 3)
+
+
+def test_a_slow_send_among_the_first_sixteen_takes_no_place_of_the_eight() -> None:
+    """They are recorded anyway."""
+    middle = tuple(range(100, 180, 10))
+    assert append(segment(), 500, (0, 14, 15, *middle)) == [*range(16), *middle, *range(484, 500)]
+    # The seventeenth is the first whose slot is written again.
+    assert append(segment(), 500, (16,)) == [*range(17), *range(484, 500)]
+
+
 def test_slow_sends_between_are_recorded_too_up_to_eight() -> None:
     """A slow send in the middle is recorded in its place; the ninth is not."""
     slow = tuple(range(100, 200, 10))

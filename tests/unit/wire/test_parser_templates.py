@@ -1,5 +1,8 @@
 """Messages of a known shape are recognised without parsing."""
 
+import pytest
+from helpers import oracle
+
 from otel_sse.wire import parser as module
 from otel_sse.wire.parser import EventStreamParser
 
@@ -29,6 +32,35 @@ def test_a_message_of_the_last_shape_is_recognised_without_parsing() -> None:
     assert parser.match_template(message) is None
     parser.feed(b"\n")
     assert parser.match_template(message) == "tick"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"data: x\n\n",
+        b"event: tick\ndata: x\n\n",
+        b"id: 1\ndata: x\n\n",
+        b"data: 1\ndata: x\n\n",
+        b"event: tick\nid: 1\ndata: x\n\n",
+        b"id: 1\nevent: tick\ndata: x\n\n",
+    ],
+)
+def test_a_message_that_is_one_byte_off_is_another(message: bytes) -> None:
+    """A field's name with a wrong letter, a colon too few, a line end too many: what is recognised
+    without parsing is one message of that type by the standard, too.
+    """
+    parser = EventStreamParser()
+    for _ in range(2):
+        parser.feed(message)
+    kind = parser.match_template(message)
+    assert kind == ("tick" if b"tick" in message else "message")
+    for at in range(len(message)):
+        for byte in (b"", b"e", b"z", b" ", b":", b"\n", b"\r", b"\0"):
+            other = message[:at] + byte + message[at + 1 :]
+            if parser.match_template(other) is not None:
+                messages, comments = oracle.read(other)
+                assert [each.type for each in messages] == [kind], other
+                assert comments == 0, other
 
 
 def test_no_payload_is_kept_in_a_template() -> None:
