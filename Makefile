@@ -8,17 +8,20 @@ PYTHON ?= python3
 DEMO_SECONDS ?= 60
 STORM_EXAMPLES ?= 20000
 COVERED ?= tests/unit tests/e2e
+MUTANTS ?= 200
+SEED ?= 1
 
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 SOURCES := $(shell find otel_sse -not -path '*/__pycache__*') README.md LICENSE pyproject.toml
 
-.PHONY: help demo unit test apps docs bench count fuzz storm soak coverage lint format clean
+.PHONY: help demo unit test apps docs bench count fuzz storm soak coverage lint format clean mutants
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 	@echo '  PYTHON=python3.12 chooses the Python of a new .venv, DEMO_SECONDS=20 how long the demo runs,'
-	@echo '  STORM_EXAMPLES=1000 how many applications the storm runs, COVERED=tests/unit what coverage runs.'
+	@echo '  STORM_EXAMPLES=1000 how many applications the storm runs, COVERED=tests/unit what coverage runs,'
+	@echo '  MUTANTS=50 how many mutants are drawn, SEED=2 which ones, MODULES=wire/ of which modules.'
 
 demo: .venv/.done-demo .venv/.done-wheel ## serve and read real streams for a minute, and show what is reported of them
 	@cd examples && DEMO_SECONDS=$(DEMO_SECONDS) ../$(BIN)/python -m demo
@@ -58,6 +61,9 @@ coverage: .venv/.done-test .venv/.done-wheel ## show what the tests run of the p
 	@$(BIN)/coverage run $(BIN)/pytest $(COVERED) -m "not slow" --numprocesses 2; tests=$$?; \
 	  $(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$tests
 
+mutants: .venv/.done-test .venv/.done-mutants .venv/.done-wheel ## change the package in small ways, and report what no test notices
+	@$(BIN)/python tests/mutants/run.py $(MUTANTS) $(SEED) $(MODULES)
+
 lint: .venv/.done-test .venv/.done-wheel ## check style, spelling and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
@@ -84,7 +90,7 @@ clean: ## remove all that make has made
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@touch $@
 
-.venv/.done-build .venv/.done-demo .venv/.done-docs .venv/.done-test: .venv/.done-%: pyproject.toml .venv/.done-uv
+.venv/.done-build .venv/.done-demo .venv/.done-docs .venv/.done-mutants .venv/.done-test: .venv/.done-%: pyproject.toml .venv/.done-uv
 	@echo 'Installing what $* needs ...'
 	@$(UV) --requirements pyproject.toml --extra otlp --group $*
 	@touch $@
