@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from difflib import ndiff
+from difflib import unified_diff
 from functools import cached_property
 from hashlib import sha256
 
@@ -60,6 +60,7 @@ class Mutant:
 
     file: str
     line: int
+    original: str
     module: cst.Module
     node: cst.CSTNode
     mutated: cst.CSTNode
@@ -67,7 +68,7 @@ class Mutant:
     def rank(self, seed: int) -> str:
         """A random order that a change elsewhere does not alter."""
         texts = [self.module.code_for_node(each) for each in (self.node, self.mutated)]
-        around = self.module.code.splitlines()[self.line - 1]
+        around = self.original.splitlines()[self.line - 1]
         return sha256(repr((seed, self.file, around, *texts)).encode()).hexdigest()
 
     @cached_property
@@ -79,9 +80,11 @@ class Mutant:
     @cached_property
     def change(self) -> tuple[str, str]:
         """The lines that differ, before and after."""
-        lines = list(ndiff(self.module.code.splitlines(), self.code.splitlines()))
+        texts = (self.original.splitlines(), self.code.splitlines())
+        # Without the two lines that name the files.
+        lines = list(unified_diff(*texts, n=0, lineterm=""))[2:]
         old, new = (
-            "\n".join(line[2:].strip() for line in lines if line.startswith(sign)) for sign in "-+"
+            "\n".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+"
         )
         return old, new
 
@@ -100,4 +103,4 @@ def mutants_of(file: str, code: str) -> Iterator[Mutant]:
             if isinstance(node, kind):
                 line = positions[node].start.line if node in positions else 1
                 for mutated in operator(node):
-                    yield Mutant(file, line, wrapper.module, node, mutated)
+                    yield Mutant(file, line, code, wrapper.module, node, mutated)

@@ -143,7 +143,9 @@ def _sample(count: int, seed: int, modules: list[str]) -> list[Mutant]:
     lines: set[tuple[str, int]] = set()
     for mutant in sorted(found, key=lambda each: each.rank(seed)):
         place = (mutant.file, mutant.line)
-        if len(sample) == count or place in lines or (mutant.file, *mutant.change) in known:
+        if len(sample) == count:
+            break
+        if place in lines or (mutant.file, *mutant.change) in known:
             continue
         with suppress(SyntaxError):
             compile(mutant.code, mutant.file, "exec")
@@ -214,7 +216,7 @@ def main(count: int = 200, seed: int = 1, *modules: str) -> None:
             module.write_text(mutant.code)
             return Result(mutant, _failure(mutant, copy, covering))
         finally:
-            module.write_text(mutant.module.code)
+            module.write_text(mutant.original)
             copies.put(copy)
 
     noticed = 0
