@@ -142,13 +142,16 @@ class Channel:
                 is_closing=lambda: closing and self._gone.is_set(),
             )
 
+    def disconnect(self) -> None:
+        self._gone.set()
+
     async def receive(self) -> Any:
         await self._gone.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.body" and not message["more_body"]:
-            self._gone.set()
+            self.disconnect()
             await asyncio.Event().wait()
 
 
@@ -178,6 +181,29 @@ async def test_a_last_send_that_is_cancelled_by_a_disconnect(
     (span,) = backend.spans("SSE")
     assert span.attributes["sse.close.reason"] == reason
     assert span.attributes["sse.messages"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(AppError(), "error"), (asyncio.CancelledError(), "client_disconnect")],
+    ids=["error", "cancelled"],
+)
+async def test_a_closing_transport_explains_a_cancellation_and_no_error(
+    error: BaseException, reason: str, backend: Backend
+) -> None:
+    """Nobody has noticed the disconnect: an error did not come of it, a cancellation did."""
+    channel = Channel(closing=True)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+        channel.disconnect()
+        raise error
+
+    with pytest.raises(type(error)):
+        await middleware(backend, app)(http_scope(), channel.receive, channel.send)
+    (span,) = backend.spans("SSE")
+    assert span.attributes["sse.close.reason"] == reason
 
 
 async def test_returning_in_the_middle_of_the_body_is_unknown(
