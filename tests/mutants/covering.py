@@ -5,33 +5,36 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from coverage import CoverageData
+from coverage import Coverage
 
 
 class Covering:
     """What was measured of tests with ``--cov-context=test`` and the package at ``package``."""
 
     def __init__(self, package: Path, measured: Path) -> None:
-        data = CoverageData(str(measured))
-        data.read()
+        coverage = Coverage(data_file=measured)
+        coverage.load()
+        data = coverage.get_data()
         self._sizes: Counter[str] = Counter()
+        self._statements: dict[str, list[int]] = {}
         self._lines: dict[str, dict[int, set[str]]] = {}
-        for file in data.measured_files():
+        for path in data.measured_files():
             lines = {
                 # Without the phase of the test: a fixture runs the package too.
                 line: {context.rpartition("|")[0] for context in contexts} - {""}
-                for line, contexts in data.contexts_by_lineno(file).items()
+                for line, contexts in data.contexts_by_lineno(path).items()
             }
-            self._lines[Path(file).relative_to(package).as_posix()] = lines
+            file = Path(path).relative_to(package).as_posix()
+            self._lines[file] = lines
+            self._statements[file] = coverage.analysis2(path)[1]
             for tests in lines.values():
                 self._sizes.update(tests)
 
-    def tests(self, file: str, line: int) -> list[str]:
+    def tests(self, file: str, line: int) -> list[str] | None:
         """The ids of the tests that run the statement of the line; first those that run little of
-        the package, which are fast and say most about it.
+        the package, which are fast and say most about it. None of them where it runs when the
+        module is imported, and None where it does not run at all.
         """
-        lines = self._lines.get(file, {})
-        # A statement is measured by its first line.
-        starts = [start for start in lines if start <= line]
-        found = lines[max(starts)] if starts else set()
-        return sorted(found, key=lambda test: (self._sizes[test], test))
+        starts = [start for start in self._statements.get(file, ()) if start <= line]
+        tests = self._lines[file].get(max(starts)) if starts else None
+        return None if tests is None else sorted(tests, key=lambda test: (self._sizes[test], test))

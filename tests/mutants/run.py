@@ -3,7 +3,8 @@
 ``python tests/mutants/run.py [COUNT [SEED [MODULE ...]]]``; a MODULE is a file or folder of the
 package. A mutant is one change of one line, in a copy of the package that Python finds before the
 installed one, in other processes of a test too. Of the unit tests and the end-to-end tests that are
-quick, those that run its line are run until one fails.
+quick, those that run its line are run until one fails. Lines that none of them runs are left out:
+they are for servers in processes of their own, whose tests run for minutes.
 
 ``equivalent.yaml`` lists mutants that behave as the package does, each with the reason: they are
 not drawn. The commands of ``otel-sse`` are left out: their tests run for minutes.
@@ -11,17 +12,16 @@ not drawn. The commands of ``otel-sse`` are left out: their tests run for minute
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
 from time import monotonic
-from typing import Final, NamedTuple
+from typing import Final
 
 import yaml
 
@@ -30,6 +30,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parent.parent)
 
 from mutants.covering import Covering
+from mutants.forked import failure, warm_up
 from mutants.mutations import Mutant, mutants_of
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -38,8 +39,9 @@ WORK: Final = ROOT / ".build/mutants"
 EQUIVALENT: Final = Path(__file__).with_name("equivalent.yaml")
 JOBS: Final = 2
 # Seconds for one test, and for all that run a mutant: one that hangs is noticed.
-TEST_LIMIT: Final = 60
+OPTIONS: Final = ("--timeout=60",)
 LIMIT: Final = 600
+FUZZ: Final = {"FUZZ_EXAMPLES": "50"}
 # Tests that are run before all others.
 FIRST: Final = 20
 
@@ -66,71 +68,16 @@ QUICK: Final = (
 )
 # These run it in others, or read what a module defines. By the start of the module's name.
 ELSEWHERE: Final = {
-    "config": ("unit/test_config",),
-    "semconv": ("semconv/test_registry", "unit/telemetry/test_telemetry"),
+    "semconv": ("semconv/test_registry",),
     "servers/bottle": ("e2e/test_wsgi_servers",),
     "servers/django": ("e2e/test_wsgi_servers",),
     "servers/flask": ("e2e/test_wsgi_servers",),
-    "servers/wsgi": ("e2e/test_wsgi_servers", "e2e/test_coexistence_wsgi"),
-    "process/server_facts": ("e2e/test_stops", "e2e/test_wsgi_servers", "e2e/test_workers"),
-    "process/": ("e2e/test_shutdown", "e2e/test_lifecycle"),
-    "stream/sharing": ("e2e/test_shutdown", "e2e/test_lifecycle"),
+    "servers/wsgi": ("e2e/test_wsgi_servers",),
 }
 
 
-class Result(NamedTuple):
-    """``by`` is what noticed the mutant, None where nothing did."""
-
-    mutant: Mutant
-    by: str | None
-
-
-class Run:
-    """One run of pytest with the package in ``copy``."""
-
-    def __init__(self, copy: Path, *options: str, ids: list[str] | None = None) -> None:
-        chosen = copy / "ids"
-        chosen.write_text("".join(f"{name}\n" for name in ids or ()))
-        child = Path(__file__).with_name("child.py")
-        command = [sys.executable, str(child), str(chosen), "-q", "--tb=no", "-m", "not slow"]
-        command += ["-p", "no:cacheprovider", "-p", "no:randomly", f"--timeout={TEST_LIMIT}"]
-        changes = {
-            "PYTHONPATH": str(copy),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "FUZZ_EXAMPLES": "50",
-            "COVERAGE_FILE": str(WORK / "coverage"),
-        }
-        self._process = subprocess.Popen(
-            [*command, *options],
-            cwd=ROOT,
-            env={**os.environ, **changes},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def failure(self, limit: float | None = None) -> str | None:
-        """What fails, in a line."""
-        process = self._process
-        try:
-            output, _ = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            output = f"no end within {limit} s"
-        finally:
-            # Servers that a test has started, too.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        if process.returncode == 0:
-            return None
-        lines = output.splitlines() or [f"exit code {process.returncode}"]
-        return next((line for line in lines if line.startswith(("FAILED", "ERROR"))), lines[-1])
-
-
-def _sample(count: int, seed: int, modules: list[str]) -> list[Mutant]:
-    """Random mutants, no two of one line, none that is known as equivalent."""
+def _sample(count: int, seed: int, modules: list[str], covering: Covering) -> list[Mutant]:
+    """Random mutants of lines that tests run, no two of one line, none known as equivalent."""
     known = {
         (each["file"], each["old"].strip(), each["new"].strip())
         for each in yaml.safe_load(EQUIVALENT.read_text())
@@ -141,32 +88,32 @@ def _sample(count: int, seed: int, modules: list[str]) -> list[Mutant]:
         command = file.startswith(("cli/", "__main__"))
         if file.startswith(tuple(modules)) if modules else not command:
             found += mutants_of(file, path.read_text())
+    waiting = {(each.file, each.line) for each in found}
+    run = {place for place in waiting if covering.tests(*place) is not None}
+    print(f"{len(run)} of {len(waiting)} lines are run by tests that are quick", flush=True)
     sample: list[Mutant] = []
-    lines: set[tuple[str, int]] = set()
     for mutant in sorted(found, key=lambda each: each.rank(seed)):
         place = (mutant.file, mutant.line)
         if len(sample) == count:
             break
-        if place in lines or (mutant.file, *mutant.change) in known:
+        if place not in run or (mutant.file, *mutant.change) in known:
             continue
         with suppress(SyntaxError):
             compile(mutant.code, mutant.file, "exec")
-            lines.add(place)
+            run.remove(place)
             sample.append(mutant)
     return sample
 
 
-def _copies() -> list[Path]:
-    """One copy of the package for each job, compiled: each of many processes would do it again."""
+def _copy() -> Path:
+    """A copy of the package, compiled: each of many processes would do it again."""
     shutil.rmtree(WORK, ignore_errors=True)
-    copies = [WORK / str(job) for job in range(JOBS)]
-    for copy in copies:
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(PACKAGE, copy / "otel_sse", ignore=ignored)
-        # By the content of the source: a mutant may have the time and the size of what it replaces.
-        options = ["-q", "--invalidation-mode", "checked-hash"]
-        subprocess.run([sys.executable, "-m", "compileall", *options, copy], check=True)
-    return copies
+    copy = WORK / "0"
+    shutil.copytree(PACKAGE, copy / "otel_sse", ignore=shutil.ignore_patterns("__pycache__"))
+    # By the content of the source: a mutant may have the time and the size of what it replaces.
+    options = ["-q", "--invalidation-mode", "checked-hash"]
+    subprocess.run([sys.executable, "-m", "compileall", *options, copy], check=True)
+    return copy
 
 
 def _quick() -> list[str]:
@@ -176,61 +123,72 @@ def _quick() -> list[str]:
 
 def _measure(copy: Path) -> Covering:
     """All tests that are measured have to pass without a mutant."""
-    package = copy / "otel_sse"
-    config = WORK / "coverage.ini"
+    package, data, config = copy / "otel_sse", WORK / "coverage", WORK / "coverage.ini"
     config.write_text(f"[run]\nsource = {package}\n")
-    options = [f"--cov={package}", f"--cov-config={config}", "--cov-context=test", "--cov-report="]
-    failure = Run(copy, f"--numprocesses={JOBS}", *options, *_quick()).failure()
-    if failure is not None:
-        sys.exit(f"The tests fail without a mutant: {failure}")
-    return Covering(package, WORK / "coverage")
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", f"--numprocesses={JOBS}"]
+    command += [f"--cov={package}", f"--cov-config={config}", "--cov-context=test"]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "COVERAGE_FILE": str(data)}
+    done = subprocess.run(
+        [*command, "--cov-report=", *_quick()],
+        cwd=ROOT,
+        env={**environment, **FUZZ},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(f"The tests fail without a mutant:\n{done.stdout}")
+    return Covering(package, data)
 
 
-def _failure(mutant: Mutant, copy: Path, covering: Covering) -> str | None:
-    """The first of its tests that fails."""
-    file, ids = mutant.file, covering.tests(mutant.file, mutant.line)
-    # Importing all their files takes longer than the tests that notice most mutants.
-    for some in (ids[:FIRST], ids[FIRST:]):
-        tests = list(dict.fromkeys(name.partition("::")[0] for name in some))
-        if tests and (by := Run(copy, "-x", *tests, ids=some).failure(LIMIT)):
-            return by
-    elsewhere = [names for start, names in ELSEWHERE.items() if file.startswith(start)]
-    if elsewhere:
-        tests = [f"tests/{name}.py" for name in elsewhere[0]]
-        if by := Run(copy, "-x", *tests).failure(LIMIT):
-            return by
-    # A line that no test runs is run when the module is imported.
-    return None if ids else Run(copy, "-x", *_quick()).failure(LIMIT)
+def _test(file: str, code: str, ids: list[str]) -> str | None:
+    """The first failure of the tests of a mutant, in a worker."""
+    copy = WORK / str(os.getpid())
+    if not copy.exists():
+        shutil.copytree(WORK / "0", copy)
+    module = copy / "otel_sse" / file
+    original = module.read_text()
+    module.write_text(code)
+    try:
+        # Importing all their files takes longer than the tests that notice most mutants.
+        for some in (ids[:FIRST], ids[FIRST:]):
+            tests = list(dict.fromkeys(name.partition("::")[0] for name in some))
+            if tests and (by := failure(copy, [*OPTIONS, *tests], some, LIMIT)):
+                return by
+        elsewhere = [names for start, names in ELSEWHERE.items() if file.startswith(start)]
+        if elsewhere:
+            tests = [f"tests/{name}.py" for name in elsewhere[0]]
+            if by := failure(copy, [*OPTIONS, *tests], [], LIMIT):
+                return by
+        # It runs when the module is imported.
+        return None if ids else failure(copy, [*OPTIONS, *_quick()], [], LIMIT)
+    finally:
+        module.write_text(original)
+
+
+def _start_worker() -> None:
+    os.chdir(ROOT)
+    os.environ.update(FUZZ)
+    warm_up()
 
 
 def main(count: int = 200, seed: int = 1, *modules: str) -> None:
     began = monotonic()
-    sample = _sample(count, seed, list(modules))
-    copies: SimpleQueue[Path] = SimpleQueue()
-    first, *others = _copies()
-    covering = _measure(first)
-    for copy in (first, *others):
-        copies.put(copy)
-
-    def test(mutant: Mutant) -> Result:
-        copy = copies.get()
-        module = copy / "otel_sse" / mutant.file
-        try:
-            module.write_text(mutant.code)
-            return Result(mutant, _failure(mutant, copy, covering))
-        finally:
-            module.write_text(mutant.original)
-            copies.put(copy)
-
+    covering = _measure(_copy())
+    sample = _sample(count, seed, list(modules), covering)
     noticed = 0
-    with ThreadPoolExecutor(JOBS) as pool:
-        tasks = [pool.submit(test, mutant) for mutant in sample]
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(JOBS, context, _start_worker) as pool:
+        tasks = {
+            pool.submit(
+                _test, each.file, each.code, covering.tests(each.file, each.line) or []
+            ): each
+            for each in sample
+        }
         for number, task in enumerate(as_completed(tasks), 1):
-            mutant, by = task.result()
+            mutant, by = tasks[task], task.result()
             noticed += by is not None
-            print(
-                f"{number:4} otel_sse/{mutant.file}:{mutant.line} {by or 'NOT NOTICED'}", flush=True
-            )
+            place = f"otel_sse/{mutant.file}:{mutant.line}"
+            print(f"{number:4} {place} {by or 'NOT NOTICED'}", flush=True)
             if by is None:
                 old, new = mutant.change
                 print(f"       - {old}\n       + {new}", flush=True)

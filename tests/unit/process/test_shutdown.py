@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import trio
-from helpers.waiting import until
+from helpers.waiting import until, wait_until
 
 from otel_sse.process import shutdown
 from otel_sse.process.event_loops import LoopTask, run_in_parallel, run_in_thread
@@ -190,6 +190,60 @@ def test_slow_answers_use_the_budget_up(short: float) -> None:
     stop.set()
     assert took < 4 * short
     assert streams.discards == 1
+
+
+class Live(Streams):
+    """Two live streams, of a loop of their own each that runs no more: they close without it."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: None, shutdown_seconds=1)
+        self.loops = [asyncio.new_event_loop() for _ in range(2)]
+        # The loop of each that closes, whether it is cut, and when.
+        self.closed: list[tuple[Any, bool, float]] = []
+
+    def close_tasks(self) -> Sequence[LoopTask]:
+        return [(loop, functools.partial(self._close, loop)) for loop in self.loops]
+
+    def _close(self, loop: Any) -> None:
+        self.closed.append((loop, self.stopping, time.monotonic()))
+
+
+@pytest.fixture
+def live() -> Iterator[Live]:
+    made = Live()
+    yield made
+    for loop in made.loops:
+        loop.close()
+
+
+def test_what_is_live_at_the_end_of_the_process_is_cut(live: Live) -> None:
+    """Every stream closes, and knows by then that the process ends."""
+    made = handler(live)
+    made._run_bounded(made._finish)
+    assert [(loop, cut) for loop, cut, _ in live.closed] == [(loop, True) for loop in live.loops]
+    assert live.exports == 1
+
+
+def test_a_server_that_stops_drains_its_own_streams_alone(live: Live) -> None:
+    """Half of the time before the kill belongs to the streams, then its loop's close. Other servers
+    of the process go on: nothing of theirs is cut.
+    """
+    began = time.monotonic()
+    handler(live)._on_server_stop(live.loops[1])
+    wait_until(lambda: live.exports)
+    ((loop, cut, closed),) = live.closed
+    assert (loop, cut) == (live.loops[1], False)
+    assert closed - began >= 0.5
+
+
+def test_a_server_that_goes_on_behind_a_signal_is_not_stopping_any_more(live: Live) -> None:
+    """It has drained: what it serves from then on is not cut by that signal."""
+    made = handler(live)
+    made._on_server_signal(lambda *_: None, signal.SIGTERM, None)
+    assert live.stopping
+    wait_until(lambda: not live.stopping)
+    assert [cut for _, cut, _ in live.closed] == [True, True]
+    wait_until(lambda: not made._draining)
 
 
 def _server(limit: float | None) -> Callable[..., None]:
