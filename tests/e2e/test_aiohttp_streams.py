@@ -1,5 +1,6 @@
 """Every way in which aiohttp.web sends an event stream."""
 
+import asyncio
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,6 +20,8 @@ from helpers.framework_cases import (
     check,
     write_pieces,
 )
+from helpers.raw_client import RawClient
+from helpers.servers import serve_aiohttp
 from helpers.streams import (
     PIECES,
     STREAM,
@@ -26,6 +29,7 @@ from helpers.streams import (
     assert_reported,
     fetch,
 )
+from helpers.waiting import until
 
 AIOHTTP: list[Any] = []
 
@@ -246,3 +250,55 @@ async def test_a_low_level_server_of_aiohttp_is_reported(
         await runner.cleanup()
     assert reply.body == STREAM
     await assert_reported(backend, STREAM, route=None)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["write", "write_eof"])
+@pytest.mark.parametrize(
+    ("error", "reason", "messages"),
+    [
+        (ConnectionResetError(104, "reset"), "client_disconnect", 1),
+        # The server has the bytes of a write that is cancelled while it waits.
+        (asyncio.CancelledError(), "unknown", 2),
+    ],
+    ids=["reset", "cancelled"],
+)
+async def test_a_write_that_raises_does_so_in_the_handler(
+    error: BaseException,
+    reason: str,
+    messages: int,
+    last: bool,
+    backend: Backend,
+    instrument: Instrument,
+) -> None:
+    """The handler gets the very error, and its stream closes for the reason that it shows."""
+    caught: list[BaseException] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        writer: Any = request.writer
+        write = writer.write
+        broken = False
+
+        async def breaking(chunk: Any = b"", *args: Any, **options: Any) -> None:
+            if broken:
+                raise error
+            await write(chunk, *args, **options)
+
+        writer.write = writer.write_eof = breaking
+        response = await start_stream(request)
+        await response.write(b"data: 1\n\n")
+        broken = True
+        try:
+            await (response.write_eof if last else response.write)(b"data: 2\n\n")
+        except BaseException as raised:
+            caught.append(raised)
+            raise
+        return response
+
+    instrument()
+    async with serve_aiohttp(aiohttp_app("/events", handler)) as port:
+        client = await RawClient.get(port, "/events")
+        (span,) = await until(lambda: backend.spans("SSE"))
+        await client.close()
+    assert caught == [error]
+    assert span.attributes["sse.close.reason"] == reason
+    assert span.attributes["sse.messages"] == messages
