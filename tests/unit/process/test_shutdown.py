@@ -174,6 +174,18 @@ def test_exporters_that_do_not_answer_are_waited_for_once(
     assert [each.levelno for each in caplog.records] == [logging.WARNING]
 
 
+def test_an_export_that_hangs_does_not_hold_up_the_interpreters_end() -> None:
+    """Which waits for every thread that is no daemon."""
+    found: list[threading.Thread] = []
+
+    def export(_: Streams) -> None:
+        found.append(threading.current_thread())
+
+    made = handler(Streams(export))
+    made._run_bounded(made._export)
+    assert [each.daemon for each in found] == [True]
+
+
 def test_slow_answers_use_the_budget_up(short: float) -> None:
     """Exports that fail after a time-out each are no answers, although each of them ends."""
     stop = threading.Event()

@@ -49,6 +49,56 @@ async def test_every_piece_is_recorded(backend: Backend) -> None:
     await assert_reported(backend, STREAM, route=None)
 
 
+def test_what_is_known_of_a_request_is_recorded(backend: Backend) -> None:
+    """The client, its software, protocol, scheme and method; the path only where a route is known,
+    since it may hold anything.
+    """
+    body, _ = call(
+        streaming([b"data: x\n\n"], backend),
+        **{"REQUEST_METHOD": "POST", "wsgi.url_scheme": "https", "SERVER_PROTOCOL": "HTTP/1.1"},
+        REMOTE_ADDR="192.0.2.7",
+        HTTP_USER_AGENT="agent",
+        HTTP_LAST_EVENT_ID="7",
+    )
+    assert list(body) == [b"data: x\n\n"]
+    body.close()
+    (span,) = backend.spans()
+    expected = {
+        "http.request.method": "POST",
+        "url.scheme": "https",
+        "network.protocol.version": "1.1",
+        "client.address": "192.0.2.7",
+        "user_agent.original": "agent",
+        "sse.resumed": True,
+        "http.response.status_code": 200,
+    }
+    attributes = dict(span.attributes or {})
+    assert {name: attributes.get(name) for name in expected} == expected
+    assert "url.path" not in attributes
+
+
+@pytest.mark.parametrize(
+    ("host", "mount", "path", "reported"),
+    [
+        ("example.org", "/app", "/internal", 0),
+        ("example.org", "", "/app/internal", 0),
+        ("example.org", "/app", "/public", 1),
+        ("example.org", "/other", "/internal", 1),
+        ("example.com", "/app", "/internal", 1),
+    ],
+)
+def test_an_excluded_url_is_scheme_host_mount_and_path(
+    host: str, mount: str, path: str, reported: int, backend: Backend
+) -> None:
+    """As the client has asked for it."""
+    app = streaming([b"data: x\n\n"], backend, excluded_urls="^http://example.org/app/internal$")
+    body, _ = call(app, HTTP_HOST=host, SCRIPT_NAME=mount, PATH_INFO=path)
+    assert list(body) == [b"data: x\n\n"]
+    # What is not observed is the application's list itself.
+    getattr(body, "close", list)()
+    assert len(backend.spans()) == reported
+
+
 async def test_a_generator_that_starts_at_the_first_next_is_seen(backend: Backend) -> None:
     def app(_: Any, start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", TYPED)
