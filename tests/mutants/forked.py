@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import importlib
 import os
-import select
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -85,14 +85,16 @@ def failure(copy: Path, tests: list[str], ids: list[str], limit: float) -> str |
             code = _run(copy, tests, ids, output)
         finally:
             os._exit(code)
-    try:
-        ended, _, _ = select.select([os.pidfd_open(process)], [], [], limit)
-    finally:
-        # Servers that a test has started, too.
-        with suppress(ProcessLookupError):
-            os.killpg(process, signal.SIGKILL)
-        _, status = os.waitpid(process, 0)
+    deadline = time.monotonic() + limit
+    ended = status = 0
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.02)
+        ended, status = os.waitpid(process, os.WNOHANG)
+    # Servers that a test has started, too.
+    with suppress(ProcessLookupError):
+        os.killpg(process, signal.SIGKILL)
     if not ended:
+        os.waitpid(process, 0)
         return f"no end within {limit} s"
     if not status:
         return None
@@ -109,6 +111,7 @@ def _run(copy: Path, tests: list[str], ids: list[str], output: Path) -> int:
     # For processes that tests start, and for this one.
     os.environ["PYTHONPATH"] = str(copy)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    os.environ["COLUMNS"] = "200"
     sys.dont_write_bytecode = True
     sys.path[0] = str(copy)
     options = ["-x", "-q", "--tb=no", "-m", "not slow", "-p", "no:cacheprovider"]

@@ -138,6 +138,34 @@ async def test_out_of_order_messages_reach_the_server_and_break_nothing(backend:
     assert span.attributes["sse.messages"] == 1
 
 
+@pytest.mark.parametrize(("stopping", "reason"), [(True, "server_shutdown"), (False, "error")])
+async def test_a_second_start_that_the_server_refuses_while_it_stops(
+    stopping: bool, reason: str, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A framework answers the error of a stream that the server has cut: that is the end of the
+    process, and no error of the stream's. Else it is one.
+    """
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send(MESSAGE)
+        await send(START)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if sent.count(START) == 2:
+            raise RuntimeError("the response has started")
+
+    sent: list[Any] = []
+    monkeypatch.setattr(
+        "otel_sse.servers.asgi.is_server_stopping", lambda channel: stopping and channel is send
+    )
+    with pytest.raises(RuntimeError, match="has started"):
+        await middleware(backend, app)(http_scope(), never, send)
+    (span,) = backend.spans("SSE")
+    assert span.attributes["sse.close.reason"] == reason
+
+
 @pytest.mark.parametrize("body", [bytearray(b"data: x\n\n"), memoryview(b"data: x\n\n")])
 async def test_other_kinds_of_bytes_count_too(body: Any, backend: Backend) -> None:
     """Bytearray and memoryview bodies are counted like bytes, and passed on as they are."""

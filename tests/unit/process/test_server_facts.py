@@ -1,0 +1,65 @@
+"""What servers show of themselves, on objects of their own classes or with their names."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import hypercorn
+import pytest
+from gunicorn.workers.base import Worker
+from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.sync import SyncWorker
+
+from otel_sse.process.server_facts import find_transport, pool_of_worker
+
+
+class Transport:
+    closing = False
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def get_write_buffer_size(self) -> int:
+        return 7
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return (name, default)
+
+
+def test_a_stream_of_hypercorn_closes_before_its_transport() -> None:
+    """The transport may carry other streams; in all else the stream's is that one."""
+    transport: Any = Transport()
+    kind = type("Stream", (), {"__module__": f"{hypercorn.__name__}.protocol", "closed": False})
+    stream: Any = kind()
+    stream.writer = SimpleNamespace(transport=transport)
+
+    async def app_send(message: Any) -> None: ...
+
+    channel = SimpleNamespace(send=app_send, __wrapped__=stream)
+    found = find_transport(channel)
+    assert found is not None
+    assert found.shared is transport  # type: ignore[attr-defined]
+    assert found.get_write_buffer_size() == 7
+    assert found.get_extra_info("socket", 1) == ("socket", 1)
+    assert not found.is_closing()
+    stream.closed = True
+    assert found.is_closing()
+    stream.closed, transport.closing = False, True
+    assert found.is_closing()
+
+
+@pytest.mark.parametrize(("kind", "streams"), [(SyncWorker, 1), (ThreadWorker, 5), (Worker, None)])
+def test_a_worker_of_gunicorn_holds_as_many_streams_as_it_has_threads(
+    kind: Any, streams: int | None
+) -> None:
+    """A class that is not known has no limit that is."""
+    worker = kind.__new__(kind)
+    worker.cfg = SimpleNamespace(threads=5, worker_connections=1000)
+    assert pool_of_worker(worker) == streams
+
+
+def test_a_worker_with_greenlets_holds_as_many_streams_as_connections() -> None:
+    """Gevent's and eventlet's."""
+    kind = type("GeventWorker", (type("AsyncWorker", (Worker,), {}),), {})
+    worker = kind.__new__(kind)
+    worker.cfg = SimpleNamespace(threads=5, worker_connections=1000)
+    assert pool_of_worker(worker) == 1000
