@@ -22,6 +22,7 @@ from helpers.client_streams import (
 from helpers.streams import STREAM
 from helpers.waiting import until
 
+from otel_sse.clients.requests import SSERequestsInstrumentor, _stream_info
 from otel_sse.servers.asgi import SSEMiddleware
 
 
@@ -46,6 +47,43 @@ def test_a_response_without_a_stream_passes(package: Any, telemetry: Backend) ->
             assert [*response.iter_lines()] == ["data: 1", ""]
     assert telemetry.spans("SSE") == []
     assert telemetry.value("sse.client.active_connections") == 0
+
+
+URLS = [
+    ("http://example.org/events", 80),
+    ("https://example.org/events", 443),
+    ("https://example.org:8443/events", 8443),
+]
+
+
+@pytest.mark.parametrize("package", [httpx, httpx2])
+@pytest.mark.parametrize(("url", "port"), URLS)
+def test_a_port_is_that_of_the_scheme_where_the_url_has_none(
+    package: Any, url: str, port: int, telemetry: Backend
+) -> None:
+    """So that both ways to write it are one server."""
+    with package.Client(transport=_mock(package, [FIRST])) as client:
+        assert client.get(url).content == FIRST
+    (span,) = telemetry.spans("SSE")
+    assert span.attributes["server.address"] == "example.org"
+    assert span.attributes["server.port"] == port
+
+
+@pytest.mark.parametrize(("url", "port"), URLS)
+def test_requests_reports_the_port_of_the_scheme_too(
+    url: str, port: int, telemetry: Backend
+) -> None:
+    """It has no transport without a socket."""
+    request = requests.Request("GET", url + "?secret=1").prepare()
+    info = _stream_info(request, None, 0.0)
+    provider = SSERequestsInstrumentor().telemetry
+    assert provider is not None
+    assert info.attributes(provider) == {
+        "http.request.method": "GET",
+        "server.address": "example.org",
+        "server.port": port,
+    }
+    assert info.known_path == "/events"
 
 
 @pytest.mark.parametrize("package", [httpx, httpx2])

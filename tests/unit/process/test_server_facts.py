@@ -9,7 +9,7 @@ from gunicorn.workers.base import Worker
 from gunicorn.workers.gthread import ThreadWorker
 from gunicorn.workers.sync import SyncWorker
 
-from otel_sse.process.server_facts import find_transport, pool_of_worker
+from otel_sse.process.server_facts import find_transport, pool_of_request, pool_of_worker
 
 
 class Transport:
@@ -63,3 +63,18 @@ def test_a_worker_with_greenlets_holds_as_many_streams_as_connections() -> None:
     worker = kind.__new__(kind)
     worker.cfg = SimpleNamespace(threads=5, worker_connections=1000)
     assert pool_of_worker(worker) == 1000
+
+
+def test_waitress_shows_its_pool_by_a_method_of_its_channel() -> None:
+    """Its servers of several sockets share one."""
+    pool = object()
+
+    class Channel:
+        server = SimpleNamespace(task_dispatcher=pool, adj=SimpleNamespace(threads=4))
+
+        def client_disconnected(self) -> bool:
+            return False
+
+    environ = {"waitress.client_disconnected": Channel().client_disconnected}
+    assert pool_of_request(environ) == (pool, 4)
+    assert pool_of_request({}) == (None, None)
