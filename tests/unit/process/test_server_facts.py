@@ -5,11 +5,17 @@ from typing import Any
 
 import hypercorn
 import pytest
+import uvicorn
 from gunicorn.workers.base import Worker
 from gunicorn.workers.gthread import ThreadWorker
 from gunicorn.workers.sync import SyncWorker
 
-from otel_sse.process.server_facts import find_transport, pool_of_request, pool_of_worker
+from otel_sse.process.server_facts import (
+    find_transport,
+    is_stop_requested,
+    pool_of_request,
+    pool_of_worker,
+)
 
 
 class Transport:
@@ -78,3 +84,12 @@ def test_waitress_shows_its_pool_by_a_method_of_its_channel() -> None:
     environ = {"waitress.client_disconnected": Channel().client_disconnected}
     assert pool_of_request(environ) == (pool, 4)
     assert pool_of_request({}) == (None, None)
+
+
+def test_uvicorn_shows_that_it_is_asked_to_stop() -> None:
+    """Before it does: a stream that it cuts then is the server's end."""
+    server = uvicorn.Server(uvicorn.Config("app:app"))
+    assert not is_stop_requested(server)
+    server.should_exit = True
+    assert is_stop_requested(server)
+    assert not is_stop_requested(None)

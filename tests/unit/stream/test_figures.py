@@ -58,7 +58,6 @@ def serve(backend: Backend, **options: Any) -> ServerStream:
     for chunk, at, wait in SENDS:
         stream.on_send(chunk, STARTED + at, STARTED + at + wait)
     stream.close(completed=True)
-    telemetry.export()
     return stream
 
 
@@ -139,6 +138,25 @@ def test_metrics_add_up_the_waits_and_gaps(backend: Backend) -> None:
     assert sums("message.size") == (4, 49)
     assert sums("connection.time_to_first_message") == (1, 0.75)
     assert sums("connection.duration") == (1, ENDED)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "send.duration",
+        "message.size",
+        "message.gap",
+        "connection.time_to_first_message",
+        "connection.duration",
+    ],
+)
+def test_an_exemplar_leads_to_the_streams_span(name: str, backend: Backend) -> None:
+    """Whatever span is current where it is recorded."""
+    with backend.tracer.start_as_current_span("another"):
+        serve(backend)
+    (span,) = backend.spans("SSE")
+    ((_, point),) = backend.points(f"sse.server.{name}")
+    assert {each.span_id for each in point.exemplars} == {span.context.span_id}
 
 
 def test_log_events_are_stamped_with_the_time_of_their_emission(backend: Backend) -> None:

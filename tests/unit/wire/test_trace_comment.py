@@ -105,3 +105,15 @@ def test_what_is_no_bytes_reaches_the_server(body: Any) -> None:
     """Its own error comes to the application."""
     with use_span(_SPAN):
         assert TraceCommentWriter().insert(body) is body
+
+
+@pytest.mark.parametrize("behind", [b"X", b" ", b"\t", b"0" * 20, b";more"])
+def test_a_comment_with_anything_behind_is_the_applications(behind: bytes) -> None:
+    """Only what is one to the last byte is taken out."""
+    (chunk,) = with_comments([b"data: x\n\n"])
+    comment, message = chunk.split(b"\n", 1)
+    other = comment + behind + b"\n" + message
+    assert list(TraceCommentReader().feed(other)) == [other]
+    assert b"".join(each for each in TraceCommentReader().feed(chunk) if type(each) is bytes) == (
+        b"data: x\n\n"
+    )
