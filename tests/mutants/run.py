@@ -125,7 +125,14 @@ def _measure(copy: Path) -> Covering:
     """All tests that are measured have to pass without a mutant."""
     package, data, config = copy / "otel_sse", WORK / "coverage", WORK / "coverage.ini"
     config.write_text(f"[run]\nsource = {package}\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", f"--numprocesses={JOBS}"]
+    # Not `python -m`, which would find the checkout's package first.
+    command = [
+        str(Path(sys.executable).with_name("pytest")),
+        "-q",
+        "-m",
+        "not slow",
+        f"--numprocesses={JOBS}",
+    ]
     command += [f"--cov={package}", f"--cov-config={config}", "--cov-context=test"]
     environment = {**os.environ, "PYTHONPATH": str(copy), "COVERAGE_FILE": str(data)}
     done = subprocess.run(

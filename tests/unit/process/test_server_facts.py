@@ -12,6 +12,7 @@ from gunicorn.workers.sync import SyncWorker
 
 from otel_sse.process.server_facts import (
     find_transport,
+    is_aiohttp_peer_lost,
     is_stop_requested,
     pool_of_request,
     pool_of_worker,
@@ -93,3 +94,10 @@ def test_uvicorn_shows_that_it_is_asked_to_stop() -> None:
     server.should_exit = True
     assert is_stop_requested(server)
     assert not is_stop_requested(None)
+
+
+def test_a_protocol_of_aiohttp_that_shows_no_manager_has_lost_its_peer() -> None:
+    """As one whose connection is lost; a later version may have none at all."""
+    assert is_aiohttp_peer_lost(SimpleNamespace(_manager=None))
+    assert is_aiohttp_peer_lost(object())
+    assert not is_aiohttp_peer_lost(SimpleNamespace(_manager=object()))

@@ -292,10 +292,13 @@ async def test_a_stall_is_reported_once_and_so_is_the_recovery(backend: Backend)
     assert backend.value("sse.server.stalled_connections") == 1
     (stalled,) = backend.events("sse.connection.stalled")
     assert stalled.severity_text == "WARN"
+    assert 1 <= stalled.attributes["sse.connection.idle"] < 60
     await fed.feed(b": ping\n\n")
     assert backend.events("sse.connection.recovered") == []
     await fed.feed(b"data: 2\n\n")
-    assert len(backend.events("sse.connection.recovered")) == 1
+    (recovered,) = backend.events("sse.connection.recovered")
+    idle = recovered.attributes["sse.connection.idle"]
+    assert stalled.attributes["sse.connection.idle"] < idle < 60
     assert backend.value("sse.server.stalled_connections") == 0
     await fed.feed(b"data: 3\n\n")
     assert len(backend.events("sse.connection.recovered")) == 1
