@@ -123,7 +123,8 @@ def _quick() -> list[str]:
 
 def _measure(copy: Path) -> Covering:
     """All tests that are measured have to pass without a mutant."""
-    package, data, config = copy / "otel_sse", WORK / "coverage", WORK / "coverage.ini"
+    # Coverage removes what is named like its data at the start.
+    package, data, config = copy / "otel_sse", WORK / "coverage", WORK / "measured.ini"
     config.write_text(f"[run]\nsource = {package}\n")
     # Not `python -m`, which would find the checkout's package first.
     command = [

@@ -22,6 +22,7 @@ from helpers.client_streams import (
 from helpers.streams import STREAM
 from helpers.waiting import until
 
+from otel_sse.clients.httpx import SSEHttpxInstrumentor
 from otel_sse.clients.requests import SSERequestsInstrumentor, _stream_info
 from otel_sse.servers.asgi import SSEMiddleware
 
@@ -47,6 +48,23 @@ def test_a_response_without_a_stream_passes(package: Any, telemetry: Backend) ->
             assert [*response.iter_lines()] == ["data: 1", ""]
     assert telemetry.spans("SSE") == []
     assert telemetry.value("sse.client.active_connections") == 0
+
+
+@pytest.mark.parametrize(
+    ("present", "needed"),
+    [
+        ((), ("httpx >= 0.25, < 1",)),
+        (("httpx",), ("httpx >= 0.25, < 1",)),
+        (("httpx2",), ("httpx2 >= 2.0",)),
+        (("httpx", "httpx2"), ("httpx >= 0.25, < 1", "httpx2 >= 2.0")),
+    ],
+)
+def test_httpx_or_httpx2_is_needed(
+    present: tuple[str, ...], needed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each that is installed has to be new enough; without any the first one is what is missing."""
+    monkeypatch.setattr("otel_sse.clients.httpx._present", lambda: present)
+    assert SSEHttpxInstrumentor().instrumentation_dependencies() == needed
 
 
 URLS = [
