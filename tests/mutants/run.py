@@ -183,6 +183,8 @@ def main(count: int = 200, seed: int = 1, *modules: str) -> None:
     began = monotonic()
     covering = _measure(_copy())
     sample = _sample(count, seed, list(modules), covering)
+    if not sample:
+        sys.exit("There is no mutant to test.")
     noticed = 0
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(JOBS, context, _start_worker) as pool:
