@@ -220,9 +220,16 @@ async def test_returning_in_the_middle_of_the_body_is_unknown(
     assert span.attributes["sse.close.reason"] == "unknown"
 
 
-async def test_a_send_that_finds_the_peer_gone_is_a_disconnect(backend: Backend) -> None:
-    """The OSError of a send, and what a framework makes of it, is a disconnect; the message
-    of that send does not count.
+@pytest.mark.parametrize(
+    "broken_by",
+    [BrokenPipeError(32, "Broken pipe"), TimeoutError(110, "timed out"), OSError("closed")],
+    ids=repr,
+)
+async def test_a_send_that_finds_the_peer_gone_is_a_disconnect(
+    broken_by: OSError, backend: Backend
+) -> None:
+    """The OSError of a send, with a number or without, and what a framework makes of it, is a
+    disconnect; the message of that send does not count.
     """
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -234,7 +241,7 @@ async def test_a_send_that_finds_the_peer_gone_is_a_disconnect(backend: Backend)
 
     async def broken(message: Any) -> None:
         if message["type"] == "http.response.body":
-            raise BrokenPipeError(32, "Broken pipe")
+            raise broken_by
 
     mw = middleware(backend, app)
     with pytest.raises(RuntimeError):
