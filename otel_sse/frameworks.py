@@ -9,6 +9,8 @@ from __future__ import annotations
 from otel_sse.instrumentor import SSEInstrumentor, Target
 from otel_sse.semconv import CLIENT
 
+_STARLETTE = "otel_sse.servers.starlette:"
+_ASGI_SERVERS = "otel_sse.servers.asgi_servers:"
 _WSGI_SERVERS = "otel_sse.servers.wsgi_servers:"
 
 
@@ -16,11 +18,10 @@ class SSEStarletteInstrumentor(SSEInstrumentor):
     """Records every event stream that passes a Starlette router."""
 
     targets = (
-        Target(
-            "starlette.routing", "otel_sse.servers.starlette:StarletteHooks", "starlette >= 0.35"
-        ),
-        Target("fastapi.routing", "otel_sse.servers.starlette:FastAPIHooks"),
-        Target("sse_starlette.sse", "otel_sse.servers.starlette:SSEStarletteHooks"),
+        Target("starlette.routing", _STARLETTE + "StarletteHooks", "starlette >= 0.35"),
+        Target("starlette.applications", _STARLETTE + "StarletteApplicationHooks"),
+        Target("fastapi.routing", _STARLETTE + "FastAPIHooks"),
+        Target("sse_starlette.sse", _STARLETTE + "SSEStarletteHooks"),
     )
 
 
@@ -40,6 +41,22 @@ class SSESanicInstrumentor(SSEInstrumentor):
     """Records every event stream that Sanic serves, on its own server or by ASGI."""
 
     targets = (Target("sanic", "otel_sse.servers.sanic:SanicHooks", "sanic >= 23.12"),)
+
+
+class SSEASGIServerInstrumentor(SSEInstrumentor):
+    """Records every event stream of an ASGI application on uvicorn, Hypercorn, Granian, Daphne or
+    gunicorn, where no framework's instrumentor does.
+    """
+
+    targets = (
+        Target("uvicorn.config", _ASGI_SERVERS + "UvicornHooks"),
+        Target("hypercorn.app_wrappers", _ASGI_SERVERS + "HypercornHooks"),
+        Target("granian.server.mp", _ASGI_SERVERS + "GranianHooks"),
+        Target("granian.server.mt", _ASGI_SERVERS + "GranianHooks"),
+        Target("granian.server.embed", _ASGI_SERVERS + "GranianHooks"),
+        Target("daphne.server", _ASGI_SERVERS + "DaphneHooks"),
+        Target("gunicorn.workers.gasgi", _ASGI_SERVERS + "GunicornHooks"),
+    )
 
 
 class SSEWSGIServerInstrumentor(SSEInstrumentor):

@@ -15,7 +15,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pkgutil import resolve_name
 from types import ModuleType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 from opentelemetry.instrumentation.dependencies import get_dependency_conflicts
 from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-defined]
@@ -29,6 +29,9 @@ from otel_sse.telemetry.providers import Providers
 from otel_sse.telemetry.telemetry import Telemetry
 
 _log = logging.getLogger("otel_sse")
+
+# Classes of ASGI applications that a framework's hooks observe, so that a server's need not.
+observed_apps: Final[set[type]] = set()
 
 
 class Target(NamedTuple):
@@ -58,6 +61,7 @@ class Hooks:
     def __init__(self, telemetry: Telemetry) -> None:
         self.telemetry: Telemetry | None = telemetry
         self._patches: list[tuple[Any, str, Any, Any]] = []
+        self._observed: set[type] = set()
 
     def install(self, module: ModuleType) -> None:
         """Patches ``module``, by ``_patch``."""
@@ -69,6 +73,12 @@ class Hooks:
             if vars(owner).get(name) is ours:
                 setattr(owner, name, original)
         self._patches.clear()
+        observed_apps.difference_update(self._observed)
+
+    def _mark_observed(self, *apps: type) -> None:
+        """The patches observe every request of these ASGI applications."""
+        self._observed.update(apps)
+        observed_apps.update(apps)
 
     def _unpatch(self, owner: Any, name: str) -> None:
         """Takes one patch off, unless another library has wrapped it."""

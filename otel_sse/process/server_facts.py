@@ -127,6 +127,21 @@ FACTS: Final = (
         "tests/e2e/test_close_causes.py",
     ),
     Fact(
+        "uvicorn, Hypercorn, Granian, Daphne, gunicorn",
+        "they keep the ASGI application that they call in Config.loaded_app, ASGIWrapper.app, "
+        "the first argument of granian.asgi._callback_wrapper, Server.application and "
+        "ASGIWorker.asgi",
+        "uvicorn 0.30 to 0.54, Hypercorn 0.17 to 0.18, Granian 2.0 to 2.8, Daphne 4.0 to 4.2, "
+        "gunicorn 25 to 27",
+        "tests/e2e/test_asgi_servers.py",
+    ),
+    Fact(
+        "opentelemetry-instrumentation-asgi",
+        "its middleware keeps the application as app",
+        "0.61b0 to 0.66b1",
+        "tests/e2e/test_asgi_servers.py",
+    ),
+    Fact(
         "opentelemetry-instrumentation-requests",
         "its spans have the scope of its name, and are current around the adapter",
         "0.61b0 to 0.66b1",
@@ -141,6 +156,7 @@ _BELIEVED_PART: Final = 0.8
 _STARLETTE_WRAPPER: Final = "Caught handled exception, but response already started."
 _LITESTAR_WRAPPER: Final = "Exception caught after response started"
 TRIO_TIMEOUT: Final = "TooSlowError"
+_CONTRIB_ASGI: Final = "opentelemetry.instrumentation.asgi"
 CONTRIB_REQUESTS_SCOPE: Final = "opentelemetry.instrumentation.requests"
 
 # Objects that are looked at between a framework's send and the server's: far more than any stack
@@ -277,6 +293,11 @@ def is_from_background_task(error: BaseException) -> bool:
             return True
         traceback = traceback.tb_next
     return False
+
+
+def is_contrib_middleware(app: Any) -> bool:
+    """Whether an ASGI application is contrib's middleware around one, which it keeps as ``app``."""
+    return type(app).__module__ == _CONTRIB_ASGI and hasattr(app, "app")
 
 
 def pool_of_worker(worker: Any) -> int | None:

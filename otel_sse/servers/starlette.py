@@ -5,6 +5,9 @@ current there and no content coding has been applied, and outside every endpoint
 applications below a mount are observed too. Mounts nest routers: the outermost one is the frame of
 the request, and one inside another middleware observes the request from there.
 
+A response of middleware or of an exception's handler passes no router: ``Response.__call__`` is the
+frame of that one.
+
 The other hooks are small. Three kinds of stream do their work in tasks that start before the
 response does, so the context of those is attached early: FastAPI's own event streams where the
 route is handled, routes inside a BaseHTTPMiddleware of their own where that is called, and
@@ -21,9 +24,10 @@ from typing import Any, Final
 
 from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Host, Match, Mount, Router
 
-from otel_sse.instrumentor import Hooks
+from otel_sse.instrumentor import Hooks, observed_apps
 from otel_sse.servers.asgi import Receive, Scope, Send, attach_early, wrap_asgi_app
 from otel_sse.stream.request import current_request
 
@@ -41,7 +45,17 @@ class StarletteHooks(Hooks):
             ),
         )
         self._patch(BaseHTTPMiddleware, "__call__", _attaching_early(_is_middleware_of_route))
+        for kind in (Response, StreamingResponse):
+            self._patch(kind, "__call__", partial(_observe_outside, self))
         self._patch(BackgroundTask, "__call__", _run_background_task)
+        self._mark_observed(Router)
+
+
+class StarletteApplicationHooks(Hooks):
+    def install(self, module: ModuleType) -> None:
+        # The module of its router is imported within this one, and patched before it.
+        if Router in observed_apps:
+            self._mark_observed(module.Starlette)
 
 
 class FastAPIHooks(Hooks):
@@ -53,7 +67,27 @@ class FastAPIHooks(Hooks):
 
 class SSEStarletteHooks(Hooks):
     def install(self, module: ModuleType) -> None:
-        self._patch(module.EventSourceResponse, "__call__", _attaching_early(_has_data_sender))
+        attaching = _attaching_early(_has_data_sender)
+        self._patch(
+            module.EventSourceResponse,
+            "__call__",
+            lambda original: _observe_outside(self, attaching(original)),
+        )
+
+
+def _observe_outside(
+    hooks: Hooks, original: Callable[..., Awaitable[None]]
+) -> Callable[..., Awaitable[None]]:
+    """Observes a response that is called outside of every router."""
+    observed = wrap_asgi_app(original, lambda _: hooks.telemetry)
+
+    @wraps(original)
+    def call(response: Any, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # A router puts itself there.
+        run = original if "router" in scope else observed
+        return run(response, scope, receive, send)
+
+    return call
 
 
 def _attaching_early(starts_work: Callable[[Any, Scope], bool]) -> Callable[[Any], Any]:

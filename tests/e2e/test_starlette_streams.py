@@ -25,10 +25,7 @@ from helpers.framework_cases import (
     starlette,
     starlette_whole_body,
 )
-from helpers.streams import (
-    apieces,
-    pieces,
-)
+from helpers.streams import STREAM, apieces, pieces
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -324,6 +321,62 @@ def fastapi_native_compressed() -> Any:
     app = fastapi.FastAPI(middleware=[GZIP_ALL])
     app.get("/events", **NATIVE)(native_events)
     return app
+
+
+class AnswerError(Exception):
+    """An error whose handler answers with a stream."""
+
+
+async def answer(request: Request, error: Exception) -> Response:
+    return StreamingResponse(apieces(), media_type=SSE)
+
+
+async def failing(request: Request, call_next: Any = None) -> Response:
+    raise AnswerError
+
+
+async def answering(request: Request, call_next: Any) -> Response:
+    return Response(STREAM, media_type=SSE)
+
+
+async def again(request: Request, call_next: Any) -> Response:
+    """The stream once more, as middleware does that changes its headers or its body."""
+    response = await call_next(request)
+    return StreamingResponse(response.body_iterator, headers=dict(response.headers))
+
+
+async def library_answering(request: Request, call_next: Any) -> Response:
+    return sse_starlette.EventSourceResponse(library_events())
+
+
+@case(ASGI, "/events", "/events")
+def a_middlewares_response_around_a_stream() -> Any:
+    middleware = [Middleware(BaseHTTPMiddleware, dispatch=again)]
+    return starlette(Route("/events", endpoint), middleware=middleware)
+
+
+@case(ASGI, "/events", None)
+def a_middleware_answers() -> Any:
+    middleware = [Middleware(BaseHTTPMiddleware, dispatch=answering)] * 2
+    return starlette(Route("/events", endpoint), middleware=middleware)
+
+
+@case(ASGI, "/events", None)
+def a_middleware_answers_by_sse_starlette() -> Any:
+    middleware = [Middleware(BaseHTTPMiddleware, dispatch=library_answering)]
+    return starlette(Route("/events", endpoint), middleware=middleware)
+
+
+@case(ASGI, "/events", "/events")
+def the_handler_of_an_endpoints_error_answers() -> Any:
+    return starlette(Route("/events", failing), exception_handlers={AnswerError: answer})
+
+
+@case(ASGI, "/events", None)
+def the_handler_of_a_middlewares_error_answers() -> Any:
+    middleware = [Middleware(BaseHTTPMiddleware, dispatch=failing)]
+    handlers = {Exception: answer}
+    return starlette(Route("/events", endpoint), middleware=middleware, exception_handlers=handlers)
 
 
 @pytest.mark.parametrize("case", ASGI)

@@ -21,6 +21,7 @@ from sanic.touchup import TouchUp
 from sse_starlette.sse import EventSourceResponse
 from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Router
 from tornado import web as tornado_web
 from tornado.http1connection import HTTP1ServerConnection
@@ -28,6 +29,7 @@ from tornado.http1connection import HTTP1ServerConnection
 from otel_sse.frameworks import (
     SSEAiohttpClientInstrumentor,
     SSEAiohttpServerInstrumentor,
+    SSEASGIServerInstrumentor,
     SSEBottleInstrumentor,
     SSEDjangoInstrumentor,
     SSEFlaskInstrumentor,
@@ -51,6 +53,8 @@ PATCHED = [
     (Router, "__call__"),
     (BaseHTTPMiddleware, "__call__"),
     (BackgroundTask, "__call__"),
+    (Response, "__call__"),
+    (StreamingResponse, "__call__"),
     (APIRoute, "handle"),
     (EventSourceResponse, "__call__"),
     (RequestHandler, "_handle_request"),
@@ -216,6 +220,7 @@ def test_the_entry_points_are_the_documented_ones() -> None:
         "sse_requests": SSERequestsInstrumentor,
         "sse_sanic": SSESanicInstrumentor,
         "sse_tornado": SSETornadoInstrumentor,
+        "sse_asgi": SSEASGIServerInstrumentor,
         "sse_wsgi": SSEWSGIServerInstrumentor,
         "sse_flask": SSEFlaskInstrumentor,
         "sse_django": SSEDjangoInstrumentor,
@@ -333,9 +338,9 @@ def test_no_entry_point_imports_a_framework() -> None:
                 each.load()().instrument()
         packages = {name.partition(".")[0] for name in sys.modules}
         print(*packages & {
-            "aiohttp", "bottle", "django", "fastapi", "flask", "gevent", "gunicorn", "httpx",
-            "httpx2", "requests", "sanic", "sse_starlette", "starlette", "tornado", "urllib3",
-            "waitress",
+            "aiohttp", "bottle", "daphne", "django", "fastapi", "flask", "gevent", "granian",
+            "gunicorn", "httpx", "httpx2", "hypercorn", "requests", "sanic", "sse_starlette",
+            "starlette", "tornado", "urllib3", "uvicorn", "waitress",
         })
     """
     run = subprocess.run(
