@@ -43,6 +43,14 @@ class SSESanicInstrumentor(SSEInstrumentor):
     targets = (Target("sanic", "otel_sse.servers.sanic:SanicHooks", "sanic >= 23.12"),)
 
 
+class SSELitestarInstrumentor(SSEInstrumentor):
+    """Records every event stream that Litestar serves."""
+
+    targets = (
+        Target("litestar.app", "otel_sse.servers.litestar:LitestarHooks", "litestar >= 2.0, < 3"),
+    )
+
+
 class SSEASGIServerInstrumentor(SSEInstrumentor):
     """Records every event stream of an ASGI application on uvicorn, Hypercorn, Granian, Daphne or
     gunicorn, where no framework's instrumentor does.

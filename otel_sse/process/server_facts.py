@@ -271,7 +271,8 @@ def tornado_transport(connection: Any) -> Transport | None:
 def route_in_scope(scope: Mapping[str, Any]) -> str | None:
     """The route that a framework has put into the ASGI scope; Litestar does."""
     route: str | None = scope.get("path_template")
-    return route
+    # It is empty below a mount.
+    return route or None
 
 
 def unwrap_framework_error(error: BaseException) -> BaseException | None:

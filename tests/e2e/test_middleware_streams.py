@@ -1,6 +1,5 @@
 """``SSEMiddleware`` around any ASGI application, on a real socket."""
 
-from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -15,30 +14,16 @@ from helpers.framework_cases import (
     starlette,
     twice,
 )
+from helpers.litestar_apps import litestar_app
 from helpers.servers import serve_asgi
 from helpers.streams import (
     STREAM,
     assert_reported,
     fetch,
 )
-from litestar import Litestar, get
-from litestar.response import ServerSentEvent as LitestarServerSentEvent
-from litestar.response.sse import ServerSentEventMessage
 from starlette.routing import Mount
 
 from otel_sse import SSEMiddleware
-
-
-@get("/rooms/{room:str}")
-async def litestar_handler() -> LitestarServerSentEvent:
-    async def messages() -> AsyncIterator[Any]:
-        yield "plain"
-        yield {"data": "a\nb", "event": "tick", "id": 1}
-        yield ServerSentEventMessage(comment="still here", data=None)
-        yield ServerSentEventMessage(data="done", retry=10)
-
-    return LitestarServerSentEvent(messages(), event_type="named", comment_message="hello")
-
 
 WRAPPED: list[Any] = []
 
@@ -48,9 +33,7 @@ def raw_application() -> Any:
     return raw_app
 
 
-@case(WRAPPED, "/rooms/1", "/rooms/{room}")
-def litestar_application() -> Any:
-    return Litestar([litestar_handler])
+case(WRAPPED, "/rooms/1", "/rooms/{room}")(litestar_app)
 
 
 @pytest.mark.parametrize("case", WRAPPED)

@@ -185,6 +185,18 @@ async def test_feed_reports_the_size_of_its_pool(receiver: Receiver) -> None:
     assert receiver.value("sse.server.connection.limit") == 8
 
 
+async def test_backup_is_resumed(receiver: Receiver) -> None:
+    """Litestar: the route's template, every step, and a reader that goes on where it was."""
+    async with started("backup", receiver) as served:
+        await read(served.port, "/backups/7/progress")
+        rest = await read(served.port, "/backups/7/progress", headers={"Last-Event-ID": "8"})
+    assert [each["id"] for each in rest] == ["9", "10"]
+
+    ended(receiver, "SSE /backups/{number}/progress", 2)
+    assert receiver.value("sse.server.messages", sse__event__type="step") == 12
+    assert receiver.value("sse.server.connections", sse__resumed=True) == 1
+
+
 async def test_build_has_its_steps_as_children(receiver: Receiver) -> None:
     """Django under gunicorn: the spans of the generator are the stream's children."""
     async with started("build", receiver) as served:

@@ -34,6 +34,7 @@ from otel_sse.frameworks import (
     SSEDjangoInstrumentor,
     SSEFlaskInstrumentor,
     SSEHttpxInstrumentor,
+    SSELitestarInstrumentor,
     SSERequestsInstrumentor,
     SSESanicInstrumentor,
     SSEStarletteInstrumentor,
@@ -220,6 +221,7 @@ def test_the_entry_points_are_the_documented_ones() -> None:
         "sse_requests": SSERequestsInstrumentor,
         "sse_sanic": SSESanicInstrumentor,
         "sse_tornado": SSETornadoInstrumentor,
+        "sse_litestar": SSELitestarInstrumentor,
         "sse_asgi": SSEASGIServerInstrumentor,
         "sse_wsgi": SSEWSGIServerInstrumentor,
         "sse_flask": SSEFlaskInstrumentor,
@@ -328,6 +330,29 @@ def test_hooks_whose_import_imports_another_target_are_both_installed(
         del sys.modules[name]
 
 
+@pytest.mark.parametrize(
+    "first", ["sse_starlette", "starlette.responses", "fastapi", "starlette.applications"]
+)
+def test_starlette_is_patched_in_whatever_order_it_is_imported(first: str) -> None:
+    """sse-starlette imports no router: what its hooks import is patched, too."""
+    script = f"""if True:
+        from importlib import import_module
+        from otel_sse.frameworks import SSEStarletteInstrumentor
+        SSEStarletteInstrumentor().instrument()
+        import {first}
+        for name in ("fastapi.routing", "sse_starlette.sse", "starlette.applications"):
+            import_module(name)
+        print(*SSEStarletteInstrumentor()._installed)
+    """
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert run.stderr == ""
+    assert sorted(run.stdout.split()) == sorted(
+        target.module for target in SSEStarletteInstrumentor.targets
+    )
+
+
 def test_no_entry_point_imports_a_framework() -> None:
     """A process must not pay for frameworks that it does not use."""
     script = """if True:
@@ -339,8 +364,8 @@ def test_no_entry_point_imports_a_framework() -> None:
         packages = {name.partition(".")[0] for name in sys.modules}
         print(*packages & {
             "aiohttp", "bottle", "daphne", "django", "fastapi", "flask", "gevent", "granian",
-            "gunicorn", "httpx", "httpx2", "hypercorn", "requests", "sanic", "sse_starlette",
-            "starlette", "tornado", "urllib3", "uvicorn", "waitress",
+            "gunicorn", "httpx", "httpx2", "hypercorn", "litestar", "requests", "sanic",
+            "sse_starlette", "starlette", "tornado", "urllib3", "uvicorn", "waitress",
         })
     """
     run = subprocess.run(
