@@ -90,6 +90,9 @@ class SSEDjangoInstrumentor(SSEInstrumentor):
 
     targets = (
         Target("django.core.handlers.wsgi", "otel_sse.servers.django:DjangoHooks", "django >= 4.2"),
+        Target(
+            "django.core.handlers.asgi", "otel_sse.servers.django:DjangoASGIHooks", "django >= 4.2"
+        ),
     )
 
 

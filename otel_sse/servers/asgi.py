@@ -106,6 +106,25 @@ def wrap_asgi_app(
     return call
 
 
+def request_of(scope: Scope) -> Request | None:
+    """The request of ``scope``, while it is observed."""
+    request: Request | None = scope.get(_KEY)
+    return request
+
+
+def note_route(scope: Scope, route: str | None) -> None:
+    """Notes the route of a framework that shows it only within its own call."""
+    observer: RequestObserver | None = scope.get(_KEY)
+    if observer is None or observer.router is None or not route:
+        return
+    _, owner, path, root_path, around = observer.router
+    if around is not None and not route.startswith("/"):
+        # Django's begin without one; here it follows that of a mount.
+        route = f"/{route}"
+    found = (route, True)
+    observer.router = (lambda *_: found, owner, path, root_path, around)
+
+
 def attach_early(scope: Scope) -> RequestState | None:
     """Attaches the context of the request of ``scope`` before its response starts, unless the
     application has a span of its own current or the response has no body.

@@ -1,8 +1,9 @@
-"""Django's WSGI handler.
+"""Django's handlers, of WSGI and of ASGI.
 
-Two hooks. ``WSGIHandler.__call__`` is the frame of a request. ``BaseHandler._get_response`` runs
-inside every middleware and matches the route: the span of another instrumentation is current there,
-and has ended when the response starts, so its ids are noted.
+Two hooks for each. ``WSGIHandler.__call__`` and ``ASGIHandler.__call__`` are the frame of a
+request. ``BaseHandler._get_response`` and its asynchronous twin run inside every middleware and
+match the route: the span of another instrumentation is current there, and has ended when the
+response starts, so its ids are noted.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from types import ModuleType
 from typing import Any
 
 from django.core.handlers.base import BaseHandler
-from django.core.handlers.wsgi import WSGIHandler
 from opentelemetry import context as otel_context
 from opentelemetry.trace import NonRecordingSpan, get_current_span, set_span_in_context
 
 from otel_sse.instrumentor import Hooks
+from otel_sse.servers.asgi import note_route, request_of, wrap_asgi_app
 from otel_sse.servers.wsgi import observer_of, wrap_wsgi_app
+from otel_sse.stream.request import Request
 
 
 class DjangoHooks(Hooks):
-    def install(self, _: ModuleType) -> None:
+    def install(self, module: ModuleType) -> None:
         self._patch(
-            WSGIHandler,
+            module.WSGIHandler,
             "__call__",
             lambda original: wraps(original)(wrap_wsgi_app(original, lambda _: self.telemetry)),
         )
@@ -37,13 +39,49 @@ class DjangoHooks(Hooks):
             observer = None if environ is None else observer_of(environ)
             if self.telemetry is None or observer is None:
                 return original(handler, request)
-            context = otel_context.get_current()
-            span = get_current_span(context)
-            if span.get_span_context().is_valid and context is not observer.request.state.context:
-                noted = NonRecordingSpan(span.get_span_context())
-                observer.request.state.context = set_span_in_context(noted, context)
+            _note_parent(observer.request)
             response = original(handler, request)
-            observer.route = getattr(getattr(request, "resolver_match", None), "route", None)
+            observer.route = _route(request)
             return response
 
         return get_response
+
+
+class DjangoASGIHooks(Hooks):
+    def install(self, module: ModuleType) -> None:
+        self._patch(
+            module.ASGIHandler,
+            "__call__",
+            lambda original: wraps(original)(wrap_asgi_app(original, lambda _: self.telemetry)),
+        )
+        self._patch(BaseHandler, "_get_response_async", self._get_response)
+        self._mark_observed(module.ASGIHandler)
+
+    def _get_response(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        async def get_response(handler: Any, request: Any) -> Any:
+            scope = getattr(request, "scope", {})
+            observed = request_of(scope)
+            if self.telemetry is None or observed is None:
+                return await original(handler, request)
+            _note_parent(observed)
+            try:
+                return await original(handler, request)
+            finally:
+                note_route(scope, _route(request))
+
+        return get_response
+
+
+def _note_parent(request: Request) -> None:
+    """Notes the span that is current inside the middleware, where it is not that of the request."""
+    context = otel_context.get_current()
+    span = get_current_span(context)
+    if span.get_span_context().is_valid and context is not request.state.context:
+        noted = NonRecordingSpan(span.get_span_context())
+        request.state.context = set_span_in_context(noted, context)
+
+
+def _route(request: Any) -> str | None:
+    route: str | None = getattr(getattr(request, "resolver_match", None), "route", None)
+    return route

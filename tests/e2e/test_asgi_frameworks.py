@@ -1,12 +1,16 @@
 """ASGI frameworks with a hook of their own, on real servers."""
 
+import gzip
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import pytest
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.base import BaseHandler
 from e2e.each_close import Server, check
 from helpers.backend import Backend
+from helpers.django_apps import django_app
 from helpers.framework_cases import SSE, Case, case, raw_app, starlette
 from helpers.framework_cases import check as check_case
 from helpers.litestar_apps import litestar_app
@@ -24,6 +28,7 @@ from starlette.routing import Mount
 
 from otel_sse.frameworks import (
     SSEASGIServerInstrumentor,
+    SSEDjangoInstrumentor,
     SSELitestarInstrumentor,
     SSEStarletteInstrumentor,
 )
@@ -43,11 +48,25 @@ def on(command: str, app: str, route: str, **options: Any) -> Server:
 
 SERVERS: Final = {
     "litestar, uvicorn": on(_UVICORN, "endings_litestar:app", "/stream/{ending}"),
+    "django, uvicorn": on(_UVICORN, "endings_django:app", "stream/<ending>"),
+    "django, daphne": on(
+        _DAPHNE, "endings_django:app", "stream/<ending>", without=("raises-first",)
+    ),
     "litestar, granian": on(_GRANIAN, "endings_litestar:app", "/stream/{ending}"),
 }
 CASES: list[Any] = []
-PATCHED = [(HTTPRoute, "handle"), (ASGIRoute, "handle")]
-KINDS = (SSEASGIServerInstrumentor, SSEStarletteInstrumentor, SSELitestarInstrumentor)
+PATCHED = [
+    (HTTPRoute, "handle"),
+    (ASGIRoute, "handle"),
+    (ASGIHandler, "__call__"),
+    (BaseHandler, "_get_response_async"),
+]
+KINDS = (
+    SSEASGIServerInstrumentor,
+    SSEStarletteInstrumentor,
+    SSELitestarInstrumentor,
+    SSEDjangoInstrumentor,
+)
 
 
 @pytest.fixture
@@ -97,6 +116,24 @@ def litestar_in_starlette() -> Any:
     return starlette(Mount("/sub", Litestar([streaming])))
 
 
+case(CASES, "/rooms/1", "rooms/<room>")(django_app)
+
+
+@case(CASES, "/sub/rooms/1", "/sub/rooms/<room>")
+def django_in_starlette() -> Any:
+    return starlette(Mount("/sub", django_app()))
+
+
+@case(CASES, "/rooms/1", "rooms/<room>")
+def django_in_a_copied_scope() -> Any:
+    app = django_app()
+
+    async def copying(scope: Any, receive: Any, send: Any) -> None:
+        await app(dict(scope), receive, send)
+
+    return copying
+
+
 @pytest.mark.parametrize("case", CASES)
 async def test_a_stream_is_reported_and_unmodified(
     case: Case, backend: Backend, instrument: Callable[..., None]
@@ -117,6 +154,22 @@ async def test_what_litestar_compresses_is_counted_before_that(
         reply = await fetch(port, "/rooms/1", "Accept-Encoding: gzip")
     assert (reply.headers["content-encoding"], reply.stream) == ("gzip", STREAM)
     await assert_reported(backend, STREAM, route="/rooms/{room}")
+
+
+async def test_what_django_compresses_is_counted_as_it_is_sent(
+    backend: Backend, instrument: Callable[..., None]
+) -> None:
+    """Its hook is outside of that middleware: the bytes are the coded ones, and no message is
+    made up from them.
+    """
+    instrument()
+    async with serve_asgi(django_app("django.middleware.gzip.GZipMiddleware")) as port:
+        reply = await fetch(port, "/rooms/1", "Accept-Encoding: gzip")
+        await until(lambda: backend.spans("SSE rooms/<room>"))
+    # A member of its own for each part.
+    assert gzip.decompress(reply.body) == STREAM
+    assert backend.value("sse.server.io") == len(reply.body)
+    assert backend.value("sse.server.messages") == 0
 
 
 async def test_litestars_own_telemetry_is_the_parent(

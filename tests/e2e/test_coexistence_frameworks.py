@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-PROGRAM = Path(__file__).parent / "apps" / "coexisting_wsgi.py"
+PROGRAM = Path(__file__).parent / "apps" / "coexisting.py"
 
 
 def run(kind: str, order: str) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def run(kind: str, order: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("kind", ["flask", "django", "wsgi", "bottle"])
+@pytest.mark.parametrize("kind", ["flask", "django", "django-asgi", "wsgi", "bottle"])
 def test_one_span_below_contribs(kind: str, order: str) -> None:
     """One span of the stream, whose parent is contrib's SERVER span, where contrib has one (it has
     none for Bottle); the generator's span is the stream's child, but for a middleware outside of
@@ -42,6 +42,7 @@ def test_one_span_below_contribs(kind: str, order: str) -> None:
         == {
             "flask": "/stream/<ending>",
             "django": "stream/<ending>",
+            "django-asgi": "stream/<ending>",
             "bottle": "/stream/<ending>",
             "wsgi": None,
         }[kind]

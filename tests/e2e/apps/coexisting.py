@@ -1,9 +1,11 @@
 """Prints what is reported of one stream of a framework, beside contrib's instrumentation of it.
 
-python coexisting_wsgi.py flask|django|bottle|wsgi before|after
+python coexisting.py flask|django|django-asgi|bottle|wsgi before|after
 """
 
+import asyncio
 import importlib
+import inspect
 import json
 import sys
 from typing import Any
@@ -16,11 +18,39 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import otel_sse
 
-APPS = {"flask": "flask_app", "django": "django_app", "bottle": "bottle_app", "wsgi": "raw"}
+APPS = {
+    "flask": "endings_wsgi:flask_app",
+    "django": "endings_wsgi:django_app",
+    "django-asgi": "endings_django:app",
+    "bottle": "endings_wsgi:bottle_app",
+    "wsgi": "endings_wsgi:raw",
+}
+
+
+async def get_by_asgi(app: Any, path: str) -> str:
+    """The body, as an ASGI server reads it."""
+    body = b""
+    messages = iter([{"type": "http.request"}])
+
+    async def receive() -> Any:
+        for message in messages:
+            return message
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        nonlocal body
+        body += message.get("body", b"")
+
+    headers = [(b"host", b"127.0.0.1")]
+    scope = {"type": "http", "method": "GET", "path": path, "headers": headers, "query_string": b""}
+    await app({**scope, "http_version": "1.1", "server": ("127.0.0.1", 80)}, receive, send)
+    return body.decode()
 
 
 def get(app: Any, path: str) -> str:
     """The body, as a server reads it."""
+    if inspect.iscoroutinefunction(type(app).__call__):
+        return asyncio.run(get_by_asgi(app, path))
     environ: dict[str, Any] = {}
     setup_testing_defaults(environ)
     environ["PATH_INFO"] = path
@@ -33,8 +63,9 @@ def get(app: Any, path: str) -> str:
 
 
 def make_app(kind: str) -> Any:
-    sys.modules.pop("endings_wsgi", None)
-    return getattr(importlib.import_module("endings_wsgi"), APPS[kind])
+    module, _, name = APPS[kind].partition(":")
+    sys.modules.pop(module, None)
+    return getattr(importlib.import_module(module), name)
 
 
 def instrumentors(kind: str) -> tuple[list[Any], list[Any]]:
@@ -45,7 +76,7 @@ def instrumentors(kind: str) -> tuple[list[Any], list[Any]]:
         from otel_sse.frameworks import SSEFlaskInstrumentor
 
         return [SSEFlaskInstrumentor()], [FlaskInstrumentor()]
-    if kind == "django":
+    if kind.startswith("django"):
         from opentelemetry.instrumentation.django import DjangoInstrumentor
 
         from otel_sse.frameworks import SSEDjangoInstrumentor
@@ -63,10 +94,12 @@ def main(kind: str, order: str) -> None:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
-    if kind == "django":
+    if kind.startswith("django"):
         from django.conf import settings
 
-        settings.configure(ROOT_URLCONF="endings_wsgi", ALLOWED_HOSTS=["127.0.0.1"], MIDDLEWARE=[])
+        settings.configure(
+            ROOT_URLCONF=APPS[kind].partition(":")[0], ALLOWED_HOSTS=["127.0.0.1"], MIDDLEWARE=[]
+        )
     ours, contribs = instrumentors(kind)
     for each in (*contribs, *ours) if order == "after" else (*ours, *contribs):
         each.instrument()
