@@ -51,6 +51,30 @@ class SSELitestarInstrumentor(SSEInstrumentor):
     )
 
 
+class SSEQuartInstrumentor(SSEInstrumentor):
+    """Records every event stream that Quart serves."""
+
+    targets = (Target("quart.app", "otel_sse.servers.quart:QuartHooks", "quart >= 0.18"),)
+
+
+class SSEFalconInstrumentor(SSEInstrumentor):
+    """Records every event stream that Falcon serves by ASGI."""
+
+    targets = (Target("falcon.asgi", "otel_sse.servers.falcon:FalconHooks", "falcon >= 3.0"),)
+
+
+class SSEBlackSheepInstrumentor(SSEInstrumentor):
+    """Records every event stream that BlackSheep serves."""
+
+    targets = (
+        Target(
+            "blacksheep.server.application",
+            "otel_sse.servers.blacksheep:BlackSheepHooks",
+            "blacksheep >= 2.0",
+        ),
+    )
+
+
 class SSEASGIServerInstrumentor(SSEInstrumentor):
     """Records every event stream of an ASGI application on uvicorn, Hypercorn, Granian, Daphne or
     gunicorn, where no framework's instrumentor does.

@@ -22,6 +22,8 @@ EXPECTED: Mapping[str, Close] = {
     "stopped": ("server_shutdown", None, None),
     "silent": ("server_shutdown", None, 1),
 }
+# Where neither the application nor its server notices a client that closes.
+UNNOTICED: Mapping[str, Close] = {"closes": ("completed", None, 41)}
 NO_STREAM = ("plain", "raises-before")
 # How far the client reads; Daphne does not close a connection whose application has raised.
 NEEDLES = {

@@ -30,11 +30,14 @@ from otel_sse.frameworks import (
     SSEAiohttpClientInstrumentor,
     SSEAiohttpServerInstrumentor,
     SSEASGIServerInstrumentor,
+    SSEBlackSheepInstrumentor,
     SSEBottleInstrumentor,
     SSEDjangoInstrumentor,
+    SSEFalconInstrumentor,
     SSEFlaskInstrumentor,
     SSEHttpxInstrumentor,
     SSELitestarInstrumentor,
+    SSEQuartInstrumentor,
     SSERequestsInstrumentor,
     SSESanicInstrumentor,
     SSEStarletteInstrumentor,
@@ -221,6 +224,9 @@ def test_the_entry_points_are_the_documented_ones() -> None:
         "sse_requests": SSERequestsInstrumentor,
         "sse_sanic": SSESanicInstrumentor,
         "sse_tornado": SSETornadoInstrumentor,
+        "sse_quart": SSEQuartInstrumentor,
+        "sse_falcon": SSEFalconInstrumentor,
+        "sse_blacksheep": SSEBlackSheepInstrumentor,
         "sse_litestar": SSELitestarInstrumentor,
         "sse_asgi": SSEASGIServerInstrumentor,
         "sse_wsgi": SSEWSGIServerInstrumentor,
@@ -363,9 +369,10 @@ def test_no_entry_point_imports_a_framework() -> None:
                 each.load()().instrument()
         packages = {name.partition(".")[0] for name in sys.modules}
         print(*packages & {
-            "aiohttp", "bottle", "daphne", "django", "fastapi", "flask", "gevent", "granian",
-            "gunicorn", "httpx", "httpx2", "hypercorn", "litestar", "requests", "sanic",
-            "sse_starlette", "starlette", "tornado", "urllib3", "uvicorn", "waitress",
+            "aiohttp", "blacksheep", "bottle", "daphne", "django", "falcon", "fastapi",
+            "flask", "gevent", "granian", "gunicorn", "httpx", "httpx2", "hypercorn",
+            "litestar", "quart", "requests", "sanic", "sse_starlette", "starlette", "tornado",
+            "urllib3", "uvicorn", "waitress",
         })
     """
     run = subprocess.run(

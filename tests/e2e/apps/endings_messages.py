@@ -24,7 +24,7 @@ async def messages(ending: str) -> AsyncIterator[bytes]:
         yield b": ping\n\n"
     elif ending == "raises-midway":
         json.loads("{")
-    elif ending == "silent":
+    elif ending in ("silent", "times-out"):
         await asyncio.Event().wait()
     elif ending == "closes":
         for _ in range(40):

@@ -1,0 +1,56 @@
+"""BlackSheep.
+
+``Application.__call__`` is the frame of a request, outside its middleware, and so is that of an
+application with mounts, which is a subclass then. The routers' ``get_match`` finds the route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial, wraps
+from types import ModuleType
+from typing import Any, Final
+
+from blacksheep.server.routing import Router, RouterFiltersMixin
+
+from otel_sse.instrumentor import Hooks
+from otel_sse.servers.asgi import RouteOf, note_route, wrap_asgi_app
+
+# The pattern of the route for what no other matches.
+_FALLBACK: Final = "*"
+
+
+class BlackSheepHooks(Hooks):
+    def install(self, module: ModuleType) -> None:
+        self._patch(module.Application, "__call__", partial(self._call, None))
+        self._patch(module.MountMixin, "__call__", partial(self._call, _mount))
+        for router in (Router, RouterFiltersMixin):
+            self._patch(router, "get_match", _get_match)
+        self._mark_observed(module.Application)
+
+    def _call(self, route_of: RouteOf | None, original: Any) -> Any:
+        return wraps(original)(wrap_asgi_app(original, lambda _: self.telemetry, route_of))
+
+
+def _get_match(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def get_match(router: Any, request: Any) -> Any:
+        match = original(router, request)
+        pattern = b"" if match is None else match.pattern
+        route = pattern.decode() if isinstance(pattern, bytes) else str(pattern)
+        if route != _FALLBACK:
+            note_route(getattr(request, "scope", None) or {}, route)
+        return match
+
+    return get_match
+
+
+def _mount(app: Any, scope: dict[str, Any]) -> tuple[str | None, bool]:
+    """The template of a mount, which is not that of the whole path."""
+    for route in app.mount_registry.mounted_apps:
+        match = route.match_by_path(scope["raw_path"])
+        if match:
+            app.handle_mount_path(scope, match)
+            template: str = route.pattern.decode()
+            return template.removesuffix("/*") or None, False
+    return None, False

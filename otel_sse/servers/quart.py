@@ -1,0 +1,55 @@
+"""Quart.
+
+Three hooks. ``Quart.asgi_app`` is the frame of a request, inside the ASGI middleware that
+applications put around it. ``Quart.full_dispatch_request`` runs in the task that answers, once the
+request has a route. ``ASGIHTTPConnection.handle_request`` returns from a stream that has taken
+longer than ``RESPONSE_TIMEOUT`` as from any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from types import ModuleType
+from typing import Any
+
+from quart.asgi import ASGIHTTPConnection
+
+from otel_sse.instrumentor import Hooks
+from otel_sse.servers.asgi import Send, note_route, request_of, wrap_asgi_app
+
+
+class QuartHooks(Hooks):
+    def install(self, module: ModuleType) -> None:
+        self._patch(
+            module.Quart,
+            "asgi_app",
+            lambda original: wraps(original)(wrap_asgi_app(original, lambda _: self.telemetry)),
+        )
+        self._patch(module.Quart, "full_dispatch_request", _dispatch)
+        self._patch(ASGIHTTPConnection, "handle_request", _handle)
+        self._mark_observed(module.Quart)
+
+
+def _dispatch(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def dispatch(app: Any, context: Any = None) -> Any:
+        request = getattr(context, "request", None)
+        # None where no route matches.
+        rule = getattr(getattr(request, "url_rule", None), "rule", None)
+        note_route(getattr(request, "scope", {}), rule)
+        return original(app, context)
+
+    return dispatch
+
+
+def _handle(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @wraps(original)
+    async def handle(connection: Any, request: Any, send: Send) -> None:
+        await original(connection, request, send)
+        observed = request_of(connection.scope)
+        stream = None if observed is None else observed.stream
+        if stream is not None and not stream.is_over():
+            stream.close(TimeoutError())
+
+    return handle
