@@ -117,12 +117,8 @@ def note_route(scope: Scope, route: str | None) -> None:
     observer: RequestObserver | None = scope.get(_KEY)
     if observer is None or observer.router is None or not route:
         return
-    _, owner, path, root_path, around = observer.router
-    if around is not None and not route.startswith("/"):
-        # Django's begin without one; here it follows that of a mount.
-        route = f"/{route}"
     found = (route, True)
-    observer.router = (lambda *_: found, owner, path, root_path, around)
+    observer.router = (lambda *_: found, *observer.router[1:])
 
 
 def attach_early(scope: Scope) -> RequestState | None:
@@ -417,6 +413,9 @@ class RequestObserver(Request):
                 # A router of another make: a missing route never costs the stream.
                 _log.debug("otel_sse: the route is unknown", exc_info=True)
                 break
+            if route and part and not part.startswith("/"):
+                # Django's begin without one.
+                part = f"/{part}"
             route = (route or "") + (part or "") or None
             if whole:
                 return route, True

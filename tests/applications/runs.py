@@ -54,8 +54,6 @@ class Application:
         kill_seconds: how long after the stop signal the server is killed, where it is.
         stop_line: a pattern of the first line that the server logs at its stop; empty where it
             logs nothing then.
-        modules: what ``{module}`` of the command is, without and with the instrumentation, where
-            the application has to be wrapped.
 
     """
 
@@ -66,7 +64,6 @@ class Application:
     varies: tuple[tuple[str, str], ...] = ()
     env: dict[str, str] = field(default_factory=dict, repr=False)
     stop_line: str = _STOP_LINE
-    modules: tuple[str, str] = ("", "")
     kill_seconds: float | None = None
 
     def same(self, text: str) -> str:
@@ -120,8 +117,7 @@ def _run(
     folder = programs(application.environment)
     env = {**_EVERY, **application.env}
     active = 0.0
-    command = application.command.replace("{module}", application.modules[server is not None])
-    with serve(command, server, APPS, folder, **env) as served:
+    with serve(application.command, server, APPS, folder, **env) as served:
         asyncio.run(served.started())
         with Tap(served.port) as tap, _client(application, client, folder, tap.port) as reader:
             _read_until_ready(reader)

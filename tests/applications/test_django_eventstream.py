@@ -1,4 +1,4 @@
-"""django-eventstream below ``SSEMiddleware``: stored events, resumption, a stop amid a stream."""
+"""django-eventstream on Django's ASGI handler: stored events, resumption, a stop amid a stream."""
 
 from typing import ClassVar
 
@@ -7,14 +7,12 @@ from applications.runs import Application
 
 
 class TestDjangoEventStream(Promises):
-    """Django puts no route into the scope, so there is none."""
-
     application = Application(
         environment="django-eventstream",
-        command="uvicorn {module}:application --port {port} --timeout-graceful-shutdown 1",
-        modules=("django_eventstream_app", "django_eventstream_instrumented"),
+        command="uvicorn django_eventstream_app:application --port {port}"
+        " --timeout-graceful-shutdown 1",
         client="django_eventstream_client.py",
         live=1,
     )
-    routes: ClassVar = {}
+    routes: ClassVar = {("GET", "/rooms/[a-z]+/events/"): "rooms/<channel>/events/"}
     client_reasons: ClassVar = {"client_close": 2, "disconnected": 1}
