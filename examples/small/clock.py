@@ -1,4 +1,4 @@
-"""Why a stream ended, set by the application: Django, through the ASGI middleware.
+"""Why a stream ended, set by the application: Django's ASGI handler.
 
     pip install '../..[otlp]' django uvicorn
     OTEL_SERVICE_NAME=clock opentelemetry-instrument uvicorn clock:app --port 8000 --lifespan off
@@ -7,8 +7,7 @@ Read it by ``curl -N 'http://127.0.0.1:8000/clock?seconds=3'``; without that it 
 
 From outside, a stream that has reached its limit and one that is complete look alike. The view
 sets the reason: ``otel_sse.current().set_close_reason("timeout")``, and ``sse.close.reason`` is
-that in span, metric and log event. There is no hook for Django, so ``SSEMiddleware`` is put around
-the application, and records no ``http.route``.
+that in span, metric and log event.
 """
 
 import asyncio
@@ -53,4 +52,4 @@ async def clock(request: HttpRequest) -> HttpResponseBase:
 
 
 urlpatterns = [path("clock", clock)]
-app = otel_sse.SSEMiddleware(get_asgi_application())
+app = get_asgi_application()

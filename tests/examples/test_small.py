@@ -157,20 +157,20 @@ async def test_progress_records_an_mcp_servers_tools(receiver: Receiver) -> None
 
 
 async def test_clock_sets_why_it_ended(receiver: Receiver) -> None:
-    """Django, through the middleware: the reason is the application's, everywhere."""
+    """Django's ASGI handler: the reason is the application's, everywhere."""
     async with started("clock", receiver) as served:
         messages = await read(served.port, "/clock?seconds=2")
     assert len(messages) >= 4
     assert {each["event"] for each in messages} == {"tick"}
 
-    (span,) = ended(receiver, "SSE")
+    (span,) = ended(receiver, "SSE clock")
     assert span.attributes["sse.close.reason"] == "timeout"
     assert span.attributes["sse.messages"] == len(messages)
     assert receiver.value("sse.server.messages", sse__event__type="tick") == len(messages)
     (lived,) = receiver.points("sse.server.connection.duration")
     assert lived.value == 1
     assert lived.attributes["sse.close.reason"] == "timeout"
-    assert "http.route" not in lived.attributes
+    assert lived.attributes["http.route"] == "clock"
 
 
 async def test_feed_reports_the_size_of_its_pool(receiver: Receiver) -> None:
