@@ -136,6 +136,24 @@ FACTS: Final = (
         "tests/e2e/test_asgi_servers.py",
     ),
     Fact(
+        "Starlette",
+        "a router puts itself into the scope, as router",
+        "0.35 to 1.10",
+        "tests/e2e/test_starlette_streams.py",
+    ),
+    Fact(
+        "Django",
+        "BaseHandler._get_response and _get_response_async run inside every middleware",
+        "4.2 to 5.2",
+        "tests/e2e/test_coexistence_frameworks.py",
+    ),
+    Fact(
+        "Falcon",
+        "what App._get_responder returns ends with the URI template",
+        "3.1 to 4.4",
+        "tests/e2e/test_asgi_frameworks.py",
+    ),
+    Fact(
         "opentelemetry-instrumentation-asgi",
         "its middleware keeps the application as app",
         "0.61b0 to 0.66b1",

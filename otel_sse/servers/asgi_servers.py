@@ -33,8 +33,17 @@ class _ServerHooks(Hooks):
 
     def _wrap(self, app: Any) -> Any:
         """What the server calls in place of ``app``."""
-        if self.telemetry is None or not callable(app):
+        telemetry = self.telemetry
+        if telemetry is None or not callable(app):
             return app
+        try:
+            return self._wrap_innermost(app)
+        except Exception:
+            # An attribute of an unknown object may raise anything.
+            telemetry.failures.log_failure_once("a look at the server's application")
+            return partial(self._call, app)
+
+    def _wrap_innermost(self, app: Any) -> Any:
         inner, around = app, None
         for _ in range(_MAX_DEPTH):
             if isinstance(inner, (SSEMiddleware, *observed_apps)):

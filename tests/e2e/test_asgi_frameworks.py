@@ -47,6 +47,7 @@ from otel_sse.frameworks import (
     SSEQuartInstrumentor,
     SSEStarletteInstrumentor,
 )
+from otel_sse.instrumentor import observed_apps
 
 _UVICORN: Final = "uvicorn {app} --port {{port}} --timeout-graceful-shutdown 1"
 _HYPERCORN: Final = "hypercorn {app} -b 127.0.0.1:{{port}} --graceful-timeout 1"
@@ -388,6 +389,7 @@ async def test_uninstrument_leaves_nothing(
     for kind in KINDS:
         kind().uninstrument()
     assert [vars(owner)[name] for owner, name in PATCHED] == before
+    assert not observed_apps
     for app, each in apps:
         async with serve_asgi(app) as port:
             await each.ask(port)

@@ -126,6 +126,26 @@ async def test_a_hidden_framework_is_recorded_once_with_its_route(
     assert backend.value("sse.server.connections") == 1
 
 
+class Odd:
+    """An application that cannot be looked at."""
+
+    @property
+    def app(self) -> Any:
+        raise RuntimeError
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await raw_app(scope, receive, send)
+
+
+@pytest.mark.usefixtures("instrumented")
+async def test_an_application_that_cannot_be_looked_at_is_recorded(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning, and the server starts."""
+    assert len(await ended(Odd(), backend)) == 1
+    assert "a look at the server's application" in caplog.text
+
+
 async def test_uninstrument_leaves_no_server_patched(backend: Backend) -> None:
     """What was loaded before passes through."""
     before = uvicorn.Config.load
