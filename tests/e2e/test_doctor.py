@@ -177,21 +177,22 @@ async def test_a_package_is_missing(
 
 
 async def test_the_framework_is_too_old(receiver: Receiver, tmp_path: Path) -> None:
-    """What the instrumentor takes, and what is installed."""
+    """What the instrumentor takes, and what is installed. The server's sees the stream."""
     python = str(with_version(tmp_path / "venv", "starlette", "0.20.0"))
     done = await examine(receiver, *(python, "-c", MODULE, python, "-m", *uvicorn(free_port())))
     assert done.status == 1
     finding = done.finding("framework-unsupported")
     assert "sse_starlette" in finding["summary"]
     assert "starlette 0.20.0" in finding["summary"]
-    assert done.stages["stream_detected"] == "problem"
+    assert done.stages["stream_detected"] == "ok"
 
 
 async def test_no_framework_is_there(receiver: Receiver, tmp_path: Path) -> None:
     """None of those that otel-sse instruments."""
     clients = ("httpx", "httpx2", "requests")
     servers = ("starlette", "aiohttp", "flask", "django", "bottle")
-    python = str(without(tmp_path / "venv", *clients, *servers))
+    others = ("litestar", "quart", "falcon", "blacksheep")
+    python = str(without(tmp_path / "venv", *clients, *servers, *others))
     server = "import http.server as s; s.HTTPServer(('127.0.0.1', {}), None).serve_forever()"
     done = await examine(
         receiver,
@@ -207,8 +208,8 @@ async def test_no_framework_is_there(receiver: Receiver, tmp_path: Path) -> None
 
 
 async def test_an_instrumentor_is_disabled(receiver: Receiver) -> None:
-    """By its name in the variable."""
-    disabled = ALONE["OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"] + ",sse_starlette"
+    """By its name in the variable, and the server's, which would see the stream."""
+    disabled = ALONE["OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"] + ",sse_starlette,sse_asgi"
     done = await examine(receiver, env={"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": disabled})
     assert done.status == 1
     finding = done.finding("instrumentor-disabled")
