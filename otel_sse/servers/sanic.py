@@ -55,6 +55,7 @@ class SanicHooks(Hooks):
             ),
         )
         self._patch_touched()
+        self._mark_observed(Sanic)
 
     def _patch_touched(self) -> None:
         self._patch(Sanic, "handle_request", self._frame)
