@@ -70,7 +70,7 @@ def test_the_reference_has_all_of_it() -> None:
         for each in entry_points(group="opentelemetry_instrumentor")
         if each.name.startswith("sse_")
     }
-    assert len(instrumentors) == 9
+    assert len(instrumentors) == 16
     names = {f"otel_sse.{name}" for name in otel_sse.__all__ if name != "__version__"}
     assert documented == names | instrumentors.keys()
     for cls in instrumentors.values():

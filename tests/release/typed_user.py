@@ -25,12 +25,14 @@ from otel_sse import (
     connections,
     current,
 )
-from otel_sse.clients.aiohttp import SSEAiohttpClientInstrumentor
-from otel_sse.clients.httpx import SSEHttpxInstrumentor
-from otel_sse.clients.requests import SSERequestsInstrumentor
-from otel_sse.servers.aiohttp import SSEAiohttpServerInstrumentor
-from otel_sse.servers.starlette import SSEStarletteInstrumentor
-from otel_sse.servers.wsgi_servers import SSEWSGIServerInstrumentor
+from otel_sse.frameworks import (
+    SSEAiohttpClientInstrumentor,
+    SSEAiohttpServerInstrumentor,
+    SSEHttpxInstrumentor,
+    SSERequestsInstrumentor,
+    SSEStarletteInstrumentor,
+    SSEWSGIServerInstrumentor,
+)
 
 if TYPE_CHECKING:
     # wsgiref.types has them from Python 3.11 on.

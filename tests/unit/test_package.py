@@ -105,8 +105,7 @@ def _files(source: Path) -> set[str]:
 
 def test_the_sdist_is_the_source_without_what_lies_about(tmp_path: Path) -> None:
     """It has every file of the package, the tests and what they read, so that `make unit` runs in
-    it; and nothing that tools, an editor or a user have put there, the secrets of an example
-    above all.
+    it; and nothing that tools or a user have put there, the secrets of an example above all.
     """
     source = _unpack(_build("sdist", ROOT, tmp_path / "sdist"), tmp_path / "source")
     shipped = _files(source)
@@ -122,7 +121,6 @@ def test_the_sdist_is_the_source_without_what_lies_about(tmp_path: Path) -> None
     made = {"node_modules", "dist"}
     assert {each.as_posix() for each in needed if not made & {*each.parts}} <= shipped
     for stray in (
-        "notes.txt",
         ".venv/bin/python",
         ".build/otel_sse.whl",
         "dist/otel_sse.tar.gz",

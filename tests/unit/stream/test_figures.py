@@ -51,8 +51,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def serve(backend: Backend, **options: Any) -> ServerStream:
     providers = Providers(*backend.providers.values())
     telemetry = sharing.acquire_telemetry(ServerStream, providers, options)
-    request = RequestState()
-    request.started, request.context = STARTED, Context()
+    request = RequestState(STARTED, Context(), Context())
     stream = sharing.open_server_stream(telemetry, INFO, request)
     assert stream is not None
     for chunk, at, wait in SENDS:
