@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import pytest
-from e2e.stops import MAX_REQUESTS, STOPS, Stop
+from e2e.stops import STOPS, Stop
 from helpers.otlp import Receiver
 from helpers.processes import Served, opened, serve
 from helpers.raw_client import RawClient
@@ -24,18 +24,17 @@ KILLED_AFTER = 10.0
 
 
 async def _recycle(served: Served) -> None:
-    """Requests that are no stream: as many as a worker takes before it is recycled."""
-    for _ in range(2 * MAX_REQUESTS):
-        try:
+    """Requests that are no stream, without an end: a server's workers take as many as they take,
+    and none while one of them is recycled.
+    """
+    while True:
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
             client = await RawClient.get(served.port, "/other", "Connection: close")
-        except OSError:
-            return
-        try:
-            await asyncio.wait_for(client.reader.read(-1), 2)
-        except (OSError, asyncio.TimeoutError):
-            return
-        finally:
-            client.writer.transport.abort()
+            try:
+                await asyncio.wait_for(client.reader.read(-1), 2)
+            finally:
+                client.writer.transport.abort()
+        await asyncio.sleep(0)
 
 
 async def _terminate(served: Served) -> None:
@@ -76,7 +75,7 @@ async def test_a_server_that_stops_is_what_ends_its_streams(way: Stop, receiver:
         async with contextlib.AsyncExitStack() as stack:
             for path in way.paths:
                 await stack.enter_async_context(opened(served, path, STREAMS))
-            await _BY[way.by](served)
+            stopping = asyncio.ensure_future(_BY[way.by](served))
             count = STREAMS * len(way.paths)
             with contextlib.suppress(AssertionError):
                 await asyncio.to_thread(
@@ -84,6 +83,9 @@ async def test_a_server_that_stops_is_what_ends_its_streams(way: Stop, receiver:
                     lambda: all(each.total() >= count for each in reasons()),
                     KILLED_AFTER,
                 )
+            stopping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await stopping
     expected = Counter({(path, "server_shutdown"): STREAMS for path in way.paths})
     assert reasons() == (expected, expected, expected)
 
