@@ -44,12 +44,10 @@ def resolve_error(
     if isinstance(error, Exception) and (disconnected or (cut and _is_from_cleanup(error))):
         # The clean-up's: the stream was over before it.
         return None, disconnected
-    if disconnected and isinstance(error, Exception) and _is_collapsed(error):
-        return None, disconnected
     if error is not None and is_from_background_task(error):
         # It ran after the stream.
         return None, disconnected
-    if is_disconnect_error(error, disconnected, send_error):
+    if _is_from_send(error, send_error):
         return None, True
     if error is not None and _class_names(error) == {_BROKEN_PIPE}:
         context = error.__context__
@@ -113,16 +111,11 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def is_disconnect_error(
-    error: BaseException | None, disconnected: bool, send_error: BaseException | None
-) -> bool:
-    """Whether ``error`` means only that the peer has disconnected.
+def _is_from_send(error: BaseException | None, send_error: BaseException | None) -> bool:
+    """Whether ``error`` comes of ``send_error``: it means only that the peer has disconnected.
 
-    Starlette raises ClientDisconnect for any OSError in a stream, also the application's. The pipe
-    inside FastAPI's own streams breaks when the response is given up.
+    Starlette raises ClientDisconnect for any OSError in a stream, also the application's.
     """
-    if disconnected and _class_names(error) in ({_CLIENT_DISCONNECT}, {_BROKEN_PIPE}):
-        return True
     # Causes may form a circle.
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -148,20 +141,6 @@ def _is_from_cleanup(error: Exception) -> bool:
         if cause is not None and not isinstance(cause, Exception):
             return True
     return False
-
-
-def _is_collapsed(error: Exception) -> bool:
-    """Whether a framework has taken ``error`` out of a task group: that replaces its context, which
-    would show a cancellation. At a disconnect, they cancel the group at once.
-    """
-    if isinstance(root_cause(error), TIMEOUTS):
-        return False
-    members = _group_members(error.__context__)
-    for _ in range(_MAX_WRAPPERS):
-        if len(members) != 1 or members[0] is error:
-            break
-        members = _group_members(members[0])
-    return len(members) == 1 and members[0] is error
 
 
 def _class_names(error: BaseException | None) -> set[str]:
