@@ -241,7 +241,8 @@ def runs(request: pytest.FixtureRequest) -> Iterator[Callable[..., Run]]:
         # process that ends gives its exporters ten seconds, of which they must get some.
         for name, work, threads in (("server", drive, 3), ("unplugged", unplug, 1)):
             pool = stack.enter_context(ThreadPoolExecutor(threads))
-            wanted = {found.params.get(name) for found in parameters if found is not None}
+            # Others' parameters of that name may not be hashable.
+            wanted = [found.params.get(name) for found in parameters if found is not None]
             for server in SERVERS:
                 if server in wanted:
                     futures[name, server] = pool.submit(work, server)
