@@ -14,6 +14,10 @@ from helpers.otlp import Receiver
 from helpers.processes import ALONE, APPS
 from helpers.raw_client import RawClient
 from helpers.servers import free_port
+from packaging.requirements import Requirement
+
+from otel_sse import frameworks
+from otel_sse.instrumentor import SSEInstrumentor
 
 # All that otel-sse needs is there: see ``test_a_healthy_application_passes_every_stage``.
 STAGES = (
@@ -189,10 +193,13 @@ async def test_the_framework_is_too_old(receiver: Receiver, tmp_path: Path) -> N
 
 async def test_no_framework_is_there(receiver: Receiver, tmp_path: Path) -> None:
     """None of those that otel-sse instruments."""
-    clients = ("httpx", "httpx2", "requests")
-    servers = ("starlette", "aiohttp", "flask", "django", "bottle")
-    others = ("litestar", "quart", "falcon", "blacksheep")
-    python = str(without(tmp_path / "venv", *clients, *servers, *others))
+    needed = {
+        Requirement(target.requires).name
+        for kind in SSEInstrumentor.__subclasses__()
+        for target in kind.targets
+        if target.requires is not None and kind.__module__ == frameworks.__name__
+    }
+    python = str(without(tmp_path / "venv", *needed))
     server = "import http.server as s; s.HTTPServer(('127.0.0.1', {}), None).serve_forever()"
     done = await examine(
         receiver,

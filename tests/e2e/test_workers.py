@@ -210,7 +210,8 @@ def test_workers_that_set_their_telemetry_up(receiver: Receiver) -> None:
 
 
 RECYCLED = {
-    "uvicorn": f"{SERVERS['uvicorn']} --limit-max-requests 5",
+    # It kills a worker that does not answer for that long, which a busy machine may keep from it.
+    "uvicorn": f"{SERVERS['uvicorn']} --limit-max-requests 5 --timeout-worker-healthcheck 60",
     "hypercorn": f"{SERVERS['hypercorn']} --max-requests 5",
     **{
         server: f"{command} --max-requests 5 --graceful-timeout {ALONE}"
