@@ -159,7 +159,9 @@ async def test_headers_to_the_real_collector(
     await page.run(_OPEN, "/events")
     await page.until("got.length === 1")
     await page.flush()
-    assert exported.value("sse.client.messages") == 1
+    await asyncio.to_thread(
+        exported.wait_for, lambda: exported.value("sse.client.messages") == 1, 60.0
+    )
 
 
 # --- refusals ------------------------------------------------------------------------------
