@@ -4,16 +4,12 @@ worker processes are to serve it; with none the program does itself.
 The path is ``/sanic/<ending>``; see ``ENDINGS`` in ``e2e/endings.py``.
 """
 
-import asyncio
-import json
 import sys
 from typing import Any
 
 from e2e.endings import ENDINGS
+from endings_handlers import go_on
 from sanic import Request, Sanic
-from sanic.response import BaseHTTPResponse
-
-PATIENCE = 1.0
 
 
 async def handler(request: Request) -> None:
@@ -30,54 +26,9 @@ async def handler(request: Request) -> None:
     if ending == "raises-first":
         raise LookupError("on purpose")
     await response.send(b"data: begun\n\n")
-    if ending == "raises-midway":
-        json.loads("{")
-    elif ending == "cancelled":
-        task: asyncio.Task[Any] | None = asyncio.current_task()
-        assert task is not None
-        task.cancel()
-        await asyncio.Event().wait()
-    elif ending == "silent":
-        await asyncio.Event().wait()
-    elif ending == "stops-reading":
-        await asyncio.wait_for(flood(response), PATIENCE)
-    elif ending.startswith("stalled-"):
-        await flood(response)
-    elif ending in ("closes", "resets"):
-        for _ in range(20):
-            await send_later(response)
-    elif ending in ("stopped", "endless"):
-        while True:
-            await send_later(response)
-    elif ending.startswith("cleanup-"):
-        await send_and_clean_up(response, ending)
+    await go_on(ending, response.send)
     if ending != "returns":
         await response.eof()
-
-
-async def send_later(response: BaseHTTPResponse) -> None:
-    await asyncio.sleep(0.1)
-    await response.send(b"data: more\n\n")
-
-
-async def send_and_clean_up(response: BaseHTTPResponse, ending: str) -> None:
-    try:
-        while True:
-            await send_later(response)
-    except asyncio.CancelledError:
-        if ending == "cleanup-awaits":
-            await asyncio.sleep(0.3)
-        elif ending == "cleanup-raises":
-            raise LookupError("on purpose, in the clean-up") from None
-        elif ending == "cleanup-swallows":
-            return
-        raise
-
-
-async def flood(response: BaseHTTPResponse) -> None:
-    while True:
-        await response.send(b"data: %s\n\n" % (b"x" * 2**18))
-        await asyncio.sleep(0.01)
 
 
 app: Sanic = Sanic("endings")

@@ -4,17 +4,14 @@ The path is ``/tornado/<ending>``; see ``ENDINGS`` in ``e2e/endings.py``.
 """
 
 import asyncio
-import json
 import signal
 import sys
-from typing import Any
 
 from e2e.endings import ENDINGS
+from endings_handlers import go_on
 from tornado import web
 from tornado.httpserver import HTTPServer
 from tornado.iostream import StreamClosedError
-
-PATIENCE = 1.0
 
 
 class Handler(web.RequestHandler):
@@ -30,27 +27,7 @@ class Handler(web.RequestHandler):
         if self.get_status() in (204, 304) or self.request.method == "HEAD":
             return
         await self.send(b"data: begun\n\n")
-        if ending == "raises-midway":
-            json.loads("{")
-        elif ending == "cancelled":
-            task: asyncio.Task[Any] | None = asyncio.current_task()
-            assert task is not None
-            task.cancel()
-            await asyncio.Event().wait()
-        elif ending == "silent":
-            await asyncio.Event().wait()
-        elif ending == "stops-reading":
-            await asyncio.wait_for(self.flood(), PATIENCE)
-        elif ending.startswith("stalled-"):
-            await self.flood()
-        elif ending in ("closes", "resets"):
-            for _ in range(20):
-                await self.send_later()
-        elif ending in ("stopped", "endless"):
-            while True:
-                await self.send_later()
-        elif ending.startswith("cleanup-"):
-            await self.send_and_clean_up(ending)
+        await go_on(ending, self.send, StreamClosedError)
         if ending != "returns":
             await self.finish()
 
@@ -59,28 +36,6 @@ class Handler(web.RequestHandler):
     async def send(self, chunk: bytes) -> None:
         self.write(chunk)
         await self.flush()
-
-    async def send_later(self) -> None:
-        await asyncio.sleep(0.1)
-        await self.send(b"data: more\n\n")
-
-    async def send_and_clean_up(self, ending: str) -> None:
-        try:
-            while True:
-                await self.send_later()
-        except (asyncio.CancelledError, StreamClosedError):
-            if ending == "cleanup-awaits":
-                await asyncio.sleep(0.3)
-            elif ending == "cleanup-raises":
-                raise LookupError("on purpose, in the clean-up") from None
-            elif ending == "cleanup-swallows":
-                return
-            raise
-
-    async def flood(self) -> None:
-        while True:
-            await self.send(b"data: %s\n\n" % (b"x" * 2**18))
-            await asyncio.sleep(0.01)
 
 
 async def main(port: int) -> None:
