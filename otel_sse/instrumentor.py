@@ -11,7 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from functools import partial
+from functools import partial, wraps
 from importlib.metadata import PackageNotFoundError, version
 from pkgutil import resolve_name
 from types import ModuleType
@@ -69,10 +69,8 @@ class Hooks:
 
     def remove(self) -> None:
         self.telemetry = None
-        for owner, name, original, ours in reversed(self._patches):
-            if vars(owner).get(name) is ours:
-                setattr(owner, name, original)
-        self._patches.clear()
+        while self._patches:
+            self._undo(self._patches[-1])
         observed_apps.difference_update(self._observed)
 
     def _mark_observed(self, *apps: type) -> None:
@@ -82,11 +80,26 @@ class Hooks:
 
     def _unpatch(self, owner: Any, name: str) -> None:
         """Takes one patch off, unless another library has wrapped it."""
-        for each in [each for each in self._patches if each[:2] == (owner, name)]:
-            self._patches.remove(each)
-            _, _, original, ours = each
-            if vars(owner).get(name) is ours:
-                setattr(owner, name, original)
+        for patch in [each for each in self._patches if each[:2] == (owner, name)]:
+            self._undo(patch)
+
+    def _undo(self, patch: tuple[Any, str, Any, Any]) -> None:
+        self._patches.remove(patch)
+        owner, name, original, ours = patch
+        if vars(owner).get(name) is ours:
+            setattr(owner, name, original)
+
+    def _patch_frame(
+        self, owner: Any, name: str, wrap: Callable[..., Any], route_of: Any = None
+    ) -> None:
+        """Patches the call that is the frame of a request, by ``wrap_asgi_app`` or
+        ``wrap_wsgi_app``.
+        """
+        self._patch(
+            owner,
+            name,
+            lambda original: wraps(original)(wrap(original, lambda _: self.telemetry, route_of)),
+        )
 
     def _patch(self, owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
         # Another instrumentation may have replaced the owner by a subclass.
@@ -124,6 +137,8 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     def instrumentation_dependencies(self) -> Collection[str]:
         # Any one is enough.
         known = [each.requires for each in self.targets if each.requires is not None]
+        if len(known) < 2:
+            return known
         return [each for each in known if not get_dependency_conflicts([each])] or known
 
     def instrument(self, **kwargs: Any) -> None:

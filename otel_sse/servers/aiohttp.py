@@ -128,9 +128,6 @@ class AiohttpHooks(Hooks):
                 # Another response on the same writer: it is no part of the stream.
                 _stop_observing(request)
                 return writer
-            if "stream" not in response.headers.get(hdrs.CONTENT_TYPE, "").lower():
-                # Rejects nearly every other response at once.
-                return writer
             try:
                 info = _stream_info(response, request, telemetry)
                 stream = info and open_server_stream(telemetry, info, observed.state)

@@ -7,14 +7,14 @@ application with mounts, which is a subclass then. The routers' ``get_match`` fi
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import wraps
 from types import ModuleType
 from typing import Any, Final
 
 from blacksheep.server.routing import Router, RouterFiltersMixin
 
 from otel_sse.instrumentor import Hooks
-from otel_sse.servers.asgi import RouteOf, note_route, wrap_asgi_app
+from otel_sse.servers.asgi import note_route, wrap_asgi_app
 
 # The pattern of the route for what no other matches.
 _FALLBACK: Final = "*"
@@ -22,14 +22,11 @@ _FALLBACK: Final = "*"
 
 class BlackSheepHooks(Hooks):
     def install(self, module: ModuleType) -> None:
-        self._patch(module.Application, "__call__", partial(self._call, None))
-        self._patch(module.MountMixin, "__call__", partial(self._call, _mount))
+        self._patch_frame(module.Application, "__call__", wrap_asgi_app)
+        self._patch_frame(module.MountMixin, "__call__", wrap_asgi_app, _mount)
         for router in (Router, RouterFiltersMixin):
             self._patch(router, "get_match", _get_match)
         self._mark_observed(module.Application)
-
-    def _call(self, route_of: RouteOf | None, original: Any) -> Any:
-        return wraps(original)(wrap_asgi_app(original, lambda _: self.telemetry, route_of))
 
 
 def _get_match(original: Callable[..., Any]) -> Callable[..., Any]:

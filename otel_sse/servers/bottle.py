@@ -4,7 +4,6 @@ it.
 
 from __future__ import annotations
 
-from functools import wraps
 from types import ModuleType
 
 from bottle import Bottle
@@ -15,13 +14,7 @@ from otel_sse.servers.wsgi import Environ, wrap_wsgi_app
 
 class BottleHooks(Hooks):
     def install(self, _: ModuleType) -> None:
-        self._patch(
-            Bottle,
-            "wsgi",
-            lambda original: wraps(original)(
-                wrap_wsgi_app(original, lambda _: self.telemetry, _route)
-            ),
-        )
+        self._patch_frame(Bottle, "wsgi", wrap_wsgi_app, _route)
 
 
 def _route(environ: Environ) -> str | None:

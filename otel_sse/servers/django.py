@@ -25,11 +25,7 @@ from otel_sse.stream.request import Request
 
 class DjangoHooks(Hooks):
     def install(self, module: ModuleType) -> None:
-        self._patch(
-            module.WSGIHandler,
-            "__call__",
-            lambda original: wraps(original)(wrap_wsgi_app(original, lambda _: self.telemetry)),
-        )
+        self._patch_frame(module.WSGIHandler, "__call__", wrap_wsgi_app)
         self._patch(BaseHandler, "_get_response", self._get_response)
 
     def _get_response(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,11 +45,7 @@ class DjangoHooks(Hooks):
 
 class DjangoASGIHooks(Hooks):
     def install(self, module: ModuleType) -> None:
-        self._patch(
-            module.ASGIHandler,
-            "__call__",
-            lambda original: wraps(original)(wrap_asgi_app(original, lambda _: self.telemetry)),
-        )
+        self._patch_frame(module.ASGIHandler, "__call__", wrap_asgi_app)
         self._patch(BaseHandler, "_get_response_async", self._get_response)
         self._mark_observed(module.ASGIHandler)
 

@@ -17,11 +17,7 @@ from otel_sse.servers.asgi import note_route, wrap_asgi_app
 
 class FalconHooks(Hooks):
     def install(self, module: ModuleType) -> None:
-        self._patch(
-            module.App,
-            "__call__",
-            lambda original: wraps(original)(wrap_asgi_app(original, lambda _: self.telemetry)),
-        )
+        self._patch_frame(module.App, "__call__", wrap_asgi_app)
         self._patch(module.App, "_get_responder", _get_responder)
         self._mark_observed(module.App)
 

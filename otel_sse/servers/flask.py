@@ -7,7 +7,6 @@ instrumentation.
 
 from __future__ import annotations
 
-from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -19,13 +18,7 @@ from otel_sse.servers.wsgi import Environ, wrap_wsgi_app
 
 class FlaskHooks(Hooks):
     def install(self, _: ModuleType) -> None:
-        self._patch(
-            Flask,
-            "wsgi_app",
-            lambda original: wraps(original)(
-                wrap_wsgi_app(original, lambda _: self.telemetry, _route)
-            ),
-        )
+        self._patch_frame(Flask, "wsgi_app", wrap_wsgi_app, _route)
 
 
 def _route(environ: Environ) -> str | None:

@@ -6,7 +6,6 @@ inside every middleware, which includes that of its own OpenTelemetry plugin and
 
 from __future__ import annotations
 
-from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -19,13 +18,7 @@ from otel_sse.servers.asgi import wrap_asgi_app
 class LitestarHooks(Hooks):
     def install(self, module: ModuleType) -> None:
         for kind in (HTTPRoute, ASGIRoute):
-            self._patch(
-                kind,
-                "handle",
-                lambda original: wraps(original)(
-                    wrap_asgi_app(original, lambda _: self.telemetry, _route)
-                ),
-            )
+            self._patch_frame(kind, "handle", wrap_asgi_app, _route)
         self._mark_observed(module.Litestar)
 
 

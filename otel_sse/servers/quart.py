@@ -21,11 +21,7 @@ from otel_sse.servers.asgi import Send, note_route, request_of, wrap_asgi_app
 
 class QuartHooks(Hooks):
     def install(self, module: ModuleType) -> None:
-        self._patch(
-            module.Quart,
-            "asgi_app",
-            lambda original: wraps(original)(wrap_asgi_app(original, lambda _: self.telemetry)),
-        )
+        self._patch_frame(module.Quart, "asgi_app", wrap_asgi_app)
         self._patch(module.Quart, "full_dispatch_request", _dispatch)
         self._patch(ASGIHTTPConnection, "handle_request", _handle)
         self._mark_observed(module.Quart)

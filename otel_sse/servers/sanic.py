@@ -47,13 +47,7 @@ class SanicHooks(Hooks):
         self._patch(TouchUp, "run", self._touch_up)
         self._patch(SanicProtocol, "abort", self._abort)
         self._patch(SanicProtocol, "connection_lost", self._connection_lost)
-        self._patch(
-            Sanic,
-            "__call__",
-            lambda original: wraps(original)(
-                wrap_asgi_app(original, lambda _: self.telemetry, _asgi_route)
-            ),
-        )
+        self._patch_frame(Sanic, "__call__", wrap_asgi_app, _asgi_route)
         self._patch_touched()
         self._mark_observed(Sanic)
 

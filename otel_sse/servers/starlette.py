@@ -37,13 +37,7 @@ _ENDPOINTS: Final = (FunctionType, MethodType, partial, type)
 
 class StarletteHooks(Hooks):
     def install(self, _: ModuleType) -> None:
-        self._patch(
-            Router,
-            "__call__",
-            lambda original: wraps(original)(
-                wrap_asgi_app(original, lambda _: self.telemetry, _route)
-            ),
-        )
+        self._patch_frame(Router, "__call__", wrap_asgi_app, _route)
         self._patch(BaseHTTPMiddleware, "__call__", _attaching_early(_is_middleware_of_route))
         for kind in (Response, StreamingResponse):
             self._patch(kind, "__call__", partial(_observe_outside, self))
