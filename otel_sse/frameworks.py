@@ -11,7 +11,11 @@ from otel_sse.semconv import CLIENT
 
 _STARLETTE = "otel_sse.servers.starlette:"
 _ASGI_SERVERS = "otel_sse.servers.asgi_servers:"
+_DJANGO = "otel_sse.servers.django:"
 _WSGI_SERVERS = "otel_sse.servers.wsgi_servers:"
+_URLLIB3 = "otel_sse.clients.urllib3:"
+_URLLIB3_ASYNC = "otel_sse.clients.urllib3_async:"
+_FUTURE = "urllib3-future >= 2.13, < 3"
 
 
 class SSEStarletteInstrumentor(SSEInstrumentor):
@@ -92,13 +96,14 @@ class SSEASGIServerInstrumentor(SSEInstrumentor):
 
 
 class SSEWSGIServerInstrumentor(SSEInstrumentor):
-    """Records every event stream of a WSGI application on gunicorn, waitress or gevent."""
+    """Records every event stream of a WSGI application on gunicorn, waitress, gevent, eventlet."""
 
     targets = (
         Target("gunicorn.workers.base", _WSGI_SERVERS + "GunicornHooks"),
         Target("waitress.server", _WSGI_SERVERS + "WaitressHooks"),
         Target("gevent.baseserver", _WSGI_SERVERS + "GeventHooks"),
         Target("gevent.pywsgi", _WSGI_SERVERS + "PyWSGIHooks"),
+        Target("eventlet.wsgi", _WSGI_SERVERS + "EventletHooks"),
         Target("socketserver", _WSGI_SERVERS + "SocketServerHooks"),
     )
 
@@ -113,9 +118,10 @@ class SSEDjangoInstrumentor(SSEInstrumentor):
     """Records every event stream that Django serves."""
 
     targets = (
-        Target("django.core.handlers.wsgi", "otel_sse.servers.django:DjangoHooks", "django >= 4.2"),
+        Target("django.core.handlers.wsgi", _DJANGO + "DjangoHooks", "django >= 4.2"),
+        Target("django.core.handlers.asgi", _DJANGO + "DjangoASGIHooks", "django >= 4.2"),
         Target(
-            "django.core.handlers.asgi", "otel_sse.servers.django:DjangoASGIHooks", "django >= 4.2"
+            "django.middleware.gzip", "otel_sse.servers.django:DjangoGZipHooks", "django >= 4.2"
         ),
     )
 
@@ -147,4 +153,59 @@ class SSERequestsInstrumentor(SSEInstrumentor):
     """Records every event stream that a requests session reads."""
 
     role = CLIENT
-    targets = (Target("requests", "otel_sse.clients.requests:RequestsHooks", "requests >= 2.28"),)
+    targets = (Target("requests", "otel_sse.clients.requests:RequestsHooks", "requests >= 2.28.2"),)
+
+
+class SSETornadoClientInstrumentor(SSEInstrumentor):
+    """Records every event stream that Tornado's own HTTP client reads, not that by libcurl."""
+
+    role = CLIENT
+    targets = (
+        Target(
+            "tornado.simple_httpclient",
+            "otel_sse.clients.tornado:TornadoClientHooks",
+            "tornado >= 6.1",
+        ),
+    )
+
+
+class SSECurlCffiInstrumentor(SSEInstrumentor):
+    """Records every event stream that a curl_cffi session reads with ``stream=True``."""
+
+    role = CLIENT
+    targets = (
+        Target(
+            "curl_cffi.requests",
+            "otel_sse.clients.curl_cffi:CurlCffiHooks",
+            "curl_cffi >= 0.10",
+        ),
+    )
+
+
+class SSEHttpClientInstrumentor(SSEInstrumentor):
+    """Records every event stream that is read by http.client, so by urllib.request, where no other
+    instrumentor does.
+    """
+
+    role = CLIENT
+    targets = (Target("http.client", "otel_sse.clients.http_client:HttpClientHooks"),)
+
+
+class SSEUrllib3Instrumentor(SSEInstrumentor):
+    """Records every event stream that is read by urllib3, where no other instrumentor does; of
+    niquests and its urllib3-future what is read asynchronously, too.
+    """
+
+    role = CLIENT
+    targets = (
+        Target("urllib3.connectionpool", _URLLIB3 + "Urllib3Hooks", "urllib3 >= 1.26, < 3"),
+        # It takes urllib3's place, whether that is installed too or not.
+        Target("urllib3.connectionpool", _URLLIB3 + "Urllib3Hooks", _FUTURE),
+        Target("urllib3.contrib.webextensions.sse", _URLLIB3 + "Urllib3EventsHooks", _FUTURE),
+        Target("urllib3._async.connectionpool", _URLLIB3_ASYNC + "AsyncUrllib3Hooks", _FUTURE),
+        Target(
+            "urllib3.contrib.webextensions._async.sse",
+            _URLLIB3_ASYNC + "AsyncUrllib3EventsHooks",
+            _FUTURE,
+        ),
+    )

@@ -1,7 +1,8 @@
 """The base of the instrumentors, and of the hooks that they install into a framework.
 
 An instrumentor imports no framework: an application that does not use one must not pay for it. Its
-hooks are installed when the framework is imported, or at once where that has happened.
+hooks are installed when the framework is imported, or at once where that has happened. What records
+streams is imported then, too.
 """
 
 from __future__ import annotations
@@ -15,20 +16,23 @@ from functools import partial, wraps
 from importlib.metadata import PackageNotFoundError, version
 from pkgutil import resolve_name
 from types import ModuleType
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from opentelemetry.instrumentation.dependencies import get_dependency_conflicts
 from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-defined]
     BaseInstrumentor,
 )
-from wrapt import register_post_import_hook
+from wrapt import FunctionWrapper, register_post_import_hook
 
+from otel_sse.config import Config, load
 from otel_sse.semconv import SERVER, Role
-from otel_sse.stream.sharing import acquire_telemetry, release_telemetry
-from otel_sse.telemetry.providers import Providers
-from otel_sse.telemetry.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from otel_sse.telemetry.telemetry import Telemetry
 
 _log = logging.getLogger("otel_sse")
+
+_PROVIDERS: Final = ("tracer_provider", "meter_provider", "logger_provider")
 
 # Classes of ASGI applications that a framework's hooks observe, so that a server's need not.
 observed_apps: Final[set[type]] = set()
@@ -98,7 +102,7 @@ class Hooks:
         self._patch(
             owner,
             name,
-            lambda original: wraps(original)(wrap(original, lambda _: self.telemetry, route_of)),
+            lambda original: wraps(original)(wrap(original, self, route_of)),
         )
 
     def _patch(self, owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
@@ -108,9 +112,23 @@ class Hooks:
             raise AttributeError(f"{owner.__name__} has no {name}")
         owner = owners[0]
         original = vars(owner)[name]
-        ours = wrap(original)
+        ours = wrap(_as_function(original) if isinstance(owner, type) else original)
         setattr(owner, name, ours)
         self._patches.append((owner, name, original, ours))
+
+
+def _as_function(original: Any) -> Any:
+    """Another instrumentation's wrapper of a method gets to know the instance by being bound alone,
+    where hooks pass it as the first argument.
+    """
+    if not isinstance(original, FunctionWrapper):
+        return original
+
+    @wraps(original)
+    def call(instance: Any, *args: Any, **kwargs: Any) -> Any:
+        return original.__get__(instance, type(instance))(*args, **kwargs)
+
+    return call
 
 
 class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
@@ -125,8 +143,10 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def __init__(self) -> None:
         if not hasattr(self, "telemetry"):
-            # None while not instrumented.
+            # None until the first hooks are installed.
             self.telemetry: Telemetry | None = None
+            # The providers and the configuration; None while not instrumented.
+            self._settings: tuple[list[Any], Config] | None = None
             self._installed: dict[str, Hooks] = {}
             # Targets whose import is awaited; that cannot be taken back.
             self._awaited: set[Target] = set()
@@ -150,12 +170,8 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         super().instrument(**kwargs)
 
     def _instrument(self, **kwargs: Any) -> None:
-        providers = Providers(
-            kwargs.pop("tracer_provider", None),
-            kwargs.pop("meter_provider", None),
-            kwargs.pop("logger_provider", None),
-        )
-        self.telemetry = acquire_telemetry(self, providers, kwargs, self.role)
+        providers = [kwargs.pop(name, None) for name in _PROVIDERS]
+        self._settings = (providers, load(kwargs))
         for target in self.targets:
             if target.module in sys.modules and target in self._awaited:
                 self._on_import(target, sys.modules[target.module])
@@ -167,7 +183,10 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         for hooks in reversed(self._installed.values()):
             hooks.remove()
         self._installed.clear()
+        self._settings = None
         if self.telemetry is not None:
+            from otel_sse.stream.sharing import release_telemetry
+
             release_telemetry(self, self.telemetry)
             self.telemetry = None
 
@@ -185,12 +204,14 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def _install(self, target: Target, module: ModuleType) -> None:
         """Raises nothing, into the import that it may be part of."""
-        if self.telemetry is None or target.module in self._installed:
+        if self._settings is None or target.module in self._installed:
             return
         requires = target.requires
         if requires is not None and get_dependency_conflicts([requires]):
             return
         try:
+            if self.telemetry is None:
+                self.telemetry = self._acquire_telemetry(*self._settings)
             hooks: Hooks = resolve_name(target.hooks)(self.telemetry)
         except Exception as error:
             self._warn_skipped(target, error)
@@ -201,6 +222,12 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         except Exception as error:
             hooks.remove()
             self._warn_skipped(target, error)
+
+    def _acquire_telemetry(self, providers: list[Any], config: Config) -> Telemetry:
+        from otel_sse.stream.sharing import acquire_telemetry
+        from otel_sse.telemetry.providers import Providers
+
+        return acquire_telemetry(self, Providers(*providers), config, self.role)
 
     def _warn_skipped(self, target: Target, error: Exception) -> None:
         """A part that is private to the framework is not where it was."""

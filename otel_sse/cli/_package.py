@@ -6,12 +6,19 @@ from typing import Final
 from otel_sse import config
 from otel_sse.version import __version__
 
-__all__ = ["OPTION_PREFIX", "OPTION_VARIABLES", "__version__", "bad_option", "excludes"]
+__all__ = ["OPTION_PREFIX", "OPTION_VARIABLES", "__version__", "bad_option", "excludes", "install"]
 
 OPTION_PREFIX: Final = "OTEL_PYTHON_SSE_"
 OPTION_VARIABLES: Final = tuple(
     OPTION_PREFIX + name.upper() for name in config.Config.__dataclass_fields__
 )
+
+
+def install(extra: str) -> str:
+    """The command that installs otel-sse with an extra. It is on no package index yet, where its
+    name may be anybody's.
+    """
+    return f"pip install '/path/to/checkout[{extra}]'"
 
 
 def bad_option(variable: str, value: str) -> str | None:

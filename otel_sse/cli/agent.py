@@ -136,7 +136,9 @@ def _requirement(value: str) -> dict[str, Any]:
         found = f"{requirement.name} {found}"
         if fits:
             break
-    return {"state": state, "requires": " or ".join(map(str, requirements)), "found": found}
+    # Of a framework's two interfaces both are named, with the same requirement.
+    requires = " or ".join(dict.fromkeys(map(str, requirements)))
+    return {"state": state, "requires": requires, "found": found}
 
 
 def _known_variables() -> list[str]:

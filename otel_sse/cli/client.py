@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import ssl
 import time
 import zlib
@@ -27,6 +29,15 @@ _MAX_SAMPLES: Final = 5000
 _MAX_IDS: Final = 10_000
 _MAX_PIECE: Final = 65536
 _WINDOWS: Final = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}
+
+# Kinds of failures that have a remedy of their own, the narrower before the wider.
+FAILURES: Final[dict[str, tuple[type[BaseException], ...]]] = {
+    "host": (socket.gaierror,),
+    "certificate": (ssl.SSLCertVerificationError,),
+    "tls": (ssl.SSLError,),
+    "unreached": (httpx.ConnectError, httpx.ConnectTimeout),
+    "coding": (httpx.DecodingError,),
+}
 
 Item = Message | Comment
 OnItem = Callable[[Item], None]
@@ -85,13 +96,16 @@ class Reading:
 
     ``ending`` is one of ``ended`` (the server ended it), ``cut`` (the connection broke within
     it), ``stopped`` (this client did), ``refused`` (no event stream came) and ``failed`` (no
-    response came); ``error`` is the reason of the last three.
+    response came); ``error`` is the reason of ``cut`` and ``failed``, and ``failure`` the kind of
+    that reason, where it is one of ``FAILURES``.
     """
 
     began: float = field(default_factory=perf_counter)
     status: int | None = None
     http_version: str = ""
     headers: dict[str, str] = field(default_factory=dict)
+    # Where a redirect leads; empty where the response is none.
+    location: str = ""
     connected: float | None = None
     headers_after: float | None = None
     first_byte: float | None = None
@@ -104,6 +118,7 @@ class Reading:
     longest_message: int = 0
     ending: str = "stopped"
     error: str = ""
+    failure: str = ""
     body_start: str = ""
     within_message: bool = False
     gaps: Distribution = field(default_factory=Distribution)
@@ -146,17 +161,35 @@ async def read(
     reading = reading or Reading()
     try:
         await _read(request, last_event_id, on_item, max_messages, reading)
-    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.InvalidURL) as error:
-        reading.ending, reading.error = "failed", str(error) or type(error).__name__
-    except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+    except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as error:
         reading.ending = "failed" if reading.status is None else "cut"
-        reading.error = str(error) or type(error).__name__
+        reading.failure, reading.error = _explain(error)
     finally:
         reading.duration = perf_counter() - reading.began
         reading.within_message = reading.parser.within_message
         if reading.ending in ("ended", "cut"):
             reading.parser.finish()
     return reading
+
+
+def _explain(error: BaseException) -> tuple[str, str]:
+    """The kind of a failure, empty where it is none of ``FAILURES``, and what to call it.
+
+    The libraries wrap what the system says, often without its text.
+    """
+    chain = [error]
+    while inner := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(inner)
+    cause = chain[-1]
+    found = (kind for kind, types in FAILURES.items() if any(isinstance(e, types) for e in chain))
+    kind = next(found, "")
+    if isinstance(error, httpx.ConnectTimeout):
+        return kind, f"no connection within {CONNECT_TIMEOUT:g} s"
+    if kind in ("", "unreached") and isinstance(cause, OSError) and cause.errno:
+        # asyncio's own text has the address, and not what happened to it.
+        return kind, os.strerror(cause.errno)
+    text = cause.strerror if isinstance(cause, socket.gaierror) else str(error) or str(cause)
+    return kind, (text or type(error).__name__).rstrip(".")
 
 
 async def _read(
@@ -187,6 +220,8 @@ async def _read(
             reading.headers = {
                 name.lower(): value[:1024] for name, value in list(response.headers.items())[:100]
             }
+            if response.next_request is not None:
+                reading.location = str(response.next_request.url)
             await _read_body(response, on_item, max_messages, reading)
         finally:
             # A server that does not read must not keep the probe.

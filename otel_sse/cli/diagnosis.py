@@ -8,7 +8,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from otel_sse.cli import variables
-from otel_sse.cli._package import excludes
+from otel_sse.cli._package import OPTION_VARIABLES, bad_option, excludes
 from otel_sse.cli.client import MEDIA_TYPE
 from otel_sse.cli.findings import Finding, Stage, problem, warning
 from otel_sse.cli.live import Seen
@@ -18,6 +18,11 @@ _WHAT: Final = {"traces": "spans", "metrics": "metrics", "logs": "log events"}
 _TWICE: Final = "Attempting to instrument while already instrumented"
 _OVERRIDE: Final = ("Overriding of current", "is not allowed")
 _INITIALIZE: Final = "Failed to auto initialize OpenTelemetry"
+_CONFIGURATION: Final = "Configuration of "
+# The loggers of the OTLP exporters.
+_EXPORTERS: Final = "opentelemetry.exporter.otlp."
+# opentelemetry-instrument's own error where it finds no program of that name.
+_NO_PROGRAM: Final = "execv: path should be string"
 _CONFIGURED: Final = "is configured already"
 _POST_FORK: Final = (
     "Set the SDK up in each worker: in gunicorn.conf.py, def post_fork(server, worker): "
@@ -33,8 +38,22 @@ _CAUSES: Final = frozenset(
         *("framework-absent", "otel-sse-missing", "command-ended"),
     )
 )
+# What the doctor's own empty export finds.
+_UNEXPORTED: Final = frozenset(
+    (
+        *("exporter-unreachable", "exporter-no-answer", "exporter-refused"),
+        *("exporter-wrong-protocol", "exporter-tls", "exporter-broken"),
+    )
+)
+_DROPPED: Final = frozenset(("sampler-drops-all", "sdk-disabled"))
 # What is not reported where its cause is: one problem, one finding.
 _FOLLOWS: Final = {
+    "initialize-failed": frozenset(("exporter-missing",)),
+    "no-provider": frozenset(("exporter-missing", "initialize-failed")),
+    "export-failed": _UNEXPORTED,
+    "traces-not-exported": _DROPPED,
+    "metrics-not-exported": _DROPPED - {"sampler-drops-all"},
+    "logs-not-exported": _DROPPED - {"sampler-drops-all"},
     "stream-not-detected": _CAUSES,
     # A command that ended at once had no time to set anything up.
     "not-instrumented": frozenset(("command-ended",)),
@@ -71,16 +90,16 @@ def diagnose(
     main = seen.main_process()
     if main is None:
         return found
-    _sdk(seen, main, found)
+    _sdk(seen, main, known, found)
     _instrumentors(main, environment, facts, found)
     _request(seen, found)
     _stream(seen, environment, found)
     _messages(seen, found)
     for signal in variables.SIGNALS:
         _exported(signal, seen, environment, found)
-    found.findings += _logged(seen)
+    found.findings += _logged(seen, environment, known)
     found.findings += _forks(seen)
-    causes = {*known, *(each.code for each in found.findings)} & _CAUSES
+    causes = {*known, *(each.code for each in found.findings)}
     found.findings = [
         each for each in found.findings if not causes & _FOLLOWS.get(each.code, frozenset())
     ]
@@ -88,7 +107,7 @@ def diagnose(
 
 
 def _command(seen: Seen, found: Diagnosis) -> None:
-    last = " | ".join(list(seen.output)[-3:])
+    last = " | ".join(seen.errors or list(seen.output)[-3:])
     if not seen.processes:
         found.add(
             "command_started",
@@ -111,7 +130,9 @@ def _command(seen: Seen, found: Diagnosis) -> None:
                 "command-ended",
                 f"The command ended with exit status {seen.exit_status}"
                 + (f"; its last output: {last}" if last else "."),
-                "Correct that, then run the doctor again.",
+                "Is its program installed in this environment, and its name right?"
+                if _NO_PROGRAM in last
+                else "Correct that, then run the doctor again.",
             ),
         )
     elif not seen.listening:
@@ -146,7 +167,7 @@ def _command(seen: Seen, found: Diagnosis) -> None:
         )
 
 
-def _sdk(seen: Seen, main: Mapping[str, Any], found: Diagnosis) -> None:
+def _sdk(seen: Seen, main: Mapping[str, Any], known: Collection[str], found: Diagnosis) -> None:
     providers = main["providers"]
     missing = [signal for signal in variables.SIGNALS if providers[signal] is None]
     failed = any(_INITIALIZE in each["text"] for each in main["logged"])
@@ -180,18 +201,24 @@ def _sdk(seen: Seen, main: Mapping[str, Any], found: Diagnosis) -> None:
         )
         for signal in missing
     ]
-    for signal in variables.SIGNALS:
-        provider = providers[signal]
-        if provider is not None and provider["exporters"] == []:
-            problems.append(
-                problem(
-                    "no-exporter",
-                    f"The provider of {signal} has no exporter: {_WHAT[signal]} go nowhere.",
-                    f"Set OTEL_{signal.upper()}_EXPORTER=otlp, or add an exporter to the provider.",
-                )
-            )
+    silent = [
+        signal
+        for signal in variables.SIGNALS
+        if providers[signal] is not None and providers[signal]["exporters"] == []
+    ]
+    problems += [
+        problem(
+            "no-exporter",
+            f"The provider of {signal} has no exporter: {_WHAT[signal]} go nowhere.",
+            f"Set OTEL_{signal.upper()}_EXPORTER=otlp, or add an exporter to the provider.",
+        )
+        for signal in silent
+        # Its variable has been reported.
+        if f"{signal}-exporter-off" not in known
+    ]
     sampler = (providers["traces"] or {}).get("sampler") or ""
-    if "AlwaysOff" in str(sampler).partition(",")[0] or "{0.0}" in str(sampler):
+    drops = "AlwaysOff" in str(sampler).partition(",")[0] or "{0.0}" in str(sampler)
+    if drops and "sampler-drops-all" not in known:
         problems.append(
             problem(
                 "sampler-drops-all",
@@ -203,7 +230,10 @@ def _sdk(seen: Seen, main: Mapping[str, Any], found: Diagnosis) -> None:
     # A parent-based sampler describes its five parts; the first decides where there is no caller.
     short = str(sampler).partition(",")[0] + "}" * ("," in str(sampler))
     detail = f"{how}; sampler {short}" if sampler else how
-    found.add("sdk_ready", "problem" if problems else "ok", detail, *problems)
+    if missing or silent:
+        detail += f"; no exporter of {', '.join([*missing, *silent])}"
+    bad = bool(missing or silent or drops)
+    found.add("sdk_ready", "problem" if bad else "ok", detail, *problems)
 
 
 def _instrumentors(
@@ -423,8 +453,18 @@ def _not_exported(signal: str, seen: Seen) -> Iterator[Finding]:
     )
 
 
-def _logged(seen: Seen) -> Iterator[Finding]:
+def _logged(
+    seen: Seen, environment: Mapping[str, str], known: Collection[str]
+) -> Iterator[Finding]:
+    # A bad value has been reported with its remedy; the process has logged it, too.
+    bad = [
+        f"{name}="
+        for name, value in environment.items()
+        if name in OPTION_VARIABLES and bad_option(name, value)
+    ]
+    overridden = []
     for process in seen.processes.values():
+        failed = _init_failed(process)
         for each in process["logged"]:
             text = each["text"]
             if text.startswith(_TWICE):
@@ -435,11 +475,7 @@ def _logged(seen: Seen) -> Iterator[Finding]:
                     "Use opentelemetry-instrument or instrument() in the application, not both.",
                 )
             elif all(part in text for part in _OVERRIDE):
-                yield problem(
-                    "sdk-twice",
-                    f"The SDK was set up twice: {text}. The second one is not used.",
-                    "Set it up in the application or by opentelemetry-instrument, not by both.",
-                )
+                overridden.append(text.partition(_OVERRIDE[0])[2].partition(_OVERRIDE[1])[0])
             elif _CONFIGURED in text:
                 yield warning(
                     "configured-twice",
@@ -452,8 +488,20 @@ def _logged(seen: Seen) -> Iterator[Finding]:
                     f"opentelemetry-instrument failed: {text.partition(': ')[2] or text}",
                     "Correct that; until then nothing is recorded.",
                 )
-            elif "Transient error" not in text:
+            elif not (
+                "Transient error" in text
+                or any(name in text for name in bad)
+                or (failed and text.startswith(_CONFIGURATION))
+                or (each["logger"].startswith(_EXPORTERS) and _UNEXPORTED & set(known))
+            ):
                 yield warning("logged", f"{each['logger']}: {text}")
+    if overridden:
+        names = ", ".join(dict.fromkeys(name.strip() for name in overridden))
+        yield problem(
+            "sdk-twice",
+            f"The SDK was set up twice: the second {names} is not used.",
+            "Set it up in the application or by opentelemetry-instrument, not by both.",
+        )
 
 
 def _forks(seen: Seen) -> Iterator[Finding]:

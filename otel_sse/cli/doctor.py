@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from otel_sse.cli import diagnosis, live, otlp, variables
+from otel_sse.cli._package import install
 from otel_sse.cli.findings import Finding, Report, note, problem, warning
 from otel_sse.cli.output import Output
 
@@ -82,7 +83,7 @@ def _run_command(
         report.data["environment"] = _summary(facts)
         report.findings += judge_environment(environment, facts, main["instrumentors"])
         exports = _check_exports(environment, output, report)
-        known = {each.code for each in report.findings}
+        known = {each.code for each in [*report.findings, *exports]}
         diagnosed = diagnosis.diagnose(seen, environment, facts, known)
         report.findings += [*exports, *diagnosed.findings]
         report.stages += diagnosed.stages
@@ -146,13 +147,13 @@ def _packages(facts: Mapping[str, Any]) -> Iterator[Finding]:
         yield problem(
             "otel-sse-missing",
             f"otel-sse is not installed for {where}.",
-            f"{where} -m pip install 'otel-sse[otlp]'",
+            f"{where} -m {install('otlp')}",
         )
     if "opentelemetry-sdk" not in installed:
         yield problem(
             "sdk-missing",
             f"opentelemetry-sdk is not installed for {where}: nothing is recorded.",
-            f"{where} -m pip install 'otel-sse[otlp]'",
+            f"{where} -m {install('otlp')}",
         )
     elif "opentelemetry-distro" not in installed and not _configurators(facts):
         yield problem(
@@ -178,8 +179,8 @@ def _instrumentors(environment: Mapping[str, str], facts: Mapping[str, Any]) -> 
         if name in disabled and each["state"] == "fits":
             yield problem(
                 "instrumentor-disabled",
-                f"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names {name}: streams of "
-                f"{each['found']} are not recorded.",
+                f"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names {name}: {each['found']} is not "
+                "instrumented.",
                 f"Take {name} out of it.",
             )
         elif each["state"] == "unsupported":
@@ -250,6 +251,8 @@ def _show_instrumentors(
             output.stage("problem", name, "disabled")
         elif state == "fits":
             output.stage("ok", name, each["found"])
+        elif state == "absent" and not each["requires"]:
+            output.stage("ok", name, "needs no package")
         elif state == "absent":
             output.stage("skipped", name, f"{each['requires']} is not installed")
         else:

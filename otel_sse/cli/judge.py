@@ -80,6 +80,14 @@ _FAULTS: Final = {
         "Encode the stream as UTF-8 without a signature.",
     ),
 }
+# The kind of a failure before the response, to its remedy.
+_UNREACHED: Final = {
+    "unreached": "Start the server, or correct the host and the port of the URL.",
+    "host": "Correct the host's name in the URL.",
+    "certificate": "Serve a certificate that clients trust, or skip its check by --insecure.",
+    "tls": "If the port speaks no TLS, write http://; else check the server's TLS.",
+}
+_NO_RESPONSE: Final = "If the port speaks TLS, write https://; else look into the server's log."
 
 
 def judge(reading: Reading, buffering: Buffering) -> list[Finding]:
@@ -89,7 +97,7 @@ def judge(reading: Reading, buffering: Buffering) -> list[Finding]:
             problem(
                 "no-response",
                 f"No response came: {reading.error}.",
-                "Check the URL, that the server runs, and TLS (--insecure skips its check).",
+                _UNREACHED.get(reading.failure, _NO_RESPONSE),
             )
         ]
     if reading.status is None:
@@ -119,6 +127,13 @@ def _refusal(reading: Reading) -> Iterator[Finding]:
             "no-content",
             "The server answered 204: a client does not reconnect after that.",
             "Answer 200 and an event stream where there is one.",
+        )
+    elif reading.location:
+        yield problem(
+            "redirect",
+            f"The server answered {reading.status}: browsers follow it, the probe and many other "
+            "clients do not.",
+            f"Probe {reading.location}",
         )
     elif reading.status != 200:
         yield problem(
@@ -221,10 +236,13 @@ def _times(reading: Reading) -> Iterator[Finding]:
             "Send the response's start, and a comment, before the first message is there.",
         )
     if not reading.parser.messages:
+        stopped = reading.ending == "stopped"
         yield warning(
             "no-messages",
             f"No message came within {seconds(reading.duration)}.",
-            "Probe for longer (--for 60s), or make the application send.",
+            "Probe for longer (--for 60s), or make the application send."
+            if stopped
+            else "Make the application send: the stream was over before any message.",
         )
     now = reading.duration
     last = reading.last_message or reading.first_byte or reading.headers_after or 0
@@ -279,7 +297,14 @@ def _resumable(reading: Reading) -> Iterator[Finding]:
 
 
 def _ending(reading: Reading) -> Iterator[Finding]:
-    if reading.ending == "cut":
+    if reading.ending == "cut" and reading.failure == "coding":
+        yield problem(
+            "undecodable",
+            f"Content-Encoding is {reading.coding}, and the body cannot be decoded: "
+            f"{reading.error}.",
+            "Name the coding that the body has, of those that the client asks for (gzip, deflate).",
+        )
+    elif reading.ending == "cut":
         yield problem(
             "cut",
             f"The connection broke {seconds(reading.duration)} after the request: {reading.error}.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,8 @@ _DETECT_SECONDS: Final = 1.0
 _FLUSH_TIMEOUT: Final = 20.0
 _STOP_TIMEOUT: Final = 15.0
 _TICK: Final = 0.1
+# Not a line of JSON that a console exporter has written.
+_ERROR: Final = re.compile(r'(?i)^(?!\s*["{}\[\]]).*(error|exception)')
 
 
 class CommandError(Exception):
@@ -55,6 +58,8 @@ class Seen:
         url: the one it asked.
         exit_status: where the command ended by itself.
         output: the last lines that it wrote.
+        errors: the last ones that look like an error. A console exporter writes hundreds of lines
+            behind them.
         waited: whether a stream was waited for in vain.
         forced: whether it had to be killed.
 
@@ -68,6 +73,7 @@ class Seen:
     url: str | None = None
     exit_status: int | None = None
     output: deque[str] = field(default_factory=lambda: deque(maxlen=15))
+    errors: deque[str] = field(default_factory=lambda: deque(maxlen=3))
     waited: bool = False
     forced: bool = False
     interrupted: bool = False
@@ -161,7 +167,10 @@ def _keep_output(process: subprocess.Popen[bytes], seen: Seen) -> None:
     assert process.stdout is not None
     # In pieces: a line may have no end.
     while piece := process.stdout.readline(4096):
-        seen.output.append(piece.decode(errors="replace").rstrip())
+        line = piece.decode(errors="replace").rstrip()
+        seen.output.append(line)
+        if _ERROR.search(line):
+            seen.errors.append(line)
 
 
 def _follow(

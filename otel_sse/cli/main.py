@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
-from otel_sse.cli._package import __version__
+from otel_sse.cli._package import __version__, install
 
 _NEEDS: Final = ("anyio", "h2", "httpx", "psutil", "rich")
 _USAGE: Final = 2
@@ -58,12 +58,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``otel-sse``; the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        args = _parser().parse_args(_before_command(given))
+        parser = _parser()
+        args, unknown = parser.parse_known_args(_before_command(given))
+        if unknown:
+            parser.error(
+                f"unrecognized arguments: {' '.join(unknown)}"
+                + ("; put -- in front of a command" if args.command == "doctor" else "")
+            )
     except SystemExit as done:
         return int(done.code or 0)
     missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        sentence = f"otel-sse {args.command} needs more packages: pip install 'otel-sse[cli]'"
+        sentence = f"otel-sse {args.command} needs more packages: {install('cli')}"
         if args.json:
             print(json.dumps({"schema": 1, "command": args.command, "error": sentence}))
         print(sentence, file=sys.stderr)

@@ -1,5 +1,6 @@
 """How a report looks in a terminal, in a pipe, and as JSON."""
 
+import contextlib
 import json
 import sys
 from typing import Any, Final
@@ -21,6 +22,17 @@ _SIGNS: Final = {
 _ASCII: Final = {"✓": "ok", "✗": "x", "·": "-", "!": "!", "-": "-"}
 
 
+class _Console(Console):
+    """``| head`` is a use, not an error: what comes after it is written nowhere."""
+
+    closed = False
+
+    def on_broken_pipe(self) -> None:
+        self.closed = True
+        with contextlib.suppress(SystemExit):
+            super().on_broken_pipe()
+
+
 class Output:
     """Reports go to standard output, progress to standard error.
 
@@ -31,8 +43,13 @@ class Output:
         self.as_json = as_json
         # A pipe is not wrapped: grep and its kin work by lines.
         width = None if sys.stdout.isatty() else 4096
-        self.console = Console(highlight=False, width=width, soft_wrap=width is not None)
+        self.console = _Console(highlight=False, width=width, soft_wrap=width is not None)
         self.progress = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody reads the report any more."""
+        return self.console.closed
 
     def status(self, text: str, style: str = "") -> None:
         """A line about what is going on."""
@@ -93,9 +110,13 @@ class Output:
 def printable(text: str) -> str:
     """Without control characters: a stream's payload must not drive the terminal."""
     return "".join(
-        character if character.isprintable() or character in "\n\t" else f"\\x{ord(character):02x}"
+        character if character.isprintable() or character in "\n\t" else _escaped(ord(character))
         for character in text
     )
+
+
+def _escaped(point: int) -> str:
+    return f"\\x{point:02x}" if point < 256 else f"\\u{point:04x}"
 
 
 def seconds(value: float | None) -> str:

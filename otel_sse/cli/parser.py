@@ -145,6 +145,10 @@ class Parser:
         line = bytes(self._line)
         if self._block.data or line.startswith(b"data"):
             self._fault("no-blank-line", (b"\n".join(self._block.data) or line)[:80])
+        elif line[:1] != b":" and not any(
+            line.startswith(name + b":") or name.startswith(line) for name in _FIELDS
+        ):
+            self._fault("unknown-field", line)
 
     def _begin(self, chunk: bytes) -> bytes:
         start = (self._start or b"") + chunk

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Final
@@ -48,6 +48,8 @@ class _Probe:
     readings: list[Reading] = field(default_factory=list)
     # How late this process's own event loop was at most, in seconds.
     late: float = 0.0
+    # Ends the reading.
+    stop: Callable[[], None] = lambda: None
 
     async def watch_lateness(self) -> None:
         while True:
@@ -71,6 +73,7 @@ async def _probe(args: argparse.Namespace, output: Output) -> Report:
     async with request.client():
         pass
     async with bounded(args.seconds, report) as tasks:
+        probe.stop = tasks.cancel_scope.cancel
         tasks.start_soon(probe.watch_lateness)
         if args.clients > 1:
             await _crowd(probe)
@@ -225,11 +228,13 @@ def _shower(probe: _Probe) -> OnItem:
         since = f"{perf_counter() - began:8.3f} s  "
         if isinstance(item, Comment):
             probe.output.line(f"{since}: {item.text[:_MAX_SHOWN]}", "dim")
-            return
-        data = item.data[:_MAX_SHOWN].replace("\n", "\\n")
-        more = f" ... ({size(item.size)})" if len(item.data) > _MAX_SHOWN else ""
-        name = f"{item.type} id={item.id}" if item.id else item.type
-        probe.output.line(f"{since}{name}  {data}{more}")
+        else:
+            data = item.data[:_MAX_SHOWN].replace("\n", "\\n")
+            more = f" ... ({size(item.size)})" if len(item.data) > _MAX_SHOWN else ""
+            name = f"{item.type} id={item.id}" if item.id else item.type
+            probe.output.line(f"{since}{name}  {data}{more}")
+        if probe.output.closed:
+            probe.stop()
 
     return show
 

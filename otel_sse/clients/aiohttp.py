@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar, copy_context
 from functools import wraps
 from time import perf_counter
@@ -31,6 +31,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from otel_sse.instrumentor import Hooks
+from otel_sse.process import gc_safety
 from otel_sse.stream.info import ClientStreamInfo
 from otel_sse.stream.nested import ObservedStream
 from otel_sse.stream.sharing import open_client_stream, record_failed_connect
@@ -154,28 +155,31 @@ def _response_info(response: Any, request: _Request) -> ClientStreamInfo:
 
 
 def _observe(response: Any, connection: Any, telemetry: Telemetry) -> None:
-    headers = response.headers
-    if is_redirect(response.status, headers.get(hdrs.LOCATION)):
+    headers, status = response.headers, response.status
+    if status >= 300 and is_redirect(status, headers.get(hdrs.LOCATION)):
         return
     request = _request.get() or _Request(decompress=True)
     request.answered = True
     content_type = ", ".join(headers.getall(hdrs.CONTENT_TYPE, ()))
-    if not is_event_stream(response.method, response.status, content_type):
-        if response.status >= 400:
+    if not is_event_stream(response.method, status, content_type):
+        if status >= 400:
             record_failed_connect(telemetry, _response_info(response, request))
         return
+    # A reader of another make does not show what is read.
+    if type(response.content) is not StreamReader:
+        return
+    content: Any = response.content
     encoding = headers.get(hdrs.CONTENT_ENCODING, "")
     decoded = request.decompress and encoding.lower() in _CODINGS
-    content: Any = response.content
-    timer = _Timer(content, connection) if type(content) is StreamReader else None
+    timer = _Timer(content, connection)
     stream = open_client_stream(
         telemetry,
-        timer or response,
+        timer,
         _response_info(response, request)._replace(encoded=is_encoded(encoding) and not decoded),
         (ClientError,),
         (asyncio.TimeoutError,),
     )
-    if stream is None or timer is None:
+    if stream is None:
         return
     timer.stream = stream
     weakref.finalize(response, timer.on_response_freed).atexit = False
@@ -239,7 +243,8 @@ class _Timer:
         return self._ask(self._timer.__enter__)
 
     def __exit__(self, *error: Any) -> Any:
-        self.stream.wait_ended()
+        if not gc_safety.in_finalizer(error[1]):
+            self.stream.wait_ended()
         return self._ask(self._timer.__exit__, *error)
 
     def assert_timeout(self) -> None:
@@ -255,6 +260,7 @@ class _Timer:
 
 # Looked up once: a message may be taken in many lines.
 _take: Final = StreamReader._read_nowait_chunk
+_read_until: Final = StreamReader.readuntil
 
 
 class _Reader(StreamReader):
@@ -276,9 +282,22 @@ class _Reader(StreamReader):
             timer.stream.close(completed=True)
         return chunk
 
-    async def readuntil(self, *args: Any, **kwargs: Any) -> bytes:
+    def readuntil(
+        self, separator: bytes = b"\n", *, max_size: int | None = None, **options: Any
+    ) -> Coroutine[Any, Any, bytes]:
+        # A message has several lines. One that has arrived whole, as most have, is not too long,
+        # and needs no coroutine of our own.
+        if max_size is not None:
+            options["max_size"] = max_size  # older versions know none
+        elif self._buffer:
+            piece = self._buffer[0]
+            if len(piece) <= self._high_water and piece.find(separator, self._buffer_offset) >= 0:
+                return _read_until(self, separator)
+        return self._read_until(separator, options)
+
+    async def _read_until(self, separator: bytes, options: dict[str, Any]) -> bytes:
         try:
-            return await super().readuntil(*args, **kwargs)
+            return await _read_until(self, separator, **options)
         except (HttpProcessingError, ValueError) as error:
             # A line too long: what it has read of it is lost to the reader.
             timer: Any = self._timer

@@ -25,6 +25,7 @@ from typing import Any, Final
 from opentelemetry import context as otel_context
 
 from otel_sse.instrumentor import Hooks
+from otel_sse.process import gc_safety
 from otel_sse.stream.info import ClientStreamInfo
 from otel_sse.stream.nested import ObservedStream, TransportCall, iterate_within
 from otel_sse.stream.sharing import open_client_stream, record_failed_connect
@@ -224,6 +225,9 @@ class _Reader:
     def on_end(self, error: BaseException | None, *, completed: bool = False) -> None:
         if self.stream is None:
             return
+        if gc_safety.in_finalizer(error):
+            gc_safety.defer(partial(self.on_end, None))
+            return
         self._check_raw()
         client = self._client()
         if isinstance(error, Exception) and client is not None and client.is_closed:
@@ -234,7 +238,9 @@ class _Reader:
         self.stream.close(error, completed=completed)
 
     def on_close(self) -> None:
-        if self.stream is not None:
+        if gc_safety.in_finalizer():
+            gc_safety.defer(self.on_close)
+        elif self.stream is not None:
             self._check_raw()
             self.stream.close()
 

@@ -1,16 +1,13 @@
 """requests, and what reads by it, such as sseclient-py.
 
-Where an adapter returns a response that is an event stream, the response gets a ``ClientStream``,
-which records what its ``iter_content`` yields: every way of reading but that of ``response.raw``
-passes there, after content coding. Of what is read raw only the end is known: urllib3 catches the
-errors of each read in one place, and closes its own response at the body's end.
+Where an adapter returns a response that is an event stream, urllib3's response in it records what
+is read of it, however that is: by ``iter_content`` or raw. An adapter may return one of its own
+instead, as those of tests do: of that, what ``iter_content`` yields is recorded.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from functools import wraps
 from time import perf_counter
 from types import ModuleType
@@ -18,27 +15,28 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import requests
-from opentelemetry import context as otel_context
-from opentelemetry import trace
-from opentelemetry.context import Context
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import TimeoutError
+from urllib3.exceptions import ProtocolError, SSLError, TimeoutError
+from urllib3.response import HTTPResponse
 
+from otel_sse.clients.urllib3_body import Urllib3Reader, is_decodable
 from otel_sse.instrumentor import Hooks
-from otel_sse.process.server_facts import CONTRIB_REQUESTS_SCOPE
-from otel_sse.stream.info import ClientStreamInfo
-from otel_sse.stream.nested import ObservedStream
+from otel_sse.stream.body import observing_class
+from otel_sse.stream.info import ClientStreamInfo, caller_context
+from otel_sse.stream.nested import ObservedStream, upper_request
 from otel_sse.stream.sharing import open_client_stream, record_failed_connect
 from otel_sse.telemetry.telemetry import Telemetry
 from otel_sse.wire.media_type import is_event_stream, is_redirect
 from otel_sse.wire.opaque import is_encoded
 
-# In a response that is observed: its ``_Reader``.
+# In a response that is not of urllib3: its stream.
 _KEY: Final = "_otel_sse"
 _decode: Final[Any] = requests.utils.stream_decode_response_unicode
 _DISCONNECT_ERRORS: Final = (
     requests.exceptions.ChunkedEncodingError,
     requests.exceptions.ConnectionError,
+    ProtocolError,
+    SSLError,
 )
 
 
@@ -52,11 +50,14 @@ class RequestsHooks(Hooks):
         @wraps(original)
         def send(adapter: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
             started = perf_counter()
+            token = upper_request.set(request)
             try:
                 response = original(adapter, request, *args, **kwargs)
             except Exception as error:
                 self._on_failure(request, started, error)
                 raise
+            finally:
+                upper_request.reset(token)
             telemetry = self.telemetry
             if telemetry is not None:
                 try:
@@ -86,54 +87,21 @@ def _observe(request: Any, response: Any, telemetry: Telemetry, started: float) 
             record_failed_connect(telemetry, _stream_info(request, response, started))
         return
     encoding = headers.get("content-encoding", "")
-    encoded = is_encoded(encoding) and not _is_decodable(response.raw, encoding)
-    info = _stream_info(request, response, started)._replace(encoded=encoded)
+    raw, encoded = response.raw, is_encoded(encoding)
+    of_urllib3 = isinstance(raw, HTTPResponse)
+    if of_urllib3:
+        observing_class(type(raw), Urllib3Reader)  # raises before anything is recorded
+    decodable = encoded and is_decodable(raw, encoding)
+    info = _stream_info(request, response, started)._replace(encoded=encoded and not decodable)
     timeouts = (requests.Timeout, TimeoutError)
-    stream = open_client_stream(telemetry, response, info, _DISCONNECT_ERRORS, timeouts)
-    if stream is not None:
-        vars(response)[_KEY] = reader = _Reader(stream)
-        _observe_raw(response.raw, reader)
-
-
-def _is_decodable(raw: Any, encoding: str) -> bool:
-    """Whether urllib3 has a decoder for each coding; it passes over what it does not know."""
-    known = getattr(raw, "CONTENT_DECODERS", ())
-    return all(coding.strip().lower() in known for coding in encoding.split(","))
-
-
-class _Reader:
-    """A response's stream; ``raw`` as long as it is not read by ``iter_content``."""
-
-    __slots__ = ("raw", "stream")
-
-    def __init__(self, stream: ObservedStream) -> None:
-        self.stream = stream
-        self.raw = True
-
-
-def _observe_raw(raw: Any, reader: _Reader) -> None:
-    """Observes how the body ends, if it is read raw: its bytes do not pass here."""
-    catch = getattr(type(raw), "_error_catcher", None)
-    if catch is None or not hasattr(raw, "_original_response"):
+    owner = raw if of_urllib3 else response
+    stream = open_client_stream(telemetry, owner, info, _DISCONNECT_ERRORS, timeouts)
+    if stream is None:
         return
-    # The response holds what is made here, and must not hold itself by it.
-    reference = weakref.ref(raw)
-
-    @contextmanager
-    def error_catcher() -> Iterator[None]:
-        response: Any = reference()
-        try:
-            with catch(response):
-                yield
-        except Exception as error:
-            if reader.raw:
-                reader.stream.close(error)
-            raise
-        original = response._original_response
-        if reader.raw and original is not None and original.isclosed():
-            reader.stream.close(completed=True)
-
-    raw._error_catcher = error_catcher
+    if of_urllib3:
+        Urllib3Reader(stream, decodable).observe(raw)
+    else:
+        vars(response)[_KEY] = stream
 
 
 def _stream_info(request: Any, response: Any | None, started: float) -> ClientStreamInfo:
@@ -149,7 +117,7 @@ def _stream_info(request: Any, response: Any | None, started: float) -> ClientSt
         protocol={10: "1.0", 11: "1.1", 20: "2"}.get(version or 0),
         status=0 if response is None else response.status_code,
         resumed="Last-Event-ID" in request.headers,
-        context=_context(),
+        context=caller_context(),
         started=started,
         accept=_text(request.headers.get("accept", "")),
     )
@@ -159,30 +127,16 @@ def _text(value: str | bytes) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
-def _context() -> Context:
-    """The call's context: by now contrib's instrumentation has made its own span current, and that
-    span has to be beside ours.
-    """
-    context = otel_context.get_current()
-    span: Any = trace.get_current_span(context)
-    scope = getattr(span, "instrumentation_scope", None)
-    if scope is None or scope.name != CONTRIB_REQUESTS_SCOPE:
-        return context
-    parent = trace.INVALID_SPAN if span.parent is None else trace.NonRecordingSpan(span.parent)
-    return trace.set_span_in_context(parent, context)
-
-
 def _iter_content(original: Any) -> Any:
     @wraps(original)
     def iter_content(
         response: Any, chunk_size: int | None = 1, decode_unicode: bool = False
     ) -> Any:
-        reader = vars(response).get(_KEY)
-        if reader is None:
+        stream = vars(response).get(_KEY)
+        if stream is None:
             return original(response, chunk_size, decode_unicode)
-        reader.raw = False
         # The bytes are counted, then decoded.
-        chunks = _read(original(response, chunk_size), response, reader.stream)
+        chunks = _read(original(response, chunk_size), response, stream)
         return _decode(chunks, response) if decode_unicode else chunks
 
     return iter_content
@@ -195,11 +149,13 @@ def _read(chunks: Any, response: Any, stream: ObservedStream) -> Generator[bytes
             stream.on_chunk(chunk, waited=True)
             yield chunk
             stream.wait_started()
-    except GeneratorExit:
+    except GeneratorExit as error:
         chunks.close()
         # Where that has left the connection open, another call may read the rest.
         if getattr(response.raw, "closed", True):
-            stream.close()
+            # What comes after this is not the stream's, though its close may be deferred.
+            vars(response).pop(_KEY, None)
+            stream.close(error)
         raise
     except BaseException as error:
         # A time-out in the body comes as a ConnectionError that holds it.
@@ -215,7 +171,7 @@ def _close(original: Any) -> Any:
     def close(response: Any) -> None:
         # Before the close, which breaks a read in another thread.
         if _KEY in vars(response):
-            vars(response)[_KEY].stream.close()
+            vars(response)[_KEY].close()
         original(response)
 
     return close

@@ -6,13 +6,17 @@ acknowledged.
 """
 
 import sys
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from otel_sse.semconv import KERNEL, TRANSPORT
 
 if sys.platform == "linux":
     from fcntl import ioctl
     from termios import TIOCOUTQ
+
+
+# The backlog of most connections: one object for all of them.
+NO_BACKLOG: Final = {TRANSPORT: 0, KERNEL: 0}
 
 
 class Transport(Protocol):
@@ -42,7 +46,9 @@ def read_backlog(transport: Transport) -> dict[str, int]:
             if sock is not None:
                 pending = ioctl(sock.fileno(), TIOCOUTQ, b"\0\0\0\0")
                 layers[KERNEL] = int.from_bytes(pending, sys.byteorder)
-        return {} if transport.is_closing() else layers
+        if transport.is_closing():
+            return {}
+        return NO_BACKLOG if layers == NO_BACKLOG else layers
     except Exception:
         # A transport of another library, a TLS tunnel without a socket, a changing buffer.
         return {} if _is_closing(transport) else layers

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -37,7 +36,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any, Final, Protocol
 
@@ -51,7 +49,7 @@ from otel_sse.process.event_loops import (
     run_in_thread,
     running_loop,
 )
-from otel_sse.process.gc_safety import start_raw_thread
+from otel_sse.process.gc_safety import run_deferred, start_raw_thread
 from otel_sse.process.server_facts import kill_timeout
 from otel_sse.process.server_stops import is_end_observed, observe_server
 from otel_sse.process.signals import StopSignals, call_in_main_thread, in_main_thread
@@ -153,9 +151,10 @@ class ShutdownHandler:
             # The SDK is set up by now: the hook that is registered last runs first.
             atexit.unregister(self._at_exit)
             atexit.register(self._at_exit)
-            if multiprocessing.parent_process() is not None:
+            multiprocessing = _multiprocessing()
+            if multiprocessing is not None and multiprocessing.parent_process() is not None:
                 # A child of multiprocessing runs no exit hooks but these.
-                Finalize(None, self._at_exit, exitpriority=100)
+                multiprocessing.util.Finalize(None, self._at_exit, exitpriority=100)
         if in_main_thread():
             self._observe_signals(serves)
         elif serves and not self._main_thread_asked:
@@ -235,7 +234,9 @@ class ShutdownHandler:
             self._pending_death = threading.Event()
             if not start_raw_thread(self._finish_and_die, signum):
                 self._may_die = True
-        if self._may_die or not multiprocessing.current_process().daemon:
+        multiprocessing = _multiprocessing()
+        daemon = multiprocessing is not None and multiprocessing.current_process().daemon
+        if self._may_die or not daemon:
             signal.signal(signum, signal.SIG_DFL)
         if self._may_die:
             os.kill(os.getpid(), signum)
@@ -283,6 +284,8 @@ class ShutdownHandler:
 
     def _finish(self, only: EventLoop | None = None) -> None:
         """Closes what is live, ``only`` of that event loop if one is given, and exports all."""
+        # A reader's last stream may have been given up in this moment.
+        run_deferred()
         for participant in self._participants():
             if only is None:
                 participant.stopping = True
@@ -349,3 +352,10 @@ class ShutdownHandler:
             )
         for participant in self._participants():
             participant.discard_pending()
+
+
+def _multiprocessing() -> Any:
+    """The module, where this process has it, as each child of it has. It is slow to import, for an
+    event loop and for a signal handler.
+    """
+    return sys.modules.get("multiprocessing")

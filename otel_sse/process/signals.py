@@ -15,6 +15,7 @@ A forked child has no stream: it gets back what was there.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -110,7 +111,9 @@ def _set_handler(number: int, handler: Any) -> bool:
 
 
 def in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
+    # By its id (Linux), too: once eventlet has patched threading, its object is another one.
+    current = threading.current_thread()
+    return current is threading.main_thread() or threading.get_native_id() == os.getpid()
 
 
 def call_in_main_thread(callback: Callable[[], None]) -> None:

@@ -1,13 +1,16 @@
 """aiohttp.web.
 
-Three hooks. ``RequestHandler._handle_request`` is the frame of a request, in which it starts and
-ends. Inside the innermost middleware another instrumentation's span is current. And where
-``StreamResponse._start`` finds an event stream, the response's own writer is observed: every way
-of writing a body passes there, before chunking and content coding.
+``RequestHandler._handle_request`` is the frame of a request, in which it starts and ends. What it
+calls after the handler, ``handle_error`` and ``finish_response``, shows what that has raised.
+Inside the innermost middleware another instrumentation's span is current. And where an event
+stream's headers are written, the response's own writer is observed: every way of writing a body
+passes there, before chunking and content coding. Most requests are no streams, so hooks are plain
+functions where they can be: each coroutine around another takes time.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from functools import lru_cache, wraps
 from time import perf_counter
@@ -43,51 +46,39 @@ _live: Final[dict[Any, ServerStream]] = {}
 class AiohttpHooks(Hooks):
     def install(self, _: ModuleType) -> None:
         self._patch(RequestHandler, "_handle_request", self._frame)
+        self._patch(RequestHandler, "finish_response", _on_finish)
+        self._patch(RequestHandler, "handle_error", _on_error)
         self._patch(RequestHandler, "shutdown", self._shutdown)
         self._patch(web_app, "_cached_build_middleware", self._innermost)
-        self._patch(web.StreamResponse, "_start", self._start)
+        self._patch(web.StreamResponse, "_write_headers", self._write_headers)
 
     def _frame(self, original: Any) -> Any:
         @wraps(original)
         async def call(protocol: Any, request: Any, start_time: Any, handler: Handler) -> Any:
             if self.telemetry is None:
                 return await original(protocol, request, start_time, handler)
-            raised: BaseException | None = None
-            observed = Request()
-            setattr(request.writer, _KEY, observed)
-            previous = current_request.get()
+            observed = request._payload_writer._otel_sse = _Request()
             current_request.set(observed)
-
-            async def handle(request: Any) -> Any:
-                nonlocal raised
-                try:
-                    return await handler(request)
-                except BaseException as error:
-                    # Before the stream it is another response, as an HTTPException is.
-                    if observed.stream is not None:
-                        raised = error
-                        if is_aiohttp_peer_lost(protocol):
-                            # It was before this, which is the clean-up's.
-                            observed.state.mark_disconnected()
-                    raise
-
             try:
-                return await original(protocol, request, start_time, handle)
-            except GeneratorExit as error:
-                raised = error
+                return await original(protocol, request, start_time, handler)
+            except BaseException as error:
+                if not observed.returned:
+                    observed.on_return(protocol, error)
+                elif isinstance(error, GeneratorExit):
+                    observed.raised = error
                 raise
             finally:
                 if observed.stream is not None:
                     _stop_observing(request)
                     _live.pop(protocol, None)
                     state = observed.state
-                    if raised is None and is_aiohttp_peer_lost(protocol):
+                    if observed.raised is None and is_aiohttp_peer_lost(protocol):
                         state.mark_disconnected()
-                    observed.stream.close(raised or state.error)
+                    observed.stream.close(observed.raised or state.error)
                     state.error = None
-                setattr(request.writer, _KEY, None)
-                raised = None
-                observed.finish(previous)
+                # aiohttp makes a task for each request: there was none before it.
+                observed.finish(None)
+                observed.handled = observed.raised = None
 
         return call
 
@@ -116,31 +107,108 @@ class AiohttpHooks(Hooks):
 
         return build
 
-    def _start(self, original: Any) -> Any:
+    def _write_headers(self, original: Any) -> Any:
         @wraps(original)
-        async def call(response: Any, request: Any) -> Any:
-            writer = await original(response, request)
+        def call(response: Any) -> Awaitable[None]:
             # Of the request that is answered: another one's task may do that.
-            observed, telemetry = getattr(request.writer, _KEY, None), self.telemetry
-            if observed is None or telemetry is None:
-                return writer
-            if observed.stream is not None:
-                # Another response on the same writer: it is no part of the stream.
-                _stop_observing(request)
-                return writer
-            try:
-                info = _stream_info(response, request, telemetry)
-                stream = info and open_server_stream(telemetry, info, observed.state)
-                if stream:
-                    if telemetry.config.propagate:
-                        _write_trace_comments(response, writer)
-                    _observe(stream, response, writer)
-                    _live[request.protocol] = stream
-            except Exception:
-                telemetry.failures.log_failure_once("a stream's start")
-            return writer
+            observed: _Request | None = getattr(response._payload_writer, _KEY, None)
+            if observed is None or (observed.known_state is None and _is_no_stream(response)):
+                return original(response)  # type: ignore[no-any-return]
+            return self._start(original, response, observed)
 
         return call
+
+    async def _start(self, original: Any, response: Any, observed: _Request) -> None:
+        await original(response)
+        telemetry = self.telemetry
+        if telemetry is None or observed.over:
+            return
+        request, writer = response._req, response._payload_writer
+        if observed.stream is not None:
+            # Another response on the same writer: it is no part of the stream.
+            _stop_observing(request)
+            return
+        try:
+            info = _stream_info(response, request, telemetry)
+            stream = info and open_server_stream(telemetry, info, observed.state)
+            if stream:
+                if telemetry.config.propagate:
+                    _write_trace_comments(response, writer)
+                _observe(stream, response, writer)
+                _live[request.protocol] = stream
+        except Exception:
+            telemetry.failures.log_failure_once("a stream's start")
+
+
+class _Request(Request):
+    """A request, and what its handler has raised.
+
+    aiohttp handles that by itself, and no caller sees it; but it does so within the ``except``
+    clause.
+
+    Attributes:
+        handled: what the code around the request handles, which is not the request's.
+        returned: the handler has returned or raised; what fails from then on is the connection.
+        raised: what it has raised within a stream, or what has ended its task.
+
+    """
+
+    __slots__ = ("handled", "raised", "returned")
+
+    def __init__(self) -> None:
+        Request.__init__(self)
+        self.handled = sys.exc_info()[1]
+        self.returned = False
+        self.raised: BaseException | None = None
+
+    def on_return(self, protocol: Any, error: BaseException | None) -> None:
+        # Before the stream it is another response, as an HTTPException is.
+        if self.stream is not None and error is not None and error is not self.handled:
+            self.raised = error
+            if is_aiohttp_peer_lost(protocol):
+                # It was before this, which is the clean-up's.
+                self.state.mark_disconnected()
+
+
+def _on_finish(original: Any) -> Any:
+    """What is called once the handler has returned or raised: in the ``except`` clause then."""
+
+    @wraps(original)
+    def call(protocol: Any, request: Any, resp: Any, start_time: Any) -> Any:
+        _note_return(protocol, request)
+        # No coroutine of our own around one: each takes time, as ``*args`` does.
+        return original(protocol, request, resp, start_time)
+
+    return call
+
+
+def _on_error(original: Any) -> Any:
+    """What may be called before that, in the ``except`` clause."""
+
+    @wraps(original)
+    def call(protocol: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        _note_return(protocol, request)
+        return original(protocol, request, *args, **kwargs)
+
+    return call
+
+
+def _note_return(protocol: Any, request: Any) -> None:
+    observed: _Request | None = getattr(request._payload_writer, _KEY, None)
+    if observed is not None:
+        observed.returned = True
+        if observed.known_state is not None:
+            observed.on_return(protocol, sys.exc_info()[1])
+
+
+def _is_no_stream(response: Any) -> bool:
+    """Whether ``response`` is certainly none: nearly every one is."""
+    try:
+        # Of several the last one counts.
+        values = response._headers.getall(hdrs.CONTENT_TYPE, ())
+        return "stream" not in ",".join(values).lower()
+    except Exception:
+        return False
 
 
 # More handlers than most applications have; one that is dropped from the cache is wrapped anew.
@@ -228,7 +296,11 @@ def _observe(stream: ServerStream, response: Any, writer: Any) -> None:
         body = chunk if writer.length is None else byte_view(chunk)[: writer.length]
         began = perf_counter()
         try:
-            result = await original_write(chunk, *args, **kwargs)
+            # To unpack what is empty takes as long as a good part of this.
+            if args or kwargs:
+                result = await original_write(chunk, *args, **kwargs)
+            else:
+                result = await original_write(chunk)
         except BaseException as error:
             stream.on_send_error(body, began, error)
             raise

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from otel_sse.instrumentor import Hooks, observed_apps
 from otel_sse.process.server_facts import is_contrib_middleware
-from otel_sse.servers.asgi import App, Receive, Scope, Send, SSEMiddleware, wrap_asgi_app
+from otel_sse.servers.asgi import SSEMiddleware, wrap_asgi_app
+from otel_sse.servers.asgi_observer import App, Receive, Scope, Send
 from otel_sse.telemetry.telemetry import Telemetry
 
 # Applications in applications that are looked at. Bounded: they may form a circle.
@@ -29,7 +30,7 @@ class _ServerHooks(Hooks):
 
     def __init__(self, telemetry: Telemetry) -> None:
         super().__init__(telemetry)
-        self._call = wrap_asgi_app(_run, lambda _: self.telemetry)
+        self._call = wrap_asgi_app(_run, self)
 
     def _wrap(self, app: Any) -> Any:
         """What the server calls in place of ``app``."""

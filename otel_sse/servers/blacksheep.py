@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import wraps
 from types import ModuleType
 from typing import Any, Final
+from urllib.parse import unquote_to_bytes
 
 from blacksheep.server.routing import Router, RouterFiltersMixin
 
@@ -44,8 +45,12 @@ def _get_match(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _mount(app: Any, scope: dict[str, Any]) -> tuple[str | None, bool]:
     """The template of a mount, which is not that of the whole path."""
+    raw_path, path = scope["raw_path"], scope["path"].encode()
+    if unquote_to_bytes(raw_path) != path:
+        # Up to 2.6.1 a mount leaves in there what is below it alone.
+        raw_path = path
     for route in app.mount_registry.mounted_apps:
-        match = route.match_by_path(scope["raw_path"])
+        match = route.match_by_path(raw_path)
         if match:
             app.handle_mount_path(scope, match)
             template: str = route.pattern.decode()

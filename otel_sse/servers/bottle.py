@@ -9,7 +9,8 @@ from types import ModuleType
 from bottle import Bottle
 
 from otel_sse.instrumentor import Hooks
-from otel_sse.servers.wsgi import Environ, wrap_wsgi_app
+from otel_sse.servers.wsgi import wrap_wsgi_app
+from otel_sse.servers.wsgi_observer import Environ
 
 
 class BottleHooks(Hooks):

@@ -3,7 +3,8 @@
 Two hooks for each. ``WSGIHandler.__call__`` and ``ASGIHandler.__call__`` are the frame of a
 request. ``BaseHandler._get_response`` and its asynchronous twin run inside every middleware and
 match the route: the span of another instrumentation is current there, and has ended when the
-response starts, so its ids are noted.
+response starts, so its ids are noted. What they return is the response that middleware may encode,
+and ``GZipMiddleware.process_response`` gets one that a view's decorator encodes.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from opentelemetry import context as otel_context
 from opentelemetry.trace import NonRecordingSpan, get_current_span, set_span_in_context
 
 from otel_sse.instrumentor import Hooks
+from otel_sse.semconv import MEDIA_TYPE
 from otel_sse.servers.asgi import note_route, request_of, wrap_asgi_app
+from otel_sse.servers.content import MAX_HELD, Content
 from otel_sse.servers.wsgi import observer_of, wrap_wsgi_app
 from otel_sse.stream.request import Request
+from otel_sse.telemetry.telemetry import Telemetry
 
 
 class DjangoHooks(Hooks):
@@ -35,9 +39,10 @@ class DjangoHooks(Hooks):
             observer = None if environ is None else observer_of(environ)
             if self.telemetry is None or observer is None:
                 return original(handler, request)
-            _note_parent(observer.request)
+            _note_parent(observer)
             response = original(handler, request)
             observer.route = _route(request)
+            _note_content(self.telemetry, request, response)
             return response
 
         return get_response
@@ -58,11 +63,50 @@ class DjangoASGIHooks(Hooks):
                 return await original(handler, request)
             _note_parent(observed)
             try:
-                return await original(handler, request)
+                response = await original(handler, request)
             finally:
                 note_route(scope, _route(request))
+            _note_content(self.telemetry, request, response)
+            return response
 
         return get_response
+
+
+class DjangoGZipHooks(Hooks):
+    def install(self, module: ModuleType) -> None:
+        self._patch(module.GZipMiddleware, "process_response", self._process_response)
+
+    def _process_response(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def process_response(middleware: Any, request: Any, response: Any) -> Any:
+            if self.telemetry is not None:
+                _note_content(self.telemetry, request, response)
+            return original(middleware, request, response)
+
+        return process_response
+
+
+def _note_content(telemetry: Telemetry | None, request: Any, response: Any) -> None:
+    """Notes what an event stream holds, before what is around the view encodes it."""
+    try:
+        headers = response.headers
+        if MEDIA_TYPE not in headers.get("Content-Type", "").lower():
+            return
+        scope = getattr(request, "scope", None)
+        observed = observer_of(request.environ) if scope is None else request_of(scope)
+        if observed is None or observed.content is not None or "Content-Encoding" in headers:
+            return
+        # A synchronous iterator is read whole in another thread, before any of it is sent.
+        apart = scope is not None and not getattr(response, "is_async", False)
+        content = Content(response.charset, float("inf") if apart else MAX_HELD)
+        if response.streaming:
+            content.observe(response, "_iterator")
+        else:
+            content.hold(response.content)
+        observed.content = content
+    except Exception:
+        if telemetry is not None:
+            telemetry.failures.log_failure_once("a response's content")
 
 
 def _note_parent(request: Request) -> None:

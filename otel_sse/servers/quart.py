@@ -16,7 +16,8 @@ from typing import Any
 from quart.asgi import ASGIHTTPConnection
 
 from otel_sse.instrumentor import Hooks
-from otel_sse.servers.asgi import Send, note_route, request_of, wrap_asgi_app
+from otel_sse.servers.asgi import note_route, request_of, wrap_asgi_app
+from otel_sse.servers.asgi_observer import Send
 
 
 class QuartHooks(Hooks):
@@ -29,12 +30,13 @@ class QuartHooks(Hooks):
 
 def _dispatch(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
-    def dispatch(app: Any, context: Any = None) -> Any:
-        request = getattr(context, "request", None)
+    async def dispatch(app: Any, *args: Any, **kwargs: Any) -> Any:
+        # The context, by whatever name.
+        request = getattr(next(iter((*args, *kwargs.values())), None), "request", None)
         # None where no route matches.
         rule = getattr(getattr(request, "url_rule", None), "rule", None)
         note_route(getattr(request, "scope", {}), rule)
-        return original(app, context)
+        return await original(app, *args, **kwargs)
 
     return dispatch
 

@@ -28,8 +28,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Host, Match, Mount, Router
 
 from otel_sse.instrumentor import Hooks, observed_apps
-from otel_sse.servers.asgi import Receive, Scope, Send, attach_early, wrap_asgi_app
-from otel_sse.stream.request import current_request
+from otel_sse.servers.asgi import as_coroutine_function, attach_early, wrap_asgi_app
+from otel_sse.servers.asgi_observer import Receive, Scope, Send
+from otel_sse.stream.request import find_current_request
 
 # Kinds of a route's endpoint.
 _ENDPOINTS: Final = (FunctionType, MethodType, partial, type)
@@ -73,15 +74,14 @@ def _observe_outside(
     hooks: Hooks, original: Callable[..., Awaitable[None]]
 ) -> Callable[..., Awaitable[None]]:
     """Observes a response that is called outside of every router."""
-    observed = wrap_asgi_app(original, lambda _: hooks.telemetry)
+    observed = wrap_asgi_app(original, hooks)
 
-    @wraps(original)
     def call(response: Any, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # A router puts itself there.
         run = original if "router" in scope else observed
         return run(response, scope, receive, send)
 
-    return call
+    return as_coroutine_function(call, original)
 
 
 def _attaching_early(starts_work: Callable[[Any, Scope], bool]) -> Callable[[Any], Any]:
@@ -90,16 +90,19 @@ def _attaching_early(starts_work: Callable[[Any, Scope], bool]) -> Callable[[Any
     """
 
     def wrap(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-        @wraps(original)
-        async def call(owner: Any, scope: Scope, receive: Receive, send: Send) -> None:
-            request = attach_early(scope) if starts_work(owner, scope) else None
+        async def attaching(owner: Any, scope: Scope, receive: Receive, send: Send) -> None:
+            request = attach_early(scope)
             try:
                 await original(owner, scope, receive, send)
             finally:
                 if request is not None:
                     request.detach()
 
-        return call
+        def call(owner: Any, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+            run = attaching if starts_work(owner, scope) else original
+            return run(owner, scope, receive, send)
+
+        return as_coroutine_function(call, original)
 
     return wrap
 
@@ -123,7 +126,7 @@ def _run_background_task(
 ) -> Callable[..., Awaitable[None]]:
     @wraps(original)
     async def call(task: Any) -> None:
-        request = current_request.get()
+        request = find_current_request()
         if request is not None and request.stream is not None:
             request.stream.close()
         await original(task)

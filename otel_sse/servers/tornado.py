@@ -26,6 +26,7 @@ from tornado.http1connection import HTTP1ServerConnection
 from tornado.routing import PathMatches
 
 from otel_sse.instrumentor import Hooks
+from otel_sse.process import gc_safety
 from otel_sse.process.server_facts import tornado_transport
 from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import Request, current_request
@@ -84,11 +85,11 @@ class TornadoHooks(Hooks):
         """
 
         @wraps(original)
-        def call(*args: Any) -> Any:
+        def call(cls: Any) -> Any:
             request = current_request.get()
             if request is not None and request.stream is None and self.telemetry is not None:
                 request.enter_middleware()
-            return original(*args)
+            return original(cls)
 
         return call
 
@@ -99,11 +100,17 @@ class TornadoHooks(Hooks):
             started = getattr(handler, "_headers_written", True)
             if telemetry is None or request is None or started or request.stream is not None:
                 return original(handler, include_footers)
+            try:
+                # Not by get, which takes thrice the time.
+                content_type = handler._headers["Content-Type"]
+            except Exception:
+                # A response without a body has none.
+                content_type = ""
+            if "stream" not in content_type.lower():
+                return original(handler, include_footers)
             response = None
             try:
-                content_type = ",".join(handler._headers.get_list("Content-Type"))
-                if "stream" in content_type.lower():
-                    response = _start(handler, request, content_type, telemetry)
+                response = _start(handler, request, content_type, telemetry)
             except Exception:
                 telemetry.failures.log_failure_once("a stream's start")
             if response is None:
@@ -223,8 +230,10 @@ class _Response:
     def on_return(self) -> None:
         """The handler has returned; the response may go on without it."""
         is_over = self._stream.check_disconnected() or getattr(self._handler, "_finished", True)
-        if is_over or self._state.error is not None:
-            self.close()
+        if gc_safety.in_finalizer(self._state.error):
+            gc_safety.defer(partial(self.close, self._state.error))
+        elif is_over or self._state.error is not None:
+            self.close(self._state.error)
 
     def on_server_close(self) -> None:
         """The server is about to close the connection."""
@@ -232,12 +241,12 @@ class _Response:
             self._state.mark_disconnected(cut=True)
         self._stream.transport = None
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None = None) -> None:
         self._settle()
         for name in _OBSERVED:
             vars(self._handler).pop(name, None)
         _live.pop(self._key, None)
-        self._stream.close(self._state.error, cut=self._state.cut)
+        self._stream.close(error or self._state.error, cut=self._state.cut)
 
     def _on_done(self, future: asyncio.Future[None]) -> None:
         if self._pending is not None and self._pending[0] is future:

@@ -1,4 +1,4 @@
-"""WSGI servers: gunicorn's workers, waitress, gevent's pywsgi.
+"""WSGI servers: gunicorn's workers, waitress, gevent's pywsgi, eventlet.
 
 They wrap the application of the server, so that it is observed whatever framework it is built with;
 where a framework has a hook of its own, that one observes. What is below has two more reasons:
@@ -19,7 +19,8 @@ from typing import Any
 from otel_sse.instrumentor import Hooks
 from otel_sse.process.server_facts import pool_of_worker
 from otel_sse.process.server_pools import note_pool
-from otel_sse.servers.wsgi import App, Environ, StartResponse, wrap_wsgi_app
+from otel_sse.servers.wsgi import wrap_wsgi_app
+from otel_sse.servers.wsgi_observer import App, Environ, StartResponse
 from otel_sse.stream.sharing import shutdown_handler
 from otel_sse.telemetry.telemetry import Telemetry
 
@@ -29,7 +30,7 @@ class _ServerHooks(Hooks):
 
     def __init__(self, telemetry: Telemetry) -> None:
         super().__init__(telemetry)
-        self._call = wrap_wsgi_app(_run, lambda _: self.telemetry)
+        self._call = wrap_wsgi_app(_run, self)
 
     def _init(self, original: Any) -> Any:
         @wraps(original)
@@ -105,6 +106,21 @@ class PyWSGIHooks(_ServerHooks):
 class GeventHooks(_ServerHooks):
     def install(self, module: ModuleType) -> None:
         self._patch(module.BaseServer, "serve_forever", self._main_loop)
+
+
+class EventletHooks(_ServerHooks):
+    def install(self, module: ModuleType) -> None:
+        self._patch(module.Server, "__init__", self._init_app)
+        self._patch(module, "server", self._main_loop)
+
+    def _init_app(self, original: Any) -> Any:
+        @wraps(original)
+        def init(server: Any, *args: Any, **kwargs: Any) -> None:
+            original(server, *args, **kwargs)
+            if self.telemetry is not None:
+                server.app = self._wrap(server.app)
+
+        return init
 
 
 class SocketServerHooks(GeventHooks):

@@ -200,9 +200,10 @@ class Stream(Stalls):
 
     def idle(self, now: float) -> float:
         # The messages of an encoded body are unknown, so it is never idle.
-        if self._parser is OPAQUE_BODY or now < self.last_message:
+        if self._parser is OPAQUE_BODY:
             return 0.0
-        return now - self.last_message
+        # Read once: its own thread may go on, and past ``now``, meanwhile.
+        return max(now - self.last_message, 0.0)
 
     def _on_long_wait(self, wait: float) -> bool:
         """Called for a wait of at least ``_wait_threshold``; returns whether it is a slow one."""
@@ -215,9 +216,11 @@ class Stream(Stalls):
         """Fixes the counts and the duration; any call after the first does nothing."""
         if not self._telemetry.streams.end(self):
             return False
-        self._ended = perf_counter()
+        # What a finalizer has deferred ended when that ran.
+        self._ended = gc_safety.deferred_at() or perf_counter()
         self._completed = completed
         self.due = CLOSED
+        self._parser.forget_chunk()
         return True
 
     def is_overdue(self, now: float) -> bool:
@@ -235,8 +238,8 @@ class Stream(Stalls):
             cut: the server or the process ends the stream.
 
         """
-        if gc_safety.in_gc():
-            # Called for a frame that is garbage: locks may be held.
+        if gc_safety.in_finalizer(error):
+            # Called for a frame that is freed: locks may be held.
             gc_safety.defer(partial(self.close, error, completed=completed, cut=cut))
             return
         telemetry = self._telemetry

@@ -31,6 +31,8 @@ _DISCONNECTS: Final = frozenset(
         ("anyio", "EndOfStream"),
         ("anyio", "IncompleteRead"),
         ("asyncio", "IncompleteReadError"),
+        ("curl_cffi", "ConnectionError"),
+        ("curl_cffi", "IncompleteRead"),
         ("h11", "RemoteProtocolError"),
         ("h2", "ProtocolError"),
         ("http", "HTTPException"),
@@ -51,6 +53,7 @@ _DISCONNECTS: Final = frozenset(
 )
 _TIMEOUTS: Final = frozenset(
     {
+        ("curl_cffi", "Timeout"),
         ("httpcore", "TimeoutException"),
         ("httpcore2", "TimeoutException"),
         ("httpx", "TimeoutException"),
@@ -62,7 +65,9 @@ _TIMEOUTS: Final = frozenset(
 # A read that finds its own side closed: by the application, through its client or transport.
 _OWN_CLOSES: Final = frozenset({("anyio", "ClosedResourceError"), ("trio", "ClosedResourceError")})
 # Of any meaning, and OSErrors by inheritance only.
-_NO_OS_ERRORS: Final = frozenset({("requests", "RequestException")})
+_NO_OS_ERRORS: Final = frozenset(
+    {("curl_cffi", "RequestException"), ("requests", "RequestException")}
+)
 _MAX_CAUSES: Final = 20
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from otel_sse.semconv import CLOSE_REASONS
-from otel_sse.stream.request import Request, current_request
+from otel_sse.stream.request import Request, find_current_request
 
 _log = logging.getLogger("otel_sse")
 
@@ -53,4 +53,5 @@ def current() -> Current:
 
     It may be taken before the stream starts, and kept.
     """
-    return Current(current_request.get())
+    request = find_current_request()
+    return Current(None if request is None or request.over else request)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from time import perf_counter, time_ns
 from typing import Any
 
@@ -42,7 +42,7 @@ class StreamIdentity:
         self._telemetry = telemetry
         self.started = started
         self._started_unix = time_ns() - int((perf_counter() - started) * 1e9)
-        self.id = secrets.token_hex(8)
+        self.id = os.urandom(8).hex()
         self.series: MetricSeries = info.series(telemetry)
         self.client = clip_text(info.client) or None  # empty behind a Unix socket
         self.status = info.status

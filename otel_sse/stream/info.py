@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from opentelemetry import context as otel_context
 from opentelemetry import propagate
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Getter
-from opentelemetry.trace import SpanKind, set_span_in_context
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    NonRecordingSpan,
+    SpanKind,
+    get_current_span,
+    set_span_in_context,
+)
 
 from otel_sse import semconv
 from otel_sse.process.backlog import Transport
+from otel_sse.process.server_facts import is_contrib_client_span
 from otel_sse.stream.request import RequestState
 from otel_sse.telemetry.cardinality import known_method
 from otel_sse.telemetry.series import MetricSeries
@@ -102,3 +110,15 @@ class ClientStreamInfo(NamedTuple):
         known = telemetry.routes_or_hosts(f"{self.host}:{port}") != semconv.OTHER
         host, port = (self.host, port) if known else (semconv.OTHER, None)
         return known_method(self.method), host, port
+
+
+def caller_context() -> Context:
+    """The current context, for a hook that runs inside contrib's instrumentation of its library:
+    that one has made its own span current, and that span has to be beside ours.
+    """
+    context = otel_context.get_current()
+    span: Any = get_current_span(context)
+    if not is_contrib_client_span(span):
+        return context
+    parent = INVALID_SPAN if span.parent is None else NonRecordingSpan(span.parent)
+    return set_span_in_context(parent, context)

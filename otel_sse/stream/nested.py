@@ -10,6 +10,11 @@ starts. So a context variable, which tasks inherit, cannot separate the two; thi
 - A stream that opens while the outer response is read, in the same task, is a part of it.
 - A stream that opens while the outer request is sent may be either. It is decided at its first
   read, by a ``DeferredStream``: read while the outer response is read, it is a part of that.
+
+A library may also stand on another one that has hooks: requests on urllib3, and that on
+http.client. There every response of the lower one is the upper one's, and no code of the
+application runs in between. So ``upper_request`` is enough: a lower one's hooks pass each request
+through that is sent within another.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Hashable, Iterator
+from contextvars import ContextVar
 from threading import get_ident
 from typing import Final
 
@@ -26,6 +32,8 @@ from otel_sse.stream.client import ClientStream
 
 # The innermost call that is active, by task or thread.
 _active: Final[dict[Hashable, TransportCall]] = {}
+# The request of the upper library that is being sent, as its hooks know it.
+upper_request: Final[ContextVar[object | None]] = ContextVar("otel_sse_upper_request", default=None)
 
 
 class TransportCall:
@@ -107,7 +115,7 @@ class DeferredStream:
 
     def close(self, error: BaseException | None = None, *, completed: bool = False) -> None:
         if self._open is not None:
-            if gc_safety.in_gc():
+            if gc_safety.in_finalizer(error):
                 # Nothing may open here.
                 gc_safety.defer(self.close)
                 return

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextvars
 from contextvars import ContextVar, copy_context
+from threading import get_ident
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,6 +29,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN, Span, get_current_span, set_span_in_context
 
+from otel_sse.process.thread_context import INHERITS, is_inherited
 from otel_sse.semconv import MAX_DROP_REASONS, OTHER
 from otel_sse.stream.request_span import RequestSpan, find_parent
 
@@ -149,7 +151,7 @@ class RequestState:
         if token is None or self.span is None:
             return None
         current = otel_context.get_current()
-        if not self.span.is_in(current):
+        if current is not self._attached and not self.span.is_in(current):
             return None
         otel_context.detach(token)
         return current
@@ -184,73 +186,91 @@ class Request:
     than to look up the current OpenTelemetry context in them.
 
     Attributes:
+        known_state: ``state``, where it has been made; every stream has one.
         over: the application's call has returned.
+        thread: where it is served; only known where threads inherit contexts.
 
     """
 
-    __slots__ = ("_inside", "_outside", "_started", "_state", "over")
+    __slots__ = ("_inside", "_outside", "_started", "known_state", "over", "thread")
 
     def __init__(self) -> None:
         self._started = perf_counter()
+        if INHERITS:
+            self.thread = get_ident()
+            _leave_inherited_request()
         self._outside: contextvars.Context | None = copy_context()
         self._inside: contextvars.Context | None = None
-        self._state: RequestState | None = None
+        self.known_state: RequestState | None = None
         self.over = False
 
     @property
     def state(self) -> RequestState:
-        state = self._state
+        state = self.known_state
         if state is None:
             outer = context = _current_context(self._outside)
             if self._inside is not None:
                 context = _current_context(self._inside)
-            state = self._state = RequestState(self._started, outer, context)
+            state = self.known_state = RequestState(self._started, outer, context)
             self._outside = self._inside = None
         return state
 
     @property
     def stream(self) -> RequestStream | None:
-        return None if self._state is None else self._state.stream
+        return None if self.known_state is None else self.known_state.stream
 
     def enter_middleware(self) -> None:
         """The context that is current now is the one inside the middleware."""
-        if self._state is None:
+        if self.known_state is None:
             self._inside = copy_context()
         else:
-            self._state.context = otel_context.get_current()
+            self.known_state.context = otel_context.get_current()
 
     def detach(self) -> None:
         """Undoes ``RequestState.attach``."""
-        if self._state is not None:
-            self._state.detach()
+        if self.known_state is not None:
+            self.known_state.detach()
 
     def finish(self, previous: Request | None) -> None:
         """The application's call has returned; ``previous`` was the current request before it."""
         self.over = True
         self._outside = self._inside = None
-        if self._state is not None:
-            self._state.finish()
+        if self.known_state is not None:
+            self.known_state.finish()
+        elif previous is None:
+            # One that was no stream stays the current one: it is over, and to set a context
+            # variable takes long.
+            return
         if current_request.get() is self:
-            # A leaked one keeps nothing of the one before it, or a connection would grow.
             current_request.set(None if previous is None or previous.over else previous)
 
 
 class PausedRequest(Request):
     """A request whose application runs piece by piece, with other code of the thread in between."""
 
-    __slots__ = ("_context", "_previous")
+    __slots__ = ("_context", "_resumed")
 
     def __init__(self) -> None:
-        super().__init__()
-        # While it is resumed the request that was current before; else the application's context.
-        self._previous: Request | None = None
+        # As Request's, without a call of that: one takes as long as all this.
+        self._started = perf_counter()
+        if INHERITS:
+            self.thread = get_ident()
+            _leave_inherited_request()
+        self._outside = copy_context()
+        self._inside = None
+        self.known_state = None
+        self.over = False
+        # While it is resumed, what makes the request before it the current one again.
+        self._resumed: Token[Request | None] | None = None
+        # While it is suspended, the application's context.
         self._context: Context | None = None
 
     def resume(self) -> None:
         """The application's code runs on, in a thread that has run other code since ``suspend``."""
-        self._previous = current_request.get()
-        current_request.set(self)
-        state = self._state
+        if INHERITS:
+            self.thread = get_ident()
+        self._resumed = current_request.set(self)
+        state = self.known_state
         if state is not None and state.span is not None:
             state.reattach(self._context or state.span.in_context(otel_context.get_current()))
 
@@ -258,15 +278,15 @@ class PausedRequest(Request):
         """The application's code pauses: its context is kept until ``resume``, and what was current
         before is current again.
         """
-        if self._state is not None:
-            self._context = self._state.pause()
-        if current_request.get() is self:
-            current_request.set(self._previous)
-        self._previous = None
-
-    def finish(self, previous: Request | None) -> None:
-        super().finish(previous)
-        self._context = None
+        if self.known_state is not None:
+            self._context = self.known_state.pause()
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            try:
+                current_request.reset(resumed)
+            except ValueError:
+                # The application runs each piece of its own in a context of its own.
+                pass
 
 
 def _current_context(variables: contextvars.Context | None) -> Context:
@@ -274,5 +294,24 @@ def _current_context(variables: contextvars.Context | None) -> Context:
     return Context() if variables is None else variables.run(otel_context.get_current)
 
 
-# The request that the running code serves.
+# The request that the running code serves, or one that has started the thread; see
+# ``find_current_request``.
 current_request: ContextVar[Request | None] = ContextVar("otel_sse_request", default=None)
+
+
+def find_current_request() -> Request | None:
+    """The request that the running code serves: not one that this thread has only inherited."""
+    request = current_request.get()
+    if INHERITS and request is not None and is_inherited(current_request, request.thread):
+        return None
+    return request
+
+
+def _leave_inherited_request() -> None:
+    """Called where a request starts: a thread that another request has started serves it, and what
+    it has inherited of that one is none of its own.
+    """
+    if current_request.get() is not find_current_request():
+        current_request.set(None)
+        if isinstance(get_current_span(), RequestSpan):
+            otel_context.attach(Context())

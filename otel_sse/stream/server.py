@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from time import perf_counter
 from typing import Any, ClassVar
 
 from opentelemetry.trace import SpanKind
 
 from otel_sse import semconv
+from otel_sse.process import gc_safety
 from otel_sse.process.backlog import Transport
 from otel_sse.process.event_loops import any_thread
 from otel_sse.stream.base import Chunk, Stream
@@ -94,8 +96,13 @@ class ServerStream(Stream):
         """A send of ``chunk`` (None: after the peer had disconnected) raised ``error``."""
         if not isinstance(error, Exception):
             # Cancelled while it waited: the server has the bytes.
-            if chunk is not None:
-                self.on_send(chunk, began, perf_counter())
+            if chunk is None:
+                return
+            record = partial(self.on_send, bytes(chunk), began, perf_counter())
+            if gc_safety.in_finalizer(error):
+                gc_safety.defer(record)
+            else:
+                record()
         elif isinstance(error, OSError) and (error.errno or not isinstance(error, TimeoutError)):
             self._send_error = error
             self.mark_disconnected()
@@ -104,7 +111,7 @@ class ServerStream(Stream):
         """The peer has disconnected; ``cut``: after the server had begun to cut the stream."""
         if not self.disconnected:
             self.disconnected, self._cut_first = True, cut
-            self._disconnected_at = perf_counter()
+            self._disconnected_at = gc_safety.deferred_at() or perf_counter()
 
     def check_disconnected(self) -> bool:
         """Whether the peer has disconnected, as far as that is known or the transport shows it."""
@@ -116,8 +123,19 @@ class ServerStream(Stream):
                 self._telemetry.failures.log_failure_once("a transport")
         return self.disconnected
 
-    def on_response_end(self, *, delivered: bool = True) -> None:
-        """The response is over, ``delivered`` if its end was written to a peer that was there."""
+    def on_response_end(
+        self, *, delivered: bool = True, error: BaseException | None = None
+    ) -> None:
+        """The response is over, ``delivered`` if its end was written to a peer that was there;
+        ``error`` left the call that wrote it.
+        """
+        if gc_safety.in_finalizer(error):
+            # What was given up may be freed within a collection, which holds the registry's lock.
+            gc_safety.defer(partial(self.on_response_end, delivered=delivered))
+        else:
+            self._on_response_end(delivered)
+
+    def _on_response_end(self, delivered: bool) -> None:
         self._end(completed=delivered)
 
     def is_over(self) -> bool:
@@ -210,10 +228,13 @@ class ThreadedServerStream(ThreadedStream, ServerStream):
         super()._register()
 
     def on_send(self, chunk: Chunk, began: float, ended: float) -> None:
-        self._end_idle()
+        # As ``_end_idle`` and ``_start_idle``, without a call of these for every message.
+        self._idle = False
+        if self._maintained:
+            self._end_idle()
         self.record_chunk(chunk, began, ended)
-        self._start_idle()
+        self._idle = True
 
-    def on_response_end(self, *, delivered: bool = True) -> None:
+    def _on_response_end(self, delivered: bool) -> None:
         self._end_idle()
-        super().on_response_end(delivered=delivered)
+        super()._on_response_end(delivered)

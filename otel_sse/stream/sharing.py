@@ -14,7 +14,7 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import SpanKind, get_current_span
 
 from otel_sse import semconv
-from otel_sse.config import keep_first_config, load
+from otel_sse.config import Config, keep_first_config
 from otel_sse.process import gc_safety
 from otel_sse.process.fork import run_in_forked_child
 from otel_sse.process.shutdown import ShutdownHandler
@@ -34,16 +34,9 @@ _telemetries: dict[tuple[Any, Role], Telemetry] = {}
 
 
 def acquire_telemetry(
-    instrumentor: object, providers: Providers, options: dict[str, Any], role: Role = SERVER
+    instrumentor: object, providers: Providers, config: Config, role: Role = SERVER
 ) -> Telemetry:
-    """The telemetry of ``providers``, made at the first call; ``release_telemetry`` returns it.
-
-    Raises:
-        ValueError: an option has a bad value; see ``config.load``.
-        TypeError: there is no such option.
-
-    """
-    config = load(options)
+    """The telemetry of ``providers``, made at the first call; ``release_telemetry`` returns it."""
     meter = providers.meter
     key = None if meter is None or meter is metrics.get_meter_provider() else meter
     with _lock:

@@ -68,7 +68,7 @@ class ThreadedStream(Stream):
     def close(
         self, error: BaseException | None = None, *, completed: bool = False, cut: bool = False
     ) -> None:
-        if gc_safety.in_gc():
+        if gc_safety.in_finalizer(error):
             gc_safety.defer(partial(self.close, error, completed=completed, cut=cut))
             return
         if not self._may_lock():

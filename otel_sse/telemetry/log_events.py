@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from opentelemetry._logs import Logger, SeverityNumber
 from opentelemetry.context import Context
-from opentelemetry.trace import Span
+from opentelemetry.trace import INVALID_SPAN, Span, set_span_in_context
 
 from otel_sse import semconv
 from otel_sse.config import Config
 from otel_sse.telemetry.failures import FailureLog
 from otel_sse.telemetry.throttle import EmitThrottle
+
+# Of an event that no stream has. Without a context it would get the one that is current.
+_NO_SPAN: Final = set_span_in_context(INVALID_SPAN, Context())
 
 
 class EventSource(Protocol):
@@ -79,7 +82,7 @@ class LogEvents:
         span: Span | None = None,
     ) -> None:
         at = time.time_ns() if at is None else at
-        context = stream.context(span) if stream else None
+        context = stream.context(span) if stream else _NO_SPAN
 
         def emit() -> None:
             try:

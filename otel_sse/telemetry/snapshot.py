@@ -10,9 +10,10 @@ import time
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from otel_sse.process.backlog import Transport, read_backlog
+from otel_sse.process.backlog import NO_BACKLOG, Transport, read_backlog
 from otel_sse.process.event_loops import EventLoop
 from otel_sse.process.server_facts import HypercornTransport
+from otel_sse.semconv import KERNEL
 from otel_sse.telemetry.series import MetricSeries, SupportsTotals, Totals
 from otel_sse.telemetry.stall_state import StallState
 
@@ -149,8 +150,10 @@ class Snapshot:
                 if not stream.backlog:
                     # It is closing, or cannot be read: the stream's own loop finds out.
                     self.due.append(stream)
-            if stream.backlog:
-                _add_backlog(row, stream.series, stream.backlog)
+            backlog = stream.backlog
+            # Nothing adds nothing, once the row has both layers.
+            if backlog and (backlog is not NO_BACKLOG or KERNEL not in row.backlog):
+                _add_backlog(row, stream.series, backlog)
         self.busiest_client = max(clients.values(), default=0)
 
 

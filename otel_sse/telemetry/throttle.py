@@ -48,7 +48,8 @@ class EmitThrottle:
         if now - self._window_start >= 1:
             self._window_start, self._emitted = now, 0
         self._emitted += 1
-        within = self._emitted <= BURST_LIMIT and not self._pending
+        # While the thread runs, the last of those before this one may be in its hands.
+        within = self._emitted <= BURST_LIMIT and not self._pending and not self._running
         if within or len(self._pending) >= MAX_PENDING:
             emit()
             return
@@ -81,11 +82,16 @@ class EmitThrottle:
                     started = time.monotonic()
                     self._flush()
                     slow = time.monotonic() - started > FLUSH_TIMEOUT
+        # Another thread may have taken the last batch: it is emitted when the lock is free.
+        with self._lock:
+            pass
 
     def _run(self) -> None:
         while True:
-            self.drain()
-            self._running = False
+            try:
+                self.drain()
+            finally:
+                self._running = False
             if not self._pending or self._running:
                 return
             # Submitted in between, by a thread that saw this one still running.

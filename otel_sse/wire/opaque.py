@@ -19,6 +19,9 @@ class OpaqueBody:
     def match_template(self, chunk: bytes | bytearray | memoryview) -> str | None:
         return None
 
+    def forget_chunk(self) -> None:
+        pass
+
     def feed(self, chunk: bytes | bytearray | memoryview) -> Sequence[Message]:
         return ()
 

@@ -8,10 +8,11 @@ event stream" (https://html.spec.whatwg.org/multipage/server-sent-events.html):
 - a blank line ends a block; the block is a message if it holds at least one ``data`` field;
 - the last ``event`` field of a block names its type; none, or an empty one, means ``message``.
 
-Payload is counted and dropped. Of an open line only the head is buffered, enough to read its
-field and its value up to the limits below. A stream may be cut anywhere and gives the same
-messages; their sizes too, but for one byte: a message is complete at the CR that ends it, so the
-LF of a CRLF is in its size only where it comes in the same chunk.
+Payload is counted and dropped, but for the last message of a template, which is kept while a stream
+may send it. Of an open line only the head is buffered, enough to read its field and its value up to
+the limits below. A stream may be cut anywhere and gives the same messages; their sizes too, but for
+one byte: a message is complete at the CR that ends it, so the LF of a CRLF is in its size only
+where it comes in the same chunk.
 
 There are three ways through, from fast to general, and each gives the same result:
 
@@ -65,10 +66,31 @@ _known_lines: dict[bytes, str] = {}
 # A plain tuple: a NamedTuple would double the time that a message takes here.
 Message = tuple[str, int, str | None]
 
-# What is the same in consecutive messages: the bytes before the first value that varies and their
-# number, the bytes between that value and the last line's value and their number, the event type.
-MessageTemplate = tuple[bytes, int, bytes, int, str]
-_templates: dict[MessageTemplate, MessageTemplate] = {}
+
+class MessageTemplate:
+    """What is the same in consecutive messages, of one stream and of others.
+
+    Attributes:
+        head: the bytes before the first value that varies; ``begin`` is their number.
+        middle: the bytes between that value and the last line's value; ``size`` is their number.
+        kind: the event type.
+        last: the chunk that has matched last. Where one message is sent to many streams it is the
+            same object for all of them, and compared once.
+
+    """
+
+    __slots__ = ("begin", "head", "kind", "last", "middle", "size")
+
+    def __init__(self, head: bytes, middle: bytes, kind: str) -> None:
+        self.head = head
+        self.begin = len(head)
+        self.middle = middle
+        self.size = len(middle)
+        self.kind = kind
+        self.last: bytes | None = None
+
+
+_templates: dict[tuple[bytes, bytes, str], MessageTemplate] = {}
 
 
 class EventStreamParser:
@@ -131,31 +153,36 @@ class EventStreamParser:
         self._template: MessageTemplate | None = None
         self._misses = 0
 
+    def forget_chunk(self) -> None:
+        """The stream has ended: the last message that has matched is kept for it no longer."""
+        if self._template is not None:
+            self._template.last = None
+
     def match_template(self, chunk: bytes | bytearray | memoryview) -> str | None:
         """The event type of ``chunk``, if it is one message that matches the template.
 
         Such a chunk must not be fed. None means that it has to be.
         """
         template = self._template
-        if (
-            template is None
-            or not self._clean
-            or type(chunk) is not bytes
-            or (length := len(chunk)) > _WINDOW
-        ):
+        if template is None or not self._clean:
             return None
-        head, begin, middle, size, kind = template
+        if chunk is template.last:
+            return template.kind
+        if type(chunk) is not bytes or (length := len(chunk)) > _WINDOW:
+            return None
+        begin = template.begin
         end = chunk.find(b"\n", begin) if begin else 0
-        rest = end + size
+        rest = end + template.size
         if (
-            chunk[end:rest] == middle
+            chunk[end:rest] == template.middle
             and chunk[-2:] == b"\n\n"
             and _LF not in chunk[rest:-2]
             and _CR not in chunk
-            and chunk[:begin] == head
+            and chunk[:begin] == template.head
             and (length - rest > _MAX_DONE or chunk[-3] != _BRACKET)
         ):
-            return kind
+            template.last = chunk
+            return template.kind
         return None
 
     def feed(self, chunk: bytes | bytearray | memoryview) -> Sequence[Message]:
@@ -210,7 +237,6 @@ class EventStreamParser:
             at = self._skip_bom(chunk, messages)
         if at == end:
             return
-        self._clean = False
         if self._after_cr and chunk[0] == _LF:
             at = 1
             if self._block:
@@ -312,7 +338,7 @@ def _template_of(chunk: bytes, lines: list[bytes], kind: str) -> MessageTemplate
     """
     free = [number for number, line in enumerate(lines) if line.startswith((b"data:", b"id:"))]
     last = len(lines) - 1
-    # Any other line must be an event field: nothing of a payload may be kept in a template.
+    # Any other line must be an event field: nothing of a payload may be kept in what is compared.
     others = (line for line in lines if not line.startswith((b"data:", b"id:")))
     if len(free) > 2 or free[-1] != last or _CR in chunk or any(line[0] != _E for line in others):
         return None
@@ -328,11 +354,11 @@ def _template_of(chunk: bytes, lines: list[bytes], kind: str) -> MessageTemplate
     middle = chunk[end:rest]
     if begin + len(middle) > _HEAD:
         return None
-    template = (chunk[:begin], begin, middle, len(middle), kind)
+    key = chunk[:begin], middle, kind
     if len(_templates) >= _MAX_TEMPLATES:
         _templates.clear()
     # The streams of an application send alike messages: they share one object.
-    return _templates.setdefault(template, template)
+    return _templates.get(key) or _templates.setdefault(key, MessageTemplate(*key))
 
 
 def byte_view(chunk: bytes | bytearray | memoryview) -> memoryview:
