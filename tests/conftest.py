@@ -12,6 +12,8 @@ from helpers.backend import Backend
 from helpers.client_readers import instrumented
 from helpers.client_streams import StreamServer, serving
 from helpers.otlp import Receiver
+from opentelemetry import context
+from opentelemetry.context import Context
 
 import otel_sse
 from otel_sse.frameworks import (
@@ -80,6 +82,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return len(_LONGEST) + name.startswith("unit/")
 
     items.sort(key=rank)
+
+
+@pytest.fixture(autouse=True)
+def _no_context_is_left() -> Iterator[None]:
+    """Fails if a test leaves an OpenTelemetry context attached, in which the next one would run."""
+    yield
+    left = context.get_current()
+    if left:
+        context.attach(Context())
+        pytest.fail(f"left attached: {dict(left)}")
 
 
 @pytest.fixture

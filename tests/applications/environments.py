@@ -28,7 +28,22 @@ _REQUIREMENTS: Final[dict[str, tuple[str, ...]]] = {
     "gradio": ("gradio",),
     "litellm": ("litellm[proxy]",),
     "mcp": ("mcp",),
+    "niquests": ("brotli", "niquests", "requests"),
+    # Clients alone: test_sdks.py answers as their servers do.
+    "sdks": (
+        "anthropic",
+        "cohere",
+        "google-genai[aiohttp]",
+        "groq",
+        "huggingface_hub",
+        "litellm",
+        "mistralai",
+        "openai",
+    ),
+    "uwsgi": ("bottle", "django", "flask", "uwsgi"),
 }
+# What builds from its sources, for this Python.
+_COMPILED: Final = ("uwsgi",)
 
 
 def names() -> tuple[str, ...]:
@@ -46,6 +61,8 @@ def programs(name: str) -> Path:
     reason = ""
     if not (home / ".done").exists():
         reason = f"the environment of {name} is not here: run `make apps`"
+        if name in _COMPILED:
+            reason += " with a C compiler"
     elif wheel is None or _installed_wheel(home) != _digest(wheel):
         reason = f"the environment of {name} holds another wheel: run `make apps`"
     if reason and os.environ.get("CI"):
@@ -104,7 +121,10 @@ def main() -> None:
     if wheel is None:
         sys.exit("there is no wheel in .build: run `make apps`")
     for name in sys.argv[1:] or names():
-        _make(name, wheel)
+        if name in _COMPILED and shutil.which("cc") is None and not os.environ.get("CI"):
+            print(f"{name}: left out, since there is no C compiler", flush=True)
+        else:
+            _make(name, wheel)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 import yaml
 from collector.processes import CONFIGS, App, Collector, Process, configs, to
-from helpers.otlp import Receiver
+from helpers.otlp import Receiver, Span
 from helpers.servers import free_port
 from helpers.tools import tool
 from helpers.waiting import wait_until
@@ -248,6 +248,12 @@ def test_streams_are_kept_out_of_the_latency_of_the_stable_conventions() -> None
         assert {point.attributes["http.route"] for point in points} == {"/page"}
 
 
+def has_slow_send(segment: Span) -> bool:
+    """Whether an event of a segment is a message whose send took 0.3 seconds or longer."""
+    durations = (event.attributes.get("sse.send.duration") for event in segment.events)
+    return any(isinstance(duration, float) and duration >= 0.3 for duration in durations)
+
+
 def test_tail_sampling_keeps_errors_and_slow_sends(tmp_path: Path) -> None:
     """Whole traces: of a stream that broke all is kept, of an ordinary one nothing. Of a long one
     with a slow send at its beginning the segment that saw it is kept, and the last one, which bears
@@ -275,10 +281,18 @@ def test_tail_sampling_keeps_errors_and_slow_sends(tmp_path: Path) -> None:
             receiver.wait_for(lambda: {"SSE /broken"} <= {s.name for s in receiver.spans()}, 60)
         streams = [span for span in receiver.spans() if span.name.startswith("SSE")]
         assert {span.name for span in streams} == {"SSE /bursts", "SSE /broken"}
-        first, last = (span for span in streams if span.name == "SSE /bursts")
-        assert first.attributes["sse.segment.index"] == 0
-        assert last.attributes["sse.segment.final"] is True
-        assert last.attributes["sse.segment.index"] >= 3
+        segments = {
+            int(str(span.attributes["sse.segment.index"])): span
+            for span in streams
+            if span.name == "SSE /bursts"
+        }
+        last = max(segments)
+        assert last >= 3
+        assert segments[last].attributes["sse.segment.final"] is True
+        assert 0 in segments
+        # A busy machine may make a send slow between the two: such a segment is kept, rightly.
+        assert all(has_slow_send(segments[index]) for index in segments if index != last)
+        assert len(segments) <= last
         assert {(span.resource["service.name"], span.name) for span in receiver.spans("GET")} == {
             ("streams", "GET /bursts"),
             ("last", "GET /broken"),

@@ -1,4 +1,4 @@
-"""The pages of docs/reference are those that the code and the registry make."""
+"""The pages that are written by docs/generate.py are those that code, registry and tests make."""
 
 import importlib.util
 from pathlib import Path
@@ -22,11 +22,26 @@ def generate() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["options", "metrics", "attributes", "spans-and-events"])
+PAGES: Final = ("options", "metrics", "attributes", "spans-and-events")
+
+
+@pytest.mark.parametrize(
+    "name", ["compatibility", "endings", *(f"reference/{each}" for each in PAGES)]
+)
 def test_a_page_is_up_to_date(name: str, generate: ModuleType) -> None:
-    """`make docs` writes them; a change of an option or of the registry needs that."""
-    page = ROOT / "docs" / "reference" / f"{name}.md"
+    """`make docs` writes them; a change of an option, of the registry, or of what the end-to-end
+    tests run needs that.
+    """
+    page = ROOT / "docs" / f"{name}.md"
     assert page.read_text() == generate.pages()[page]
+
+
+def test_every_framework_is_tested_on_a_server(generate: ModuleType) -> None:
+    """Whatever has a server's instrumentor has a row."""
+    _, rows = generate.tested.servers()
+    listed = {row[0].lower().replace("-", "_") for row in rows}
+    hooks = [each for each in generate.tested.targets() if ".servers." in each.hooks]
+    assert {each.module.partition(".")[0] for each in hooks} <= listed
 
 
 def test_every_option_and_every_metric_has_its_place() -> None:

@@ -1,12 +1,21 @@
 """Every way in which a stream closes, on every server, and what has to be reported.
 
-``test_endings.py`` runs it. ``PYTHONPATH=tests python tests/e2e/endings.py`` prints it as the
-Markdown that ``docs/endings.md`` holds.
+``test_endings.py`` runs it. ``docs/generate.py`` writes it into ``docs/endings.md``, with the
+servers of ``closes`` and ``stops``.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from e2e.closes import (
+    ASGI_SERVERS,
+    DESCRIPTIONS,
+    EXPECTED,
+    FRAMEWORKS,
+    UWSGI_SERVERS,
+    WSGI_SERVERS,
+    Server,
+)
 from e2e.stops import STOPS
 
 
@@ -299,14 +308,37 @@ def markdown() -> str:
             ("command", "what stops it"),
             ((f"`{stop.command.format(port='8000')}`", _BY[stop.by]) for stop in STOPS.values()),
         ),
+        "Other servers and frameworks have these endings "
+        "(`test_asgi_servers.py`, `test_asgi_frameworks.py` and `test_wsgi_servers.py` in "
+        "`tests/e2e/`, `tests/applications/test_uwsgi.py`):",
+        _table(
+            ("how it ends", "`sse.close.reason`", "`error.type`"),
+            (
+                (DESCRIPTIONS[ending], f"`{reason}`", f"`{error_type}`" if error_type else "")
+                for ending, (reason, error_type, _) in EXPECTED.items()
+            ),
+        ),
+        _table(
+            ("what serves", "command", "otherwise", "because"),
+            (
+                (name, f"`{each.command.format(port='8000')}`", _otherwise(each), each.why)
+                for servers in (ASGI_SERVERS, FRAMEWORKS, WSGI_SERVERS, UWSGI_SERVERS)
+                for name, each in servers.items()
+            ),
+        ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _otherwise(server: Server) -> str:
+    """What is not as in the table of the endings."""
+    parts = [f"{DESCRIPTIONS[ending]}: not tested" for ending in server.without]
+    parts += [f"{DESCRIPTIONS[each]}: `{close[0]}`" for each, close in server.differs.items()]
+    if server.lost:
+        parts.append("what is live at the stop: lost")
+    return "; ".join(parts)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-if __name__ == "__main__":
-    print(markdown(), end="")

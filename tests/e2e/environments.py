@@ -2,7 +2,7 @@
 
 import sys
 import sysconfig
-from importlib.metadata import distribution
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
@@ -11,14 +11,16 @@ _SITE = Path(sysconfig.get_paths()["purelib"])
 
 
 def without(folder: Path, *distributions: str) -> Path:
-    """A new environment in ``folder`` that has all of this one's packages but these.
+    """A new environment in ``folder`` that has all of this one's packages but these, of which some
+    may be missing here, too.
 
     Gives its Python.
     """
     hidden = {
         Path(str(file))
         for name in distributions
-        for file in distribution(name).files or ()
+        for found in Distribution.discover(name=name)
+        for file in found.files or ()
         if not str(file).startswith("..")
     }
     return _linked(folder, hidden)

@@ -1,13 +1,13 @@
 """ASGI servers' hooks: streams of applications that no framework's hook observes."""
 
 import functools
-import signal
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 import pytest
 import uvicorn
-from e2e.each_close import UNNOTICED, Server, check
+from e2e.closes import ASGI_SERVERS, Server
+from e2e.each_close import check
 from helpers.backend import Backend
 from helpers.framework_cases import Instrument, endpoint, raw_app, starlette
 from helpers.otlp import Receiver
@@ -24,33 +24,8 @@ from starlette.routing import Route
 from otel_sse import SSEMiddleware
 from otel_sse.frameworks import SSEASGIServerInstrumentor
 
-_UVICORN: Final = "uvicorn endings_raw:app --port {port} --timeout-graceful-shutdown 1"
-_HYPERCORN: Final = "hypercorn endings_raw:app -b 127.0.0.1:{port} --graceful-timeout 1"
-# UNNOTICED: they accept what is sent to a disconnected client, and show no transport.
-SERVERS: Final = {
-    "uvicorn": Server(_UVICORN, status=-signal.SIGTERM),
-    "uvicorn, 2 workers": Server(f"{_UVICORN} --workers 2"),
-    "hypercorn": Server(_HYPERCORN),
-    "granian": Server(
-        "granian endings_raw:app --interface asgi --port {port} --workers-kill-timeout 10",
-        differs=UNNOTICED,
-    ),
-    # It sends no head before a body.
-    "daphne": Server(
-        "daphne -p {port} endings_raw:app", without=("raises-first",), differs=UNNOTICED
-    ),
-    "gunicorn, uvicorn-worker": Server(
-        "gunicorn -b 127.0.0.1:{port} --graceful-timeout 10 -k uvicorn_worker.UvicornWorker"
-        " endings_raw:app"
-    ),
-    "gunicorn, asgi": Server(
-        "gunicorn -b 127.0.0.1:{port} --graceful-timeout 10 -k asgi endings_raw:app",
-        differs=UNNOTICED,
-    ),
-}
 
-
-@pytest.mark.parametrize("server", SERVERS.values(), ids=SERVERS)
+@pytest.mark.parametrize("server", ASGI_SERVERS.values(), ids=ASGI_SERVERS)
 async def test_each_close_is_reported(server: Server, receiver: Receiver) -> None:
     """Of a plain application, which never asks what its client does: see ``each_close``."""
     await check(server, receiver)

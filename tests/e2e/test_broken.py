@@ -544,7 +544,7 @@ async def test_providers_that_the_application_has_shut_down(
         async with serve_asgi(app) as port:
             await fetch(port, "/events")
     exports = receiver.exports
-    await asyncio.to_thread(app._telemetry.export)
+    await asyncio.to_thread(app.telemetry.export)
     assert receiver.exports == exports > 0
     assert [record.getMessage() for record in caplog.records] == []
 

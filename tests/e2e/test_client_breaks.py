@@ -1,7 +1,6 @@
 """Streams that break, or that their own application ends: whose doing it was."""
 
 import asyncio
-import datetime
 import gc
 import socket
 import ssl
@@ -9,16 +8,17 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import aiohttp
+import curl_cffi
 import httpx
 import httpx2
 import pytest
 import requests
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+import urllib3
 from helpers.backend import Backend
+from helpers.certificates import self_signed_context
 from helpers.client_readers import (
     CLIENTS,
     RAW,
@@ -26,6 +26,7 @@ from helpers.client_readers import (
     asynchronous,
     client,
     close_reason_of,
+    lenient_decoding,
     read_with_requests,
 )
 from helpers.client_streams import (
@@ -40,7 +41,7 @@ from helpers.client_streams import (
 from helpers.waiting import until
 
 
-@client
+@lenient_decoding
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
 async def test_an_encoded_body_that_ends_incomplete(
     name: str, coding: str, telemetry: Backend
@@ -162,15 +163,18 @@ async def test_a_response_that_another_task_closes(
         async for _ in lines:
             begun.append(response)
 
+    async def close() -> None:
+        if name == "aiohttp":
+            begun[0].close()
+        else:
+            await begun[0].aclose()
+
     task = asyncio.ensure_future(CLIENTS[name](read, server.url + "/endless"))
     await until(lambda: telemetry.value("sse.client.messages") == 1, running=task)
-    if name == "aiohttp":
-        begun[0].close()
-    else:
-        await begun[0].aclose()
+    closing = asyncio.ensure_future(close())
     await asyncio.wait([task], timeout=1)
     task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await asyncio.gather(task, closing, return_exceptions=True)
     await assert_read(telemetry, server.port, FIRST, reason="client_close")
 
 
@@ -196,30 +200,6 @@ async def test_a_connection_that_is_reset(name: str, telemetry: Backend) -> None
         await assert_read(telemetry, server.port, FIRST, reason="disconnected")
 
 
-def _certificate(folder: Path) -> ssl.SSLContext:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(
-        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (folder / "both.pem").write_bytes(private + certificate.public_bytes(pem))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "both.pem")
-    return context
-
-
 def _read_httpx(package: Any, url: str) -> None:
     with package.Client(verify=False) as session, session.stream("GET", url) as response:
         for _ in response.iter_lines():
@@ -241,9 +221,36 @@ async def _read_aiohttp(url: str) -> None:
             pass
 
 
+def _read_curl(url: str) -> None:
+    with curl_cffi.Session(verify=False) as session, session.stream("GET", url) as response:
+        for _ in response.iter_lines():
+            pass
+
+
+async def _read_curl_async(url: str) -> None:
+    async with (
+        curl_cffi.AsyncSession(verify=False) as session,
+        session.stream("GET", url) as response,
+    ):
+        async for _ in response.aiter_lines():
+            pass
+
+
 def _read_requests(url: str) -> None:
     with requests.get(url, verify=False, stream=True) as response:
         for _ in response.iter_lines(chunk_size=1):
+            pass
+
+
+def _read_urllib3(url: str) -> None:
+    with urllib3.PoolManager(cert_reqs="CERT_NONE") as pool:
+        for _ in pool.request("GET", url, preload_content=False):
+            pass
+
+
+def _read_urllib(url: str) -> None:
+    with urlopen(url, context=ssl._create_unverified_context()) as response:
+        for _ in response:
             pass
 
 
@@ -253,7 +260,11 @@ OVER_TLS: dict[str, Callable[[str], Any]] = {
     "httpx2": lambda url: asyncio.to_thread(_read_httpx, httpx2, url),
     "httpx2-async": lambda url: _read_httpx_async(httpx2, url),
     "aiohttp": _read_aiohttp,
+    "curl_cffi": lambda url: asyncio.to_thread(_read_curl, url),
+    "curl_cffi-async": _read_curl_async,
     "requests": lambda url: asyncio.to_thread(_read_requests, url),
+    "urllib3": lambda url: asyncio.to_thread(_read_urllib3, url),
+    "urllib": lambda url: asyncio.to_thread(_read_urllib, url),
 }
 
 
@@ -262,7 +273,7 @@ OVER_TLS: dict[str, Callable[[str], Any]] = {
 async def test_a_tls_that_breaks(name: str, telemetry: Backend, tmp_path: Path) -> None:
     """What arrives is no TLS record: an error of no class of httpx's own."""
     listener = socket.create_server(("127.0.0.1", 0))
-    context = _certificate(tmp_path)
+    context = self_signed_context(tmp_path)
     received = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -306,10 +317,13 @@ class _OwnError(Exception):
         (ssl.SSLError("wrong version"), "disconnected"),
         (asyncio.IncompleteReadError(b"", 1), "disconnected"),
         (aiohttp.ClientPayloadError("cut"), "disconnected"),
+        (curl_cffi.requests.exceptions.IncompleteRead("cut"), "disconnected"),
         (requests.exceptions.ChunkedEncodingError("cut"), "disconnected"),
         (TimeoutError("slow"), "timeout"),
         (aiohttp.ServerTimeoutError("slow"), "timeout"),
+        (curl_cffi.requests.exceptions.Timeout("slow"), "timeout"),
         (requests.exceptions.ReadTimeout("slow"), "timeout"),
+        (curl_cffi.requests.exceptions.HTTPError("garbage"), "error"),
         (requests.exceptions.ContentDecodingError("garbage"), "error"),
         (ValueError("a bug"), "error"),
         (_OwnError("mine"), "error"),
@@ -368,7 +382,7 @@ async def test_a_line_too_long_for_aiohttp_is_an_error(telemetry: Backend) -> No
 async def test_what_requests_reads_raw_ends_as_it_does(
     path: str, reason: str, held: bool, server: StreamServer, telemetry: Backend
 ) -> None:
-    """No message is known of it, but how it ended: also where nothing closes the response."""
+    """Also where nothing closes the response."""
 
     def read(response: Any) -> None:
         response.raw.read()

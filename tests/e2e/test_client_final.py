@@ -4,7 +4,14 @@ from typing import Any
 
 import pytest
 from helpers.backend import Backend
-from helpers.client_readers import CLIENTS, client, close_reason_of, instrumented
+from helpers.client_readers import (
+    CLIENTS,
+    SYNCHRONOUS,
+    client,
+    close_reason_of,
+    instrumented,
+    lines_of,
+)
 from helpers.client_streams import CHUNKED, ServerSide, serving
 
 DONE = b"data: [DONE]\n\n"
@@ -17,9 +24,9 @@ def _reader(name: str, last: bytes) -> Any:
     end = last.splitlines()[-2]
 
     def read(response: Any) -> None:
-        lines = response.iter_lines(**({"chunk_size": 1} if name == "requests" else {}))
-        assert any(line in (end, end.decode()) for line in lines)
-        assert next(lines) in (b"", "")
+        lines = lines_of(name, response)
+        assert any(line.strip() in (end, end.decode()) for line in lines)
+        assert not next(lines).strip()
 
     async def read_async(response: Any) -> None:
         lines = response.content if name == "aiohttp" else response.aiter_lines()
@@ -31,7 +38,7 @@ def _reader(name: str, last: bytes) -> Any:
             found = found or line in (end, end.decode())
         assert found
 
-    return read if name in ("httpx", "httpx2", "requests") else read_async
+    return read if name in SYNCHRONOUS else read_async
 
 
 async def _close_reason(name: str, messages: list[bytes], backend: Backend) -> Any:

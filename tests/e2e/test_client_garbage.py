@@ -9,17 +9,24 @@ from functools import partial
 from typing import Any
 
 import aiohttp
+import curl_cffi
 import httpx
 import httpx2
 import pytest
 import requests
+import urllib3
 from helpers.backend import Backend
 from helpers.client_readers import (
     CLIENTS,
     LEAVING,
+    SYNCHRONOUS,
     USUAL,
+    UrllibSession,
     client,
     close_reason_of,
+    hang_up,
+    raises,
+    synchronous,
 )
 from helpers.client_streams import (
     CHUNKED,
@@ -62,11 +69,42 @@ async def _drop_aiohttp(client: Any, url: str) -> None:
     _Holder(response)
 
 
+def _drop_curl(client: Any, url: str) -> None:
+    response = client.get(url, stream=True)
+    lines = response.iter_lines()
+    assert next(lines) == b"data: 1"
+    hang_up(response)
+    _Holder(lines)
+
+
+async def _drop_curl_async(client: Any, url: str) -> None:
+    response = await client.get(url, stream=True)
+    lines = response.aiter_lines()
+    assert await anext(lines) == b"data: 1"
+    _Holder(lines)
+
+
 def _drop_requests(client: Any, url: str) -> None:
     response = client.get(url, stream=True)
     lines = response.iter_lines(chunk_size=1)
     assert next(lines) == b"data: 1"
     _Holder(lines)
+
+
+class _Pool(urllib3.PoolManager):
+    close = urllib3.PoolManager.clear
+
+
+def _drop_urllib3(client: Any, url: str) -> None:
+    lines = iter(client.request("GET", url, preload_content=False))
+    assert next(lines) == b"data: 1\n"
+    _Holder(lines)
+
+
+def _drop_urllib(client: Any, url: str) -> None:
+    response = client.get(url)
+    assert response.readline() == b"data: 1\n"
+    _Holder(response)
 
 
 SESSIONS: dict[str, tuple[Callable[[], Any], Callable[[Any, str], Any]]] = {
@@ -75,8 +113,27 @@ SESSIONS: dict[str, tuple[Callable[[], Any], Callable[[Any, str], Any]]] = {
     "httpx2": (httpx2.Client, _drop_sync),
     "httpx2-async": (httpx2.AsyncClient, _drop_async),
     "aiohttp": (aiohttp.ClientSession, _drop_aiohttp),
+    "curl_cffi": (curl_cffi.Session, _drop_curl),
+    "curl_cffi-async": (curl_cffi.AsyncSession, _drop_curl_async),
     "requests": (requests.Session, _drop_requests),
+    "urllib3": (_Pool, _drop_urllib3),
+    "urllib": (UrllibSession, _drop_urllib),
 }
+
+
+def _get(name: str, session: Any, url: str) -> Any:
+    """A response of a synchronous client, which has not been read."""
+    if name == "curl_cffi":
+        response = session.get(url, stream=True)
+        hang_up(response)
+        return response
+    if name == "requests":
+        return session.get(url, stream=True)
+    if name == "urllib":
+        return session.get(url)
+    if name == "urllib3":
+        return session.request("GET", url, preload_content=False)
+    return session.send(session.build_request("GET", url), stream=True)
 
 
 @contextlib.asynccontextmanager
@@ -85,12 +142,12 @@ async def _session(name: str) -> AsyncIterator[tuple[Any, Callable[[str], Awaita
     make, drop = SESSIONS[name]
     session = make()
     try:
-        if name in ("httpx", "httpx2", "requests"):
+        if name in SYNCHRONOUS:
             yield session, partial(asyncio.to_thread, drop, session)
         else:
             yield session, partial(drop, session)
     finally:
-        closed = session.aclose() if "async" in name else session.close()
+        closed = session.aclose() if "httpx" in name and "async" in name else session.close()
         if closed is not None:
             await closed
 
@@ -156,14 +213,13 @@ async def test_a_dropped_response_is_closed(
         if name == "aiohttp":
             _Holder(await session.get(server.url + "/endless"))
             await session.close()
-        elif name == "requests":
-            _Holder(await asyncio.to_thread(session.get, server.url + "/endless", stream=True))
+        elif name == "curl_cffi-async":
+            _Holder(await session.get(server.url + "/endless", stream=True))
         elif "async" in name:
             request = session.build_request("GET", server.url + "/endless")
             _Holder(await session.send(request, stream=True))
         else:
-            request = session.build_request("GET", server.url + "/endless")
-            _Holder(await asyncio.to_thread(session.send, request, stream=True))
+            _Holder(await asyncio.to_thread(_get, name, session, server.url + "/endless"))
         # The thread that sent the request may hold it for a moment more.
         await until(lambda: gc.collect() >= 0 and telemetry.spans("SSE"))
         assert await close_reason_of(telemetry) == "client_close"
@@ -177,8 +233,9 @@ async def test_garbage_waits_for_no_lock(
     """The collector may run wherever something is allocated, also where telemetry's own locks or
     the SDK's are held: what it finds then does not ask for them.
     """
-    lock = next(kind().telemetry for kind in INSTRUMENTORS).streams.lock
-    assert all(kind().telemetry.streams.lock is lock for kind in INSTRUMENTORS)
+    # None where the library has not been imported.
+    telemetries = [kind().telemetry for kind in INSTRUMENTORS]
+    (lock,) = {each.streams.lock for each in telemetries if each is not None}
     async with _session(name) as (session, drop):
         gc.disable()
         try:
@@ -199,7 +256,7 @@ async def test_garbage_waits_for_no_lock(
         assert await close_reason_of(telemetry) == "client_close"
 
 
-@pytest.mark.parametrize("name", ["httpx", "httpx2", "requests"])
+@synchronous
 @dropping
 async def test_a_finalizer_waits_for_no_lock(
     name: str, server: StreamServer, telemetry: Backend
@@ -212,11 +269,7 @@ async def test_a_finalizer_waits_for_no_lock(
         held: list[Any] = []
 
         def take() -> None:
-            if name == "requests":
-                held.append(session.get(server.url + "/endless", stream=True))
-            else:
-                request = session.build_request("GET", server.url + "/endless")
-                held.append(session.send(request, stream=True))
+            held.append(_get(name, session, server.url + "/endless"))
 
         def drop() -> None:
             with lock:
@@ -241,7 +294,7 @@ async def test_nothing_of_ours_stays(name: str, server: StreamServer, telemetry:
     """No object of ours outlives its stream."""
     await CLIENTS[name](USUAL[name], server.url + "/all")
     await CLIENTS[name](LEAVING[name], server.url + "/endless")
-    with pytest.raises(Exception):  # noqa: B017, PT011
+    with raises(name):
         await CLIENTS[name](USUAL[name], server.url + "/cut")
     await until(lambda: len(telemetry.spans("SSE")) == 3)
 

@@ -6,7 +6,15 @@ from typing import Any
 import aiohttp
 import pytest
 from helpers.backend import Backend
-from helpers.client_readers import CLIENTS, RAW, USUAL, client, close_reason_of, instrumented
+from helpers.client_readers import (
+    CLIENTS,
+    RAW,
+    USUAL,
+    client,
+    close_reason_of,
+    instrumented,
+    lenient,
+)
 from helpers.client_streams import (
     CHUNKED,
     FIRST,
@@ -71,7 +79,7 @@ async def test_the_identity_coding_is_none(name: str, telemetry: Backend) -> Non
         await assert_read(telemetry, server.port, FIRST)
 
 
-@client
+@lenient
 async def test_a_coding_that_the_client_does_not_know(name: str, telemetry: Backend) -> None:
     """It gives its reader the bytes as they are: they count, and nothing is read into them."""
     answer = _answer("text/event-stream", headers=("Content-Encoding: x-own",))

@@ -9,21 +9,27 @@ import time
 from collections.abc import Callable
 from contextvars import copy_context
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
+import curl_cffi
 import httpx
 import httpx2
-import pytest
 import requests
+import urllib3
 from aiohttp_sse_client2.client import EventSource
 from helpers.backend import Backend
 from helpers.client_readers import (
     CLIENTS,
+    SYNCHRONOUS,
     USUAL,
     Way,
     asynchronous,
     client,
     instrumented,
+    lines_of,
+    open_with_urllib,
+    raises,
     synchronous,
 )
 from helpers.client_streams import (
@@ -47,8 +53,8 @@ async def test_the_readers_own_work_is_not_in_the_gap(
     worked: list[float] = []
 
     def work(response: Any) -> None:
-        for line in response.iter_lines():
-            if not line:
+        for line in lines_of(name, response):
+            if not line.strip():
                 began = time.perf_counter()
                 time.sleep(0.1)
                 worked.append(time.perf_counter() - began)
@@ -60,13 +66,13 @@ async def test_the_readers_own_work_is_not_in_the_gap(
                 await asyncio.sleep(0.1)
                 worked.append(time.perf_counter() - began)
 
-    ways: dict[str, Way] = {
-        "aiohttp": lambda response: awork(response.content),
-        "httpx-async": lambda response: awork(response.aiter_lines()),
-        "httpx2-async": lambda response: awork(response.aiter_lines()),
-    }
+    def way(response: Any) -> Any:
+        if name in SYNCHRONOUS:
+            return work(response)
+        return awork(response.content if name == "aiohttp" else response.aiter_lines())
+
     began = time.perf_counter()
-    await CLIENTS[name](ways.get(name, work), server.url + "/all")
+    await CLIENTS[name](way, server.url + "/all")
     took = time.perf_counter() - began
     assert sum(worked) > 1
     ((_, point),) = telemetry.points("sse.client.message.gap")
@@ -129,7 +135,7 @@ async def test_a_stream_that_goes_on_is_reported_meanwhile(
         assert not task.done()
         assert backend.value("sse.client.active_connections") == 1
         await server.stop(cut=True)
-        with pytest.raises(Exception):  # noqa: B017, PT011
+        with raises(name):
             await task
     segments = backend.spans("SSE")
     assert [span.attributes["sse.segment.index"] for span in segments] == [*range(len(segments))]
@@ -160,7 +166,7 @@ async def test_an_idle_stream_is_reported_meanwhile(
         assert backend.value("sse.client.stalled_connections") == 1
         assert len(backend.events("sse.connection.stalled")) == 1
         await server.stop(cut=True)
-        with pytest.raises(Exception):  # noqa: B017, PT011
+        with raises(name):
             await task
     await server.start()
 
@@ -173,7 +179,7 @@ async def test_a_busy_reader_is_no_idle_stream(
 
     def reading(busy: threading.Event, work: threading.Event) -> Way:
         def read(response: Any) -> None:
-            for _ in response.iter_lines(**({"chunk_size": 1} if name == "requests" else {})):
+            for _ in lines_of(name, response):
                 busy.set()
                 work.wait(PATIENCE)
 
@@ -241,7 +247,7 @@ async def _began_in_time(
                 running=task,
             )
         await server.stop(cut=True)
-        with pytest.raises(Exception):  # noqa: B017, PT011
+        with raises(name):
             await task
     await server.start()
     return in_time
@@ -298,14 +304,27 @@ async def test_threads_share_a_client(name: str, server: StreamServer, telemetry
     counts once.
     """
     threads, each = 8, 6
-    session = {"httpx": httpx.Client, "httpx2": httpx2.Client, "requests": requests.Session}[name]()
+    sessions = {
+        "httpx": partial(httpx.Client, timeout=60),
+        "httpx2": partial(httpx2.Client, timeout=60),
+        "curl_cffi": curl_cffi.Session,
+        "requests": requests.Session,
+        "urllib3": urllib3.PoolManager,
+        "urllib": contextlib.nullcontext,
+    }
+    session = sessions[name]()
 
     def read() -> None:
         for _ in range(each):
-            if name == "requests":
-                assert session.get(server.url + "/all").content == STREAM
+            if name == "urllib":
+                assert open_with_urllib(server.url + "/all").read() == STREAM
+            elif name == "curl_cffi":
+                with session.stream("GET", server.url + "/all") as response:
+                    assert b"".join(response.iter_content()) == STREAM
+            elif name == "urllib3":
+                assert session.request("GET", server.url + "/all").data == STREAM
             else:
-                assert session.get(server.url + "/all", timeout=60).content == STREAM
+                assert session.get(server.url + "/all").content == STREAM
 
     with session, concurrent.futures.ThreadPoolExecutor(threads) as pool:
         reads = [asyncio.wrap_future(pool.submit(read)) for _ in range(threads)]

@@ -234,9 +234,10 @@ async def test_an_instrumentor_is_called_twice(receiver: Receiver) -> None:
 
 
 async def test_the_sdk_is_set_up_twice(receiver: Receiver) -> None:
-    """The application's own provider comes second and is not used."""
+    """The application's own provider comes second and is not used: one problem."""
     done = await examine(receiver, env={"EXAMINED_SETUP": "provider"})
-    assert "sdk-twice" in done.problems, done
+    assert done.problems == {"sdk-twice"}, done
+    assert "TracerProvider" in done.finding("sdk-twice")["summary"]
 
 
 async def test_contrib_is_beside() -> None:
@@ -252,7 +253,7 @@ async def test_metrics_and_logs_are_off(receiver: Receiver) -> None:
     done = await examine(
         receiver, env={"OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
     )
-    assert {"metrics-exporter-off", "logs-exporter-off"} <= done.codes
+    assert done.codes == {"metrics-exporter-off", "logs-exporter-off"}, done
     assert done.stages["traces_exported"] == "ok"
     assert done.stages["metrics_exported"] == done.stages["logs_exported"] == "problem"
     assert receiver.spans("SSE")
@@ -271,7 +272,9 @@ async def test_the_url_is_excluded(receiver: Receiver) -> None:
 async def test_the_sampler_drops_all(receiver: Receiver) -> None:
     """Metrics and logs come out, spans do not."""
     done = await examine(receiver, env={"OTEL_TRACES_SAMPLER": "always_off"})
-    assert "sampler-drops-all" in done.problems
+    assert done.problems == {"sampler-drops-all"}, done
+    assert [each["code"] for each in done.document["findings"]].count("sampler-drops-all") == 1
+    assert done.stages["sdk_ready"] == "problem"
     assert done.stages["traces_exported"] == "problem"
     assert done.stages["metrics_exported"] == done.stages["logs_exported"] == "ok", done
 
@@ -279,7 +282,7 @@ async def test_the_sampler_drops_all(receiver: Receiver) -> None:
 async def test_the_sdk_is_disabled(receiver: Receiver) -> None:
     """By the variable of the specification."""
     done = await examine(receiver, env={"OTEL_SDK_DISABLED": "true"})
-    assert "sdk-disabled" in done.problems, done
+    assert done.problems == {"sdk-disabled"}, done
     assert receiver.spans() == []
 
 
@@ -293,12 +296,13 @@ async def test_a_variable_is_bad(receiver: Receiver) -> None:
     assert "OTEL_PYTHON_SSE_STALL_SECONDS" in done.finding("bad-variable")["summary"]
     assert "OTEL_PYTHON_SSE_SEGMENT_SECONDS" in done.finding("unknown-variable")["remedy"]
     assert done.stages["traces_exported"] == "ok"
+    assert done.codes == {"bad-variable", "unknown-variable"}, done
 
 
 async def test_the_exporter_of_a_variable_does_not_exist(receiver: Receiver) -> None:
-    """One misspelt exporter stops all of OpenTelemetry."""
+    """One misspelt exporter stops all of OpenTelemetry, and is the one problem."""
     done = await examine(receiver, env={"OTEL_TRACES_EXPORTER": "oltp"})
-    assert {"exporter-missing", "no-provider", "initialize-failed"} <= done.problems, done
+    assert done.codes == {"exporter-missing"}, done
     assert "'otlp'" in done.finding("exporter-missing")["remedy"]
 
 
@@ -365,6 +369,30 @@ async def test_the_command_is_wrong(command: tuple[str, ...], code: str) -> None
     done = await otel_sse("doctor", "--json", "--for", "10s", "--", *command, cwd=APPS)
     assert done.status == 1
     assert code in done.problems, done
+
+
+@pytest.mark.parametrize(
+    ("program", "summary", "remedy"),
+    [
+        (["no-such-server"], "exit status", "its program installed"),
+        (["uvicorn", "nowhere:app"], 'Could not import module "nowhere"', "Correct that"),
+    ],
+)
+async def test_the_cause_of_an_early_end_is_shown(
+    program: list[str], summary: str, remedy: str
+) -> None:
+    """The command's own error, and not the telemetry that a console exporter prints after it."""
+    console = dict.fromkeys(
+        (f"OTEL_{signal}_EXPORTER" for signal in ("TRACES", "METRICS", "LOGS")), "console"
+    )
+    done = await otel_sse(
+        *("doctor", "--json", "--for", "30s", "--", INSTRUMENT, *program),
+        cwd=APPS,
+        env={**ALONE, **console},
+    )
+    assert done.problems == {"command-ended"}, done
+    assert summary in done.finding("command-ended")["summary"], done
+    assert remedy in done.finding("command-ended")["remedy"], done
 
 
 async def test_ctrl_c_ends_with_the_report_so_far(receiver: Receiver) -> None:
@@ -459,10 +487,13 @@ async def test_an_endpoint_without_tls_is_asked_for_it() -> None:
 
 
 async def test_the_exports_of_the_command_fail(receiver: Receiver) -> None:
-    """What the process itself could not export is reported beside the empty export's result."""
+    """What the process itself could not export shows at its stages; its cause, which the empty
+    export has found, is the one problem.
+    """
     async with http_answering("401 Unauthorized") as endpoint:
         done = await examine(receiver, env={"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint})
-    assert {"exporter-refused", "export-failed"} <= done.problems, done
+    assert done.problems == {"exporter-refused"}, done
+    assert "logged" not in done.codes, done
     assert done.stages["stream_detected"] == "ok"
     assert done.stages["traces_exported"] == "problem"
     assert receiver.exports == 0
@@ -475,6 +506,18 @@ async def test_the_report_is_plain_in_a_pipe(receiver: Receiver) -> None:
     assert "No problems found" in done.out
     assert "sse_starlette" in done.out
     assert "\x1b" not in done.out + done.err
+
+
+async def test_the_instrumentors_of_servers_need_no_framework() -> None:
+    """Each requirement is named once, and what has none is not reported as missing."""
+    done = await otel_sse("doctor", env={**ALONE, "OTEL_TRACES_EXPORTER": "console"})
+    lines = {line.split()[1]: line for line in done.out.splitlines() if " sse_" in line}
+    assert {"sse_asgi", "sse_wsgi", "sse_django"} <= lines.keys(), done
+    for line in lines.values():
+        required = line.partition(" is not installed")[0].split(" or ")
+        assert len(required) == len(set(required)), line
+        assert not line.endswith("  is not installed"), line
+    assert lines["sse_asgi"].startswith("✓")
 
 
 def test_the_command_is_installed() -> None:

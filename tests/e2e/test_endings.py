@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.endings import SERVERS, Ending, ServerCommand, endings_of, expected, markdown
+from e2e.endings import SERVERS, Ending, ServerCommand, endings_of, expected
 from helpers.otlp import Point, Receiver, Record, Span
 from helpers.processes import ALONE, APPS, BIN, INSTRUMENT
 
 pytestmark = pytest.mark.timeout(600)
 
 TESTS = Path(__file__).parent.parent
-DOCS = TESTS.parent / "docs" / "endings.md"
 CONTRIB = "opentelemetry.instrumentation."
 # How long anything may take on a machine that is busy.
 PATIENCE = 150.0
@@ -352,9 +351,3 @@ def test_a_client_whose_network_goes_is_disconnected_once_the_kernel_gives_up(
         assert [words_of(each) for each in reports] == [(reason, None, 200)] * 3, run.output
     assert {span.status for span in run.receiver.spans("SSE")} == {"UNSET"}
     assert run.receiver.value("sse.server.active_connections") == 0
-
-
-def test_the_documentation_has_the_table() -> None:
-    """What ``endings.py`` prints is in the documentation, between comments."""
-    begin, end = "<!-- endings: begin -->\n", "<!-- endings: end -->"
-    assert begin + markdown() + end in DOCS.read_text()

@@ -160,7 +160,8 @@ async def test_ten_thousand_event_types_are_eighteen(backend: Backend) -> None:
 
 async def test_different_paths_clients_and_ids_take_no_memory() -> None:
     """However many paths, clients, Last-Event-IDs, user agents and routes come by, the series are
-    those of the first 200 routes, and memory stays as it was. ``make soak`` does a million.
+    those of the first 200 routes, and memory stays as it was. ``benchmarks/million.py`` does that
+    with a million.
     """
     reader = InMemoryMetricReader()
 

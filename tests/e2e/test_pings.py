@@ -9,11 +9,10 @@ import fastapi
 import pytest
 import sse_starlette
 from aiohttp import web
-from fastapi.sse import ServerSentEvent
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from helpers.aiohttp_apps import aiohttp_app
 from helpers.backend import Backend
 from helpers.framework_cases import (
-    NATIVE,
     Instrument,
     starlette,
 )
@@ -75,7 +74,7 @@ async def test_pings_of_native_fastapi_streams_are_comments(
         yield ServerSentEvent(data="after", event="tick")
 
     app = fastapi.FastAPI()
-    app.get("/events", **NATIVE)(events)
+    app.get("/events", response_class=EventSourceResponse)(events)
     instrument()
     async with serve_asgi(app) as port:
         reply = await read_past_pings(port, "/events", go_on)

@@ -17,6 +17,7 @@ import pytest
 from e2e.commands import OTEL_SSE, Done, environment, otel_sse
 from e2e.probed import Exchange, buffering_proxy, serve
 from helpers.backend import Backend
+from helpers.certificates import self_signed_context
 from helpers.servers import free_port, serve_asgi
 from helpers.tools import tool
 from helpers.waiting import until
@@ -106,7 +107,7 @@ async def test_the_request_is_as_asked() -> None:
 
 
 async def test_what_is_no_stream_is_named() -> None:
-    """Another media type, an error, 204, no answer at all, nothing that listens."""
+    """Another media type, an error, 204, no answer at all."""
 
     async def answer(exchange: Exchange) -> None:
         if exchange.target == "/json":
@@ -131,8 +132,71 @@ async def test_what_is_no_stream_is_named() -> None:
         "/over": (1, {"no-content"}),
         "/silent": (1, {"no-answer"}),
     }
-    done = await probe_json(f"http://127.0.0.1:{free_port()}/")
-    assert (done.status, done.problems) == (1, {"no-response"})
+
+
+async def test_a_redirect_is_named_with_its_target() -> None:
+    """It is no stream for the probe, but browsers follow it: the remedy has the URL to probe."""
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.raw("HTTP/1.1 307 T\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n")
+
+    async with serve(answer) as url:
+        done = await probe_json(url)
+    assert (done.status, done.problems) == (1, {"redirect"})
+    assert done.finding("redirect")["remedy"] == f"Probe {url}/there"
+
+
+async def test_a_server_that_cannot_be_reached_has_a_remedy_for_its_reason() -> None:
+    """What the system says, not how the HTTP library calls it; each with what to do."""
+
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    async with await asyncio.start_server(close, "127.0.0.1", 0) as server:
+        closing = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        urls = [
+            f"http://127.0.0.1:{free_port()}/",
+            "http://nowhere.invalid/",
+            f"https://{closing}/",
+            f"http://{closing}/",
+        ]
+        reports = [await probe_json(url) for url in urls]
+    assert [done.status for done in reports] == [1, 1, 1, 1]
+    findings = [done.finding("no-response") for done in reports]
+    refused, unknown, no_tls, closed = findings
+    assert refused["summary"] == "No response came: Connection refused."
+    assert "Start the server" in refused["remedy"]
+    assert "host's name" in unknown["remedy"]
+    assert "write http://" in no_tls["remedy"]
+    assert "write https://" in closed["remedy"]
+    assert not any(each["summary"].endswith("..") for each in findings)
+
+
+async def test_a_certificate_that_nobody_signed_is_named(tmp_path: Path) -> None:
+    """And skipped by --insecure."""
+    async with serve(ticks, self_signed_context(tmp_path)) as url:
+        refused = await probe_json(url)
+        read = await probe_json(url, "--insecure")
+    assert refused.problems == {"no-response"}
+    assert "--insecure" in refused.finding("no-response")["remedy"]
+    assert read.status == 0
+
+
+async def test_a_reader_of_the_output_may_leave() -> None:
+    """``| head -1``: the probe ends soon, without a traceback."""
+    async with serve(ticks) as url:
+        process = await asyncio.create_subprocess_exec(
+            *(OTEL_SSE, "probe", "--for", "600s", url),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment(),
+        )
+        assert process.stdout is not None
+        await process.stdout.readline()
+        process.stdout._transport.close()  # type: ignore[attr-defined]
+        _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
 
 
 async def test_faults_of_the_format_are_reported() -> None:
@@ -462,21 +526,23 @@ async def test_a_gigabyte_in_a_line_is_read_in_bounded_memory() -> None:
     assert int(done.err.split()[-1]) < 500_000, done.err
 
 
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "br"])
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "broken"])
 async def test_content_codings_are_taken_away(coding: str) -> None:
-    """Those that were asked for; another one is named."""
+    """Those that were asked for; another one is named, and so is a body of another coding."""
     body = b"id: 1\ndata: 1\n\n" * 10
-    packed = {"gzip": gzip.compress(body), "deflate": zlib.compress(body), "br": b"?"}[coding]
+    packed = {"gzip": gzip.compress(body), "deflate": zlib.compress(body)}.get(coding, b"??")
 
     async def answer(exchange: Exchange) -> None:
-        await exchange.start(f"Content-Encoding: {coding}\r\n")
+        await exchange.start(f"Content-Encoding: {coding.replace('broken', 'gzip')}\r\n")
         await exchange.send(packed)
         await exchange.end()
 
     async with serve(answer) as url:
         done = await probe_json(url)
-    if coding == "br":
-        assert "'br' was not asked for" in done.document["ending"]["error"]
+    if coding in ("br", "broken"):
+        assert done.problems == {"undecodable"}
+        reason = "'br' was not asked for" if coding == "br" else "incorrect header check"
+        assert reason in done.document["ending"]["error"]
     else:
         assert done.document["counts"]["messages"] == 10
         assert {"content-coding"} <= done.codes

@@ -3,6 +3,7 @@
 import asyncio
 import resource
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
+from e2e.closes import HYPERCORN_WAITS
 from helpers.otlp import Receiver
 from helpers.processes import opened, serve
 
@@ -34,6 +36,7 @@ SERVERS = {
     "gunicorn-aiohttp": f"{GUNICORN} -k aiohttp.GunicornWebWorker stop_aiohttp:app",
     "gunicorn-aiohttp-uvloop": f"{GUNICORN} -k aiohttp.GunicornUVLoopWebWorker stop_aiohttp:app",
 }
+WAITING = ("hypercorn",) if sys.version_info >= HYPERCORN_WAITS else ()
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -99,6 +102,7 @@ def stops() -> Iterator[Stops]:
                 instrumented,
             )
             for name, command in SERVERS.items()
+            if name not in WAITING
             for number in SIGNALS
             for instrumented in (True, False)
         }
@@ -112,6 +116,8 @@ def test_a_stop_loses_nothing(name: str, number: signal.Signals, stops: Stops) -
     """A hundred live streams end as cut by the server, one that has ended as completed; and
     the server ends as it would without us: with the same status, hardly later.
     """
+    if name in WAITING:
+        pytest.skip("hypercorn waits for connections that do not close")
     stop = stops[name, number, True].result()
     expected = {("/endless", "server_shutdown"): 100, ("/short", "completed"): 1}
     assert stop.reasons == expected, stop.output

@@ -8,12 +8,11 @@ import fastapi
 import pytest
 import sse_starlette
 from fastapi.responses import StreamingResponse as FastAPIStreamingResponse
-from fastapi.sse import ServerSentEvent
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from helpers.backend import Backend
 from helpers.framework_cases import (
     GZIP_ALL,
     GZIPPED,
-    NATIVE,
     SSE,
     Case,
     Instrument,
@@ -223,14 +222,14 @@ def native_sync_events() -> Iterator[ServerSentEvent]:
 @case(ASGI, "/rooms/1/events?n=20", "/rooms/{room}/events")
 def fastapi_native() -> Any:
     app = fastapi.FastAPI()
-    app.get("/rooms/{room}/events", **NATIVE)(native_events)
+    app.get("/rooms/{room}/events", response_class=EventSourceResponse)(native_events)
     return app
 
 
 @case(ASGI, "/events", "/events", method="POST")
 def fastapi_native_sync_post() -> Any:
     app = fastapi.FastAPI()
-    app.post("/events", **NATIVE)(native_sync_events)
+    app.post("/events", response_class=EventSourceResponse)(native_sync_events)
     return app
 
 
@@ -248,9 +247,9 @@ def fastapi_streaming_response() -> Any:
 def nested_routers() -> fastapi.APIRouter:
     """A router in a router, both with prefixes and parameters."""
     inner = fastapi.APIRouter(prefix="/rooms/{room}")
-    inner.get("/events", **NATIVE)(native_events)
+    inner.get("/events", response_class=EventSourceResponse)(native_events)
     outer = fastapi.APIRouter(prefix="/tenants/{tenant}")
-    outer.get("/events", **NATIVE)(native_events)
+    outer.get("/events", response_class=EventSourceResponse)(native_events)
     outer.include_router(inner, prefix="/inner")
     return outer
 
@@ -261,7 +260,7 @@ ROUTERS = "/api/v1/tenants/{tenant}/inner/rooms/{room}/events"
 @case(ASGI, "/api/v1/tenants/a/inner/rooms/b/events", ROUTERS)
 def fastapi_include_router() -> Any:
     app = fastapi.FastAPI()
-    app.get("/api/v1/other", **NATIVE)(native_events)
+    app.get("/api/v1/other", response_class=EventSourceResponse)(native_events)
     app.include_router(nested_routers(), prefix="/api/v1")
     return app
 
@@ -303,7 +302,7 @@ def fastapi_application_mounted_in_starlette() -> Any:
 @case(ASGI, "/sub/1/events", "/sub/{n}/events")
 def fastapi_application_mounted_in_fastapi() -> Any:
     sub = fastapi.FastAPI()
-    sub.get("/events", **NATIVE)(native_events)
+    sub.get("/events", response_class=EventSourceResponse)(native_events)
     app = fastapi.FastAPI()
     app.mount("/sub/{n}", sub)
     return app
@@ -312,14 +311,14 @@ def fastapi_application_mounted_in_fastapi() -> Any:
 @case(ASGI, "/proxy/rooms/1/events", "/rooms/{room}/events")
 def fastapi_root_path() -> Any:
     app = fastapi.FastAPI()
-    app.get("/rooms/{room}/events", **NATIVE)(native_events)
+    app.get("/rooms/{room}/events", response_class=EventSourceResponse)(native_events)
     return below_proxy(app)
 
 
 @case(ASGI, "/events", "/events", **GZIPPED)
 def fastapi_native_compressed() -> Any:
     app = fastapi.FastAPI(middleware=[GZIP_ALL])
-    app.get("/events", **NATIVE)(native_events)
+    app.get("/events", response_class=EventSourceResponse)(native_events)
     return app
 
 

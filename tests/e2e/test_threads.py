@@ -15,6 +15,7 @@ from helpers.aiohttp_apps import aiohttp_app, write_stream
 from helpers.backend import Backend
 from helpers.raw_client import RawClient
 from helpers.servers import serve_aiohttp, serve_asgi
+from helpers.waiting import wait_until
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
@@ -161,12 +162,22 @@ def test_two_loops_serve_while_others_look(
             "sse.server.connection.duration", http__route=route, sse__close__reason="completed"
         )
         assert durations == STREAMS
+    # What the throttle does not let pass at once it emits soon after.
+    wait_until(
+        lambda: len(backend.events("sse.connection.closed")) == _final_spans(backend) == 2 * STREAMS
+    )
     _assert_segments_whole(backend)
     closed = Counter(
         e.attributes["sse.connection.id"] for e in backend.events("sse.connection.closed")
     )
     assert len(closed) == 2 * STREAMS
     assert set(closed.values()) == {1}
+
+
+def _final_spans(backend: Backend) -> int:
+    return sum(
+        (span.attributes or {}).get("sse.segment.final", False) for span in backend.spans("SSE")
+    )
 
 
 def _assert_segments_whole(backend: Backend) -> None:

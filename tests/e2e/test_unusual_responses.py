@@ -9,8 +9,9 @@ import pytest
 from aiohttp import web
 from helpers.backend import Backend
 from helpers.servers import serve_aiohttp, serve_asgi
-from helpers.streams import fetch
+from helpers.streams import Reply, fetch
 from helpers.waiting import until
+from opentelemetry.sdk.trace import ReadableSpan
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -95,6 +96,17 @@ async def test_identity_is_no_coding(coding: str, instrument: Instrument, backen
     assert found["sse.messages"] == MESSAGES
 
 
+async def read_aiohttp(handler: Any, backend: Backend) -> tuple[Reply, ReadableSpan]:
+    """The reply to a request that ``handler`` answers, and the span of its stream."""
+    app = web.Application()
+    app.router.add_get("/events", handler)
+    async with serve_aiohttp(app) as port:
+        reply = await fetch(port, "/events")
+        await until(lambda: backend.spans("SSE"))
+    (span,) = backend.spans("SSE")
+    return reply, span
+
+
 async def test_an_aiohttp_body_that_the_application_encodes(
     instrument: Instrument, backend: Backend
 ) -> None:
@@ -107,13 +119,8 @@ async def test_an_aiohttp_body_that_the_application_encodes(
         await response.write(zlib.compress(b"data: 1\n\n", wbits=31))
         return response
 
-    app = web.Application()
-    app.router.add_get("/events", handler)
     instrument()
-    async with serve_aiohttp(app) as port:
-        await fetch(port, "/events")
-        await until(lambda: backend.spans("SSE"))
-    (span,) = backend.spans("SSE")
+    _, span = await read_aiohttp(handler, backend)
     assert span.attributes["sse.messages"] == 0
     assert span.attributes["sse.io"] > 0
 
@@ -150,6 +157,21 @@ async def test_the_last_media_type_counts(
     async with serve_asgi(app, http="h11") as port:
         await fetch(port, "/events")
     assert len(backend.spans("SSE")) == streams
+
+
+async def test_the_last_media_type_of_an_aiohttp_response_counts(
+    instrument: Instrument, backend: Backend
+) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/plain"})
+        response.headers.add("Content-Type", "text/event-stream")
+        await response.prepare(request)
+        await response.write(b"data: 1\n\n")
+        return response
+
+    instrument()
+    _, span = await read_aiohttp(handler, backend)
+    assert span.attributes["sse.messages"] == 1
 
 
 async def test_headers_given_as_an_iterator(backend: Backend) -> None:
@@ -196,13 +218,8 @@ async def test_two_writers_of_one_response(instrument: Instrument, backend: Back
         await asyncio.gather(write(1), write(2))
         return response
 
-    app = web.Application()
-    app.router.add_get("/events", handler)
     instrument()
-    async with serve_aiohttp(app) as port:
-        reply = await fetch(port, "/events")
-        await until(lambda: backend.spans("SSE"))
-    (span,) = backend.spans("SSE")
+    reply, span = await read_aiohttp(handler, backend)
     assert reply.body.count(b"\n\n") == span.attributes["sse.messages"] == 100
     assert backend.value("sse.server.active_connections") == 0
 

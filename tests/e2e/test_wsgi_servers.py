@@ -4,43 +4,13 @@ import asyncio
 import signal
 
 import pytest
-from e2e.each_close import EXPECTED, Server, check, kind_of, request, span_of
+from e2e.closes import EXPECTED, WSGI_SERVERS, Server
+from e2e.each_close import check, kind_of, request, span_of
 from helpers.otlp import Receiver
 from helpers.processes import serve
 
-_GUNICORN = "gunicorn -b 127.0.0.1:{port} --graceful-timeout 10 -w 1 -k"
-_WAITRESS = "waitress-serve --listen=127.0.0.1:{port} --threads=12"
-FLASK = BOTTLE = "/stream/<ending>"
-DJANGO = "stream/<ending>"
-SERVERS = {
-    # A sync worker serves one stream at a time.
-    "gunicorn, sync": Server(
-        f"{_GUNICORN} sync endings_wsgi:flask_app", FLASK, 1, without=("silent",)
-    ),
-    "gunicorn, gthread": Server(
-        f"{_GUNICORN} gthread --threads 12 endings_wsgi:django_app", DJANGO, 12
-    ),
-    "gunicorn, gevent": Server(f"{_GUNICORN} gevent endings_wsgi:flask_app", FLASK, 1000),
-    "gunicorn, gevent_pywsgi": Server(
-        f"{_GUNICORN} gevent_pywsgi --worker-connections 50 endings_wsgi:raw", limit=50
-    ),
-    # Bottle reads a first message before it starts the response.
-    "waitress": Server(
-        f"{_WAITRESS} endings_wsgi:bottle_app",
-        BOTTLE,
-        12,
-        without=("raises-first",),
-        status=-signal.SIGTERM,
-    ),
-    "waitress, raw": Server(f"{_WAITRESS} endings_wsgi:raw", limit=12, status=-signal.SIGTERM),
-    "flask run": Server(
-        "flask --app endings_wsgi:flask_app run --port {port}", FLASK, status=-signal.SIGTERM
-    ),
-    "wsgiref": Server("python wsgiref_served.py {port}", DJANGO, status=-signal.SIGTERM),
-}
 
-
-@pytest.mark.parametrize("server", SERVERS.values(), ids=SERVERS)
+@pytest.mark.parametrize("server", WSGI_SERVERS.values(), ids=WSGI_SERVERS)
 async def test_each_close_is_reported(server: Server, receiver: Receiver) -> None:
     """On a server that serves each stream in a thread or a greenlet: see ``each_close``."""
     await check(server, receiver)

@@ -1,4 +1,4 @@
-"""Many streams, one after the other, and what remains of them. ``benchmarks/soak.py`` serves a
+"""Many streams, one after the other, and what remains of them. ``benchmarks/million.py`` serves a
 million of them.
 
 Each request has a path, an address and a Last-Event-ID of its own, and its stream ends in one of
@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 import otel_sse
 from helpers.asgi import START, AppError, http_scope
-from otel_sse.servers.asgi import RequestObserver
+from otel_sse.servers.asgi_observer import RequestObserver
 from otel_sse.stream.request_span import RequestSpan
 from otel_sse.stream.server import ServerStream
 from otel_sse.telemetry.segment import Segment

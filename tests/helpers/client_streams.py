@@ -5,6 +5,7 @@ has to be reported of what was read.
 import asyncio
 import contextlib
 import gzip
+import sys
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,11 +20,23 @@ from helpers.streams import PIECES, STREAM
 from helpers.waiting import until
 from otel_sse.frameworks import (
     SSEAiohttpClientInstrumentor,
+    SSECurlCffiInstrumentor,
+    SSEHttpClientInstrumentor,
     SSEHttpxInstrumentor,
     SSERequestsInstrumentor,
+    SSETornadoClientInstrumentor,
+    SSEUrllib3Instrumentor,
 )
 
-INSTRUMENTORS = (SSEAiohttpClientInstrumentor, SSEHttpxInstrumentor, SSERequestsInstrumentor)
+INSTRUMENTORS = (
+    SSEAiohttpClientInstrumentor,
+    SSECurlCffiInstrumentor,
+    SSEHttpClientInstrumentor,
+    SSEHttpxInstrumentor,
+    SSERequestsInstrumentor,
+    SSETornadoClientInstrumentor,
+    SSEUrllib3Instrumentor,
+)
 FIRST = b"data: 1\n\n"
 CHUNKED = "Transfer-Encoding: chunked"
 BASE = ("http.request.method", "server.address", "server.port")
@@ -66,8 +79,9 @@ def compress(coding: str, data: bytes) -> bytes:
     if coding == "br":
         return bytes(pytest.importorskip("brotli").compress(data))
     if coding == "zstd":
-        # httpx takes the one, aiohttp, httpx2 and urllib3 the other.
-        pytest.importorskip("backports.zstd")
+        # httpx takes the one below; aiohttp, httpx2 and urllib3 this one, or Python's own.
+        if sys.version_info < (3, 14):
+            pytest.importorskip("backports.zstd")
         return bytes(pytest.importorskip("zstandard").compress(data))
     codings: dict[str, Callable[[bytes], bytes]] = {
         "gzip": gzip.compress,
@@ -165,7 +179,7 @@ _ANSWERS: dict[str, Answer] = {
 }
 
 
-async def _by_path(wire: ServerSide) -> None:
+async def answer_by_path(wire: ServerSide) -> None:
     await _ANSWERS[wire.request.path.partition("?")[0]](wire)
 
 
@@ -217,7 +231,7 @@ class StreamServer:
 
 
 @contextlib.asynccontextmanager
-async def serving(answer: Answer = _by_path) -> AsyncIterator[StreamServer]:
+async def serving(answer: Answer = answer_by_path) -> AsyncIterator[StreamServer]:
     server = StreamServer(answer)
     await server.start()
     try:

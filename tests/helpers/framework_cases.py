@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from fastapi.sse import EventSourceResponse as FastAPIEventSourceResponse
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -89,7 +88,6 @@ def starlette(*routes: Any, **options: Any) -> Starlette:
 
 GZIP_ALL = Middleware(GZipMiddleware, minimum_size=0, exclude_content_types=())
 GZIPPED = {"headers": ("Accept-Encoding: gzip",), "coding": "gzip"}
-NATIVE = {"response_class": FastAPIEventSourceResponse}
 
 
 async def write_pieces(request: web.Request) -> web.StreamResponse:

@@ -4,9 +4,12 @@ import asyncio
 import contextlib
 import random
 import socket
+import socketserver
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import pytest
 import uvicorn
@@ -44,6 +47,30 @@ async def serve_asgi(app: Any, **config: Any) -> AsyncIterator[int]:
 def _no_signals(server: uvicorn.Server) -> Iterator[None]:
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
     yield
+
+
+@contextlib.asynccontextmanager
+async def serve_wsgi(app: Any) -> AsyncIterator[int]:
+    """Runs a WSGI application under the standard library's server, a thread for each connection;
+    yields its port.
+    """
+    with make_server("127.0.0.1", 0, app, _ThreadingServer, _QuietHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            await asyncio.to_thread(server.shutdown)
+            thread.join()
+
+
+class _ThreadingServer(socketserver.ThreadingMixIn, WSGIServer):
+    """It waits for its threads when it closes."""
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
 
 
 @contextlib.asynccontextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import re
 import zlib
 from collections import Counter
@@ -59,8 +60,11 @@ class Reply(NamedTuple):
         coding = self.headers.get("content-encoding", "identity")
         if coding == "identity":
             return self.body
-        windows = {"gzip": (31,), "deflate": (15, -15)}[coding]
-        for window in windows:
+        if coding == "gzip":
+            # Of several members, where each part has been encoded by itself.
+            return gzip.decompress(self.body)
+        assert coding == "deflate"
+        for window in (15, -15):
             with contextlib.suppress(zlib.error):
                 return zlib.decompress(self.body, window)
         raise AssertionError(f"not {coding}: {self.body!r}")

@@ -22,6 +22,7 @@ _SKIPPED = (
     | m.Raise()
     | m.Assign(targets=[m.AssignTarget(m.Name("__slots__"))])
     | m.Expr(m.SimpleString())
+    | m.Call(m.Name("Fact"))
     | m.Call(m.Attribute(m.Name("_log")))
     | m.Call(m.Attribute(attr=m.Name("log_failure_once")))
 )

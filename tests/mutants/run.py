@@ -68,10 +68,17 @@ QUICK: Final = (
 )
 # These run it in others, or read what a module defines. By the start of the module's name.
 ELSEWHERE: Final = {
+    "clients/requests": ("e2e/test_coexistence",),
+    "frameworks": ("e2e/test_asgi_servers", "e2e/test_wsgi_servers"),
+    "process/server_stops": ("e2e/test_stops",),
+    "process/shutdown": ("e2e/test_stops",),
     "semconv": ("semconv/test_registry",),
+    "servers/asgi_servers": ("e2e/test_asgi_servers",),
     "servers/bottle": ("e2e/test_wsgi_servers",),
     "servers/django": ("e2e/test_wsgi_servers",),
     "servers/flask": ("e2e/test_wsgi_servers",),
+    "servers/sanic": ("e2e/test_sanic_requests", "e2e/test_sanic_streams"),
+    "servers/tornado": ("e2e/test_tornado_requests", "e2e/test_tornado_streams"),
     "servers/wsgi": ("e2e/test_wsgi_servers",),
 }
 

@@ -79,11 +79,11 @@ def test_each_python_is_tested() -> None:
     """The classifiers, the sessions of nox and the workflow have the same Pythons."""
     classifiers = metadata("otel-sse").get_all("Classifier") or []
     pythons = {each.rpartition(" ")[2] for each in classifiers if ":: Python :: 3." in each}
-    assert len(pythons) == 4
+    assert len(pythons) == 5
     listed = _run(sys.executable, "-m", "nox", "--list", "--json")
     assert listed.returncode == 0, listed.stderr
     sessions = json.loads(listed.stdout)
-    for name in ("unit", "package"):
+    for name in ("unit", "e2e", "package"):
         assert {each["python"] for each in sessions if each["name"] == name} == pythons
     assert set(_workflow("release.yml")["jobs"]["test"]["strategy"]["matrix"]["python"]) == pythons
 

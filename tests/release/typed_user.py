@@ -31,6 +31,7 @@ from otel_sse.frameworks import (
     SSEHttpxInstrumentor,
     SSERequestsInstrumentor,
     SSEStarletteInstrumentor,
+    SSEUrllib3Instrumentor,
     SSEWSGIServerInstrumentor,
 )
 
@@ -99,6 +100,7 @@ for instrumentor in (
     SSEHttpxInstrumentor(),
     SSEAiohttpClientInstrumentor(),
     SSERequestsInstrumentor(),
+    SSEUrllib3Instrumentor(),
 ):
     instrumentor.instrument(tracer_provider=traces, capture_event_id=True)
     instrumentor.uninstrument()

@@ -1,6 +1,8 @@
 """Instrumentors: idempotent, shared, and gone without a trace."""
 
+import contextlib
 import importlib
+import inspect
 import logging
 import subprocess
 import sys
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
+import wrapt
 from aiohttp import web, web_app
 from aiohttp.web_protocol import RequestHandler
 from fastapi.routing import APIRoute
@@ -25,6 +29,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Router
 from tornado import web as tornado_web
 from tornado.http1connection import HTTP1ServerConnection
+from tornado.simple_httpclient import _HTTPConnection
+from urllib3.connectionpool import HTTPConnectionPool
 
 from otel_sse.frameworks import (
     SSEAiohttpClientInstrumentor,
@@ -32,16 +38,20 @@ from otel_sse.frameworks import (
     SSEASGIServerInstrumentor,
     SSEBlackSheepInstrumentor,
     SSEBottleInstrumentor,
+    SSECurlCffiInstrumentor,
     SSEDjangoInstrumentor,
     SSEFalconInstrumentor,
     SSEFlaskInstrumentor,
+    SSEHttpClientInstrumentor,
     SSEHttpxInstrumentor,
     SSELitestarInstrumentor,
     SSEQuartInstrumentor,
     SSERequestsInstrumentor,
     SSESanicInstrumentor,
     SSEStarletteInstrumentor,
+    SSETornadoClientInstrumentor,
     SSETornadoInstrumentor,
+    SSEUrllib3Instrumentor,
     SSEWSGIServerInstrumentor,
 )
 from otel_sse.instrumentor import Hooks, SSEInstrumentor, Target
@@ -62,7 +72,9 @@ PATCHED = [
     (APIRoute, "handle"),
     (EventSourceResponse, "__call__"),
     (RequestHandler, "_handle_request"),
-    (web.StreamResponse, "_start"),
+    (RequestHandler, "finish_response"),
+    (RequestHandler, "handle_error"),
+    (web.StreamResponse, "_write_headers"),
     (web_app, "_cached_build_middleware"),
     (tornado_web.RequestHandler, "_execute"),
     (tornado_web.RequestHandler, "flush"),
@@ -108,6 +120,58 @@ def test_instrumenting_twice_patches_once(
     kind().uninstrument()
     kind().uninstrument()
     assert current() == before
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*Eventlet is deprecated")
+def test_a_coroutine_function_stays_one(backend: Backend) -> None:
+    """Under every hook of every instrumentor: servers, test clients and frameworks look at that,
+    and call what is none in another way.
+    """
+    patches = []
+    for point in entry_points(group="opentelemetry_instrumentor"):
+        if not point.name.startswith("sse_"):
+            continue
+        instrumentor = point.load()()
+        for target in instrumentor.targets:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(target.module)
+        instrumentor.instrument(**backend.providers)
+        try:
+            patches += [
+                patch for hooks in instrumentor._installed.values() for patch in hooks._patches
+            ]
+        finally:
+            instrumentor.uninstrument()
+    assert len(patches) > 40
+    # aiohttp's and Tornado's own calls, of which they await what these return.
+    awaited = [
+        (RequestHandler, "finish_response"),
+        (web.StreamResponse, "_write_headers"),
+        (_HTTPConnection, "headers_received"),
+    ]
+    wrong = []
+    for owner, name, original, ours in patches:
+        if (owner, name) in awaited:
+            continue
+        was, now = (
+            inspect.iscoroutinefunction(getattr(each, "__func__", each))
+            for each in (original, ours)
+        )
+        wrong += [f"{owner}.{name}"] if was != now else []
+    assert wrong == []
+
+
+def test_a_response_is_an_application_of_asgi_3(backend: Backend) -> None:
+    """As uvicorn sees it, which asks whether its call is a coroutine function."""
+    instrumentor = SSEStarletteInstrumentor()
+    instrumentor.instrument(**backend.providers)
+    try:
+        for app in (Response(), StreamingResponse([]), EventSourceResponse([]), Router()):
+            config = uvicorn.Config(app)
+            config.load()
+            assert config.interface == "asgi3", app
+    finally:
+        instrumentor.uninstrument()
 
 
 def test_a_patch_on_top_of_ours_survives_and_ours_passes_through(backend: Backend) -> None:
@@ -176,8 +240,10 @@ def test_an_old_framework_is_skipped_as_contrib_skips_it(
     [
         (SSEStarletteInstrumentor, BaseHTTPMiddleware, "__call__"),
         (SSEAiohttpServerInstrumentor, RequestHandler, "_handle_request"),
+        (SSEAiohttpServerInstrumentor, RequestHandler, "finish_response"),
+        (SSEAiohttpServerInstrumentor, RequestHandler, "handle_error"),
         (SSEAiohttpServerInstrumentor, web_app, "_cached_build_middleware"),
-        (SSEAiohttpServerInstrumentor, web.StreamResponse, "_start"),
+        (SSEAiohttpServerInstrumentor, web.StreamResponse, "_write_headers"),
         (SSETornadoInstrumentor, tornado_web.RequestHandler, "_execute"),
         (SSETornadoInstrumentor, tornado_web, "_has_stream_request_body"),
         (SSETornadoInstrumentor, HTTP1ServerConnection, "close"),
@@ -222,6 +288,10 @@ def test_the_entry_points_are_the_documented_ones() -> None:
         "sse_aiohttp_client": SSEAiohttpClientInstrumentor,
         "sse_httpx": SSEHttpxInstrumentor,
         "sse_requests": SSERequestsInstrumentor,
+        "sse_tornado_client": SSETornadoClientInstrumentor,
+        "sse_curl_cffi": SSECurlCffiInstrumentor,
+        "sse_http_client": SSEHttpClientInstrumentor,
+        "sse_urllib3": SSEUrllib3Instrumentor,
         "sse_sanic": SSESanicInstrumentor,
         "sse_tornado": SSETornadoInstrumentor,
         "sse_quart": SSEQuartInstrumentor,
@@ -234,6 +304,60 @@ def test_the_entry_points_are_the_documented_ones() -> None:
         "sse_django": SSEDjangoInstrumentor,
         "sse_bottle": SSEBottleInstrumentor,
     }
+
+
+def test_urllib3_future_alone_is_urllib3(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the place of urllib3, which need not be installed then."""
+
+    def conflicts(requirements: list[str]) -> str | None:
+        return None if any("urllib3-future" in each for each in requirements) else "missing"
+
+    for module in ("otel_sse.instrumentor", "opentelemetry.instrumentation.instrumentor"):
+        monkeypatch.setattr(f"{module}.get_dependency_conflicts", conflicts)
+    plain = vars(HTTPConnectionPool)["urlopen"]
+    instrumentor = SSEUrllib3Instrumentor()
+    instrumentor.instrument(**backend.providers)
+    try:
+        assert vars(HTTPConnectionPool)["urlopen"] is not plain
+    finally:
+        instrumentor.uninstrument()
+    assert vars(HTTPConnectionPool)["urlopen"] is plain
+
+
+class Wrapped:
+    """Has a method that another instrumentation wraps by wrapt, as contrib's do."""
+
+    def send(self, number: int) -> tuple[Any, int]:
+        return self, number
+
+
+class WrappedHooks(Hooks):
+    def install(self, _: Any) -> None:
+        self._patch(Wrapped, "send", lambda original: lambda *args: original(*args))
+
+
+def test_another_instrumentations_wrapper_gets_the_instance(backend: Backend) -> None:
+    """Where it has been put on before ours."""
+    seen: list[Any] = []
+
+    def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        seen.append((instance, args))
+        return wrapped(*args, **kwargs)
+
+    plain = Wrapped.send
+    theirs = wrapt.wrap_function_wrapper(Wrapped, "send", wrapper)
+    SSERequestsInstrumentor().instrument(**backend.providers)
+    hooks = WrappedHooks(SSERequestsInstrumentor().telemetry)
+    try:
+        hooks.install(None)
+        wrapped = Wrapped()
+        assert wrapped.send(3) == (wrapped, 3)
+        assert seen == [(wrapped, (3,))]
+        hooks.remove()
+        assert vars(Wrapped)["send"] is theirs
+    finally:
+        SSERequestsInstrumentor().uninstrument()
+        Wrapped.send = plain  # type: ignore[method-assign]
 
 
 class LateHooks(Hooks):
@@ -272,8 +396,9 @@ def served() -> Any:
 def test_what_is_imported_later_is_patched_then(late: LateInstrumentor) -> None:
     """Nothing is imported for it; ``uninstrument()`` takes it off, and it can be put on again."""
     assert "imported_late" not in sys.modules
-    telemetry = late.telemetry
-    assert served() == (telemetry, "served")
+    assert late.telemetry is None
+    assert served() == (late.telemetry, "served")
+    assert late.telemetry is not None
     late.uninstrument()
     assert served() == "served"
     late.instrument()
@@ -360,7 +485,9 @@ def test_starlette_is_patched_in_whatever_order_it_is_imported(first: str) -> No
 
 
 def test_no_entry_point_imports_a_framework() -> None:
-    """A process must not pay for frameworks that it does not use."""
+    """A process must not pay for frameworks that it does not use, nor for what records their
+    streams.
+    """
     script = """if True:
         import sys
         from importlib.metadata import entry_points
@@ -369,11 +496,12 @@ def test_no_entry_point_imports_a_framework() -> None:
                 each.load()().instrument()
         packages = {name.partition(".")[0] for name in sys.modules}
         print(*packages & {
-            "aiohttp", "blacksheep", "bottle", "daphne", "django", "falcon", "fastapi",
+            "aiohttp", "blacksheep", "bottle", "curl_cffi", "daphne", "django", "falcon", "fastapi",
             "flask", "gevent", "granian", "gunicorn", "httpx", "httpx2", "hypercorn",
             "litestar", "quart", "requests", "sanic", "sse_starlette", "starlette", "tornado",
             "urllib3", "uvicorn", "waitress",
         })
+        print(*[name for name in sys.modules if name.startswith("otel_sse.stream")])
     """
     run = subprocess.run(
         [sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True

@@ -4,11 +4,12 @@ import base64
 import hashlib
 import subprocess
 import sys
-import tarfile
 import zipfile
 from importlib.metadata import distribution, metadata, requires
 from importlib.resources import files
 from pathlib import Path
+
+from helpers.archives import unpack
 
 import otel_sse
 
@@ -91,13 +92,6 @@ def _build(kind: str, source: Path, folder: Path) -> Path:
     return built
 
 
-def _unpack(sdist: Path, folder: Path) -> Path:
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
-    (source,) = folder.iterdir()
-    return source
-
-
 def _files(source: Path) -> set[str]:
     found = (each.relative_to(source) for each in source.rglob("*") if each.is_file())
     return {each.as_posix() for each in found}
@@ -107,7 +101,7 @@ def test_the_sdist_is_the_source_without_what_lies_about(tmp_path: Path) -> None
     """It has every file of the package, the tests and what they read, so that `make unit` runs in
     it; and nothing that tools or a user have put there, the secrets of an example above all.
     """
-    source = _unpack(_build("sdist", ROOT, tmp_path / "sdist"), tmp_path / "source")
+    source = unpack(_build("sdist", ROOT, tmp_path / "sdist"), tmp_path / "source")
     shipped = _files(source)
     assert {"Makefile", "pyproject.toml", "LICENSE", ".gitignore", ".ci/install"} <= shipped
     folders = ("otel_sse", "tests", "docs", "collector", "examples", "benchmarks")
@@ -132,7 +126,7 @@ def test_the_sdist_is_the_source_without_what_lies_about(tmp_path: Path) -> None
     ):
         source.joinpath(stray).parent.mkdir(parents=True, exist_ok=True)
         source.joinpath(stray).write_text("stray")
-    again = _unpack(_build("sdist", source, tmp_path / "sdist-2"), tmp_path / "source-2")
+    again = unpack(_build("sdist", source, tmp_path / "sdist-2"), tmp_path / "source-2")
     assert _files(again) == shipped
 
 
@@ -140,7 +134,7 @@ def test_the_wheel_under_test_is_the_one_that_the_sdist_builds(tmp_path: Path) -
     """File by file: the tests run against what is published, not against the checkout."""
     wheel_under_test = distribution("otel-sse")
     assert wheel_under_test.locate_file("otel_sse/__init__.py") == Path(otel_sse.__file__)
-    source = _unpack(_build("sdist", ROOT, tmp_path / "sdist"), tmp_path / "source")
+    source = unpack(_build("sdist", ROOT, tmp_path / "sdist"), tmp_path / "source")
     with zipfile.ZipFile(_build("wheel", source, tmp_path / "wheel")) as wheel:
         built = {
             name: base64.urlsafe_b64encode(hashlib.sha256(wheel.read(name)).digest())

@@ -25,6 +25,8 @@ async def test_a_task_that_has_ended_is_not_waited_for() -> None:
     assert "LookupError('broken')" in str(failure.value)
     assert "len(found) == 2" in str(failure.value)
     assert "found: ['only this']" in str(failure.value)
+    # Else asyncio logs it when the task is collected, in whatever test then runs.
+    assert isinstance(task.exception(), LookupError)
 
 
 async def test_what_the_last_step_of_a_task_makes_true_has_come() -> None:

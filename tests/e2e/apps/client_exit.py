@@ -11,6 +11,14 @@ def read(client: str, url: str) -> Any:
         import requests
 
         lines = requests.get(url, stream=True, timeout=60).iter_lines(chunk_size=1)
+    elif client == "urllib3":
+        import urllib3
+
+        lines = iter(urllib3.PoolManager(timeout=60).request("GET", url, preload_content=False))
+    elif client == "urllib":
+        from urllib.request import urlopen
+
+        lines = iter(urlopen(url, timeout=60))
     else:
         import httpx
 

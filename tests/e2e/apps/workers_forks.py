@@ -69,7 +69,7 @@ def _hold(what: str) -> threading.Event:
         return []
 
     def locked() -> None:
-        with SSEMiddleware(_app)._telemetry.streams.lock:
+        with SSEMiddleware(_app).telemetry.streams.lock:
             hold()
 
     provider: Any = metrics.get_meter_provider()

@@ -49,7 +49,9 @@ def test_a_good_reading_has_no_finding() -> None:
         ({"stream": b"retry: 0\nid: 1\ndata: x\n\n"}, "zero-retry"),
         ({"stream": b"retry: 900000\nid: 1\ndata: x\n\n"}, "long-retry"),
         ({"ending": "cut", "error": "reset"}, "cut"),
+        ({"ending": "cut", "error": "bad header", "failure": "coding"}, "undecodable"),
         ({"status": 500}, "status"),
+        ({"status": 302, "location": "http://x/y"}, "redirect"),
         ({"status": 204}, "no-content"),
         ({"status": None}, "no-answer"),
         ({"ending": "failed", "error": "refused"}, "no-response"),
@@ -61,6 +63,12 @@ def test_each_fault_is_found_alone(values: dict[str, Any], code: str) -> None:
     found = judge(reading(**values), QUIET)
     assert [each.code for each in found] == [code]
     assert found[0].summary.endswith(".")
+
+
+def test_who_reads_to_the_end_is_not_sent_back_for_longer() -> None:
+    """Only where the probe stopped can more time show a message."""
+    assert "--for" in judge(reading(b"", ending="stopped"), QUIET)[0].remedy
+    assert "--for" not in judge(reading(b"", ending="ended"), QUIET)[0].remedy
 
 
 def test_comments_keep_a_silent_stream_alive() -> None:

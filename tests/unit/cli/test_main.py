@@ -76,6 +76,12 @@ def test_wrong_usage_has_status_2(arguments: list[str], capsys: pytest.CaptureFi
     assert "usage: otel-sse" in captured.err
 
 
+def test_a_command_without_dashes_is_asked_for_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """The doctor's command stands behind ``--``; who forgets that reads how to write it."""
+    assert main(["doctor", "uvicorn", "app:app"]) == 2
+    assert "put -- in front of a command" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["doctor", "probe"])
 def test_help_has_examples_and_exit_status(
     command: str, capsys: pytest.CaptureFixture[str]
@@ -97,7 +103,8 @@ def test_without_the_extra_a_sentence_names_it(arguments: list[str]) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert "pip install 'otel-sse[cli]'" in done.stderr
+    # Not by its bare name, which is on no package index yet.
+    assert "pip install '/path/to/checkout[cli]'" in done.stderr
 
 
 def test_the_package_imports_none_of_the_extra() -> None:
@@ -152,7 +159,7 @@ def test_a_report_in_a_pipe_is_plain_and_not_wrapped(capsys: pytest.CaptureFixtu
 
 def test_a_payload_does_not_drive_the_terminal() -> None:
     """Escape sequences of a stream are shown, not obeyed."""
-    assert printable("\x1b[2Jx\r\x07ü") == "\\x1b[2Jx\\x0d\\x07ü"
+    assert printable("\x1b[2Jx\r\x07ü\u202e") == "\\x1b[2Jx\\x0d\\x07ü\\u202e"
 
 
 def test_quantiles_are_within_five_percent() -> None:

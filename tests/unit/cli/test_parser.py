@@ -94,6 +94,7 @@ def test_byte_by_byte_it_notes_the_same(stream: bytes) -> None:
         (b"Data: x\n\n", "unknown-field"),
         (b'{"price": 1}\n\n', "unknown-field"),
         (b" data: x\n\n", "unknown-field"),
+        (b"no line end", "unknown-field"),
         (b"retry: soon\n\n", "bad-retry"),
         (b"retry:\n\n", "bad-retry"),
         (b"event: x\n\n", "event-without-data"),

@@ -24,11 +24,34 @@ def test_garbage_is_reported_though_a_thread_could_not_start(
 
     with monkeypatch.context() as patched:
         patched.setattr(gc_safety, "start_new_thread", refuse)
+        assert not gc_safety.start_raw_thread(called.append, -1)
         gc_safety.defer(partial(called.append, 0))
     for number in range(1, 100):
         gc_safety.defer(partial(called.append, number))
     wait_until(lambda: len(called) == 100)
     assert sorted(called) == [*range(100)]
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), IndexError("broken")], ids=repr)
+def test_a_callback_that_raises_costs_no_other(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does the exit hook that runs them, which has all else to export: it is logged."""
+    called: list[int] = []
+
+    def fail() -> None:
+        raise error
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gc_safety, "start_new_thread", refuse)
+        gc_safety.defer(fail)
+        gc_safety.defer(partial(called.append, 1))
+    gc_safety.run_deferred()
+    assert called == [1]
+    assert "broken" in caplog.text
 
 
 # A stream whose loop has gone away is freed by the garbage collector, wherever that may run: here
@@ -121,3 +144,70 @@ def test_a_stream_that_the_garbage_collector_ends_locks_nothing(tmp_path: Path) 
     )
     assert process.stderr == ""
     assert process.stdout == "0 {'unknown': 29}\n"
+
+
+# The same of a response that a WSGI server, or a test client, has not closed: a cycle holds it.
+_UNCLOSED = """
+    import gc, time
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    from opentelemetry.sdk.trace import TracerProvider
+    import otel_sse
+
+    def app(environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/event-stream")])
+        return iter([b"data: x\\n\\n"] * 3)
+
+    reader = InMemoryMetricReader()
+    application = otel_sse.SSEWSGIMiddleware(
+        app,
+        meter_provider=MeterProvider([reader], shutdown_on_exit=False),
+        tracer_provider=TracerProvider(shutdown_on_exit=False),
+    )
+
+    def give_up():
+        environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/"}
+        body = application(environ, lambda status, headers, *_: None)
+        next(iter(body))
+        environ["body"] = body
+        held = [environ]
+        held.append(held)
+
+    ordinary = gc.get_threshold()
+    for threshold in [*range(1, 60), *range(60, 600, 20)]:
+        gc.collect()
+        gc.disable()
+        give_up()
+        gc.set_threshold(threshold, *ordinary[1:])
+        gc.enable()
+        reader.get_metrics_data()
+        gc.set_threshold(*ordinary)
+    gc.collect()
+    deadline = time.monotonic() + 20
+    reasons = {}
+    # A close in another thread records its duration last.
+    while sum(reasons.values()) < 86 and time.monotonic() < deadline:
+        for resource in reader.get_metrics_data().resource_metrics:
+            for metric in resource.scope_metrics[0].metrics:
+                if metric.name == "sse.server.connection.duration":
+                    for point in metric.data.data_points:
+                        reasons[point.attributes["sse.close.reason"]] = point.count
+        time.sleep(0.01)
+    print(len(otel_sse.connections()), reasons)
+"""
+
+
+def test_a_response_that_was_never_closed_locks_nothing(tmp_path: Path) -> None:
+    """A WSGI response that the collector frees, within a collection of metrics too, is reported as
+    ``client_disconnect``, without a deadlock.
+    """
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_UNCLOSED)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert process.stderr == ""
+    assert process.stdout == "0 {'client_disconnect': 86}\n"

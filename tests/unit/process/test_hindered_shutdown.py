@@ -64,7 +64,7 @@ def test_a_blocked_loop_is_waited_for_once() -> None:
 def test_a_stop_needs_no_thread(daemon: bool, tmp_path: Path) -> None:
     """Where the process may start none, it ends as it would without us: at once."""
     code = f"""
-import multiprocessing, os, signal, time
+import httpx, multiprocessing, os, signal, time
 from otel_sse.process import gc_safety
 from otel_sse.frameworks import SSEHttpxInstrumentor
 from otel_sse.stream.sharing import shutdown_handler

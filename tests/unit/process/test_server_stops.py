@@ -5,6 +5,7 @@ import gc
 from typing import Any
 
 import pytest
+import uvicorn
 from helpers.servers import serve_asgi
 from helpers.streams import fetch
 from starlette.applications import Starlette
@@ -46,3 +47,13 @@ async def test_a_server_that_has_stopped_is_not_that_of_others(http: str, backen
         await asyncio.sleep(0)
 
     assert not is_server_stopping(nowhere)
+
+
+def test_uvicorn_stops_from_its_signal_on() -> None:
+    """Before its shutdown begins, which it does at its next tick."""
+    uvicorn_server = uvicorn.Server(uvicorn.Config("app:app"))
+    server = server_stops._Server(uvicorn_server.server_state)
+    server.uvicorn = lambda: uvicorn_server
+    assert not server.is_stopping()
+    uvicorn_server.should_exit = True
+    assert server.is_stopping()

@@ -1,7 +1,10 @@
 """ASGI messages of any kind pass through the middleware unchanged."""
 
 import asyncio
+import gc
+import inspect
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from helpers.asgi import START, Fed, Stream, http_scope, middleware
@@ -10,6 +13,7 @@ from helpers.backend import Backend
 
 import otel_sse
 from otel_sse import SSEMiddleware
+from otel_sse.stream import sharing
 
 
 async def test_a_server_that_takes_anything_gets_the_very_objects(backend: Backend) -> None:
@@ -28,6 +32,48 @@ async def test_a_server_that_takes_anything_gets_the_very_objects(backend: Backe
         await SSEMiddleware(app, **backend.providers)(http_scope(), never, take)
         assert [id(each) for each in got] == [id(each) for each in sending]
     assert backend.value("sse.server.active_connections") == 0
+
+
+async def test_a_scope_that_has_next_to_nothing_is_served(backend: Backend) -> None:
+    """Tests of applications leave out what a server always gives. What is not known is left out."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send(END)
+
+    for scope in ({"type": "http"}, {"type": "http", "method": "GET"}):
+        got: list[Any] = []
+
+        async def take(message: Any, got: list[Any] = got) -> None:
+            got.append(message)
+
+        await SSEMiddleware(app, **backend.providers)(scope, never, take)
+        assert got == [START, END]
+    unknown, known = backend.spans()
+    assert unknown.attributes["http.request.method"] == "_OTHER"
+    assert known.attributes["http.request.method"] == "GET"
+    assert "url.path" not in {**unknown.attributes, **known.attributes}
+
+
+@pytest.mark.filterwarnings("error")
+async def test_a_mock_in_place_of_the_server_is_asked_nothing(backend: Backend) -> None:
+    """A mock has every attribute, a transport's and a server's: none of them is called, and the
+    stream is what the messages make it.
+    """
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for message in (START, MESSAGE, END):
+            await send(message)
+            backend.metrics()
+
+    receive, send = AsyncMock(), AsyncMock()
+    await SSEMiddleware(app, **backend.providers)(http_scope(), receive, send)
+    assert [call.args[0] for call in send.await_args_list] == [START, MESSAGE, END]
+    assert send.mock_calls == send.await_args_list
+    assert receive.mock_calls == []
+    (span,) = backend.spans()
+    assert span.attributes["sse.close.reason"] == "completed"
+    gc.collect()
 
 
 async def test_a_body_message_without_a_body_passes_under_propagate_too(backend: Backend) -> None:
@@ -57,7 +103,7 @@ async def test_headers_that_are_read_once_are_the_servers_to_read(
     got: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert asyncio.iscoroutinefunction(send)
+        assert inspect.iscoroutinefunction(send)
         await send({**START, "headers": iter(headers)})
         await send(END)
 
@@ -66,6 +112,29 @@ async def test_headers_that_are_read_once_are_the_servers_to_read(
 
     await SSEMiddleware(app, **backend.providers)(http_scope(), never, server)
     assert got == headers
+
+
+async def test_a_lifespan_ends_though_nothing_can_be_exported(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server gets the end of the lifespan, and the log what failed."""
+
+    async def fail() -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(sharing.shutdown_handler, "export", fail)
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "lifespan.startup.complete"})
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def server(message: Any) -> None:
+        sent.append(message["type"])
+
+    await middleware(backend, app)({"type": "lifespan"}, never, server)
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert "the lifespan's end" in caplog.text
 
 
 async def test_a_send_that_hides_its_attributes_is_reported(
@@ -157,9 +226,11 @@ async def test_a_second_start_that_the_server_refuses_while_it_stops(
             raise RuntimeError("the response has started")
 
     sent: list[Any] = []
-    monkeypatch.setattr(
-        "otel_sse.servers.asgi.is_server_stopping", lambda channel: stopping and channel is send
-    )
+    for module in ("asgi", "asgi_observer"):
+        monkeypatch.setattr(
+            f"otel_sse.servers.{module}.is_server_stopping",
+            lambda channel: stopping and channel is send,
+        )
     with pytest.raises(RuntimeError, match="has started"):
         await middleware(backend, app)(http_scope(), never, send)
     (span,) = backend.spans("SSE")

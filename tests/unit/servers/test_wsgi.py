@@ -1,22 +1,27 @@
 """The observer of a WSGI request: what passes unchanged, and what is recorded."""
 
+import contextvars
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 from wsgiref.util import FileWrapper, setup_testing_defaults
 
 import flask
+import greenlet
 import pytest
 from bottle import Bottle
 from django.core.handlers.base import BaseHandler
 from django.core.handlers.wsgi import WSGIHandler
 from helpers.backend import Backend
 from helpers.streams import PIECES, STREAM, assert_reported, assert_silent
-from helpers.waiting import until
+from helpers.waiting import until, wait_until
 from opentelemetry import trace
 
 import otel_sse
 from otel_sse.frameworks import SSEBottleInstrumentor, SSEDjangoInstrumentor, SSEFlaskInstrumentor
+from otel_sse.stream.request import Request, current_request
 
 TYPED = [("Content-Type", "text/event-stream")]
 
@@ -121,6 +126,23 @@ async def test_a_media_type_is_recognised_in_any_case(backend: Backend) -> None:
     await assert_reported(backend, STREAM, route=None)
 
 
+def test_of_several_media_types_the_last_one_counts(backend: Backend) -> None:
+    """Headers of one name are one list, as a browser reads them."""
+
+    def app(environ: Any, start_response: Any) -> Any:
+        types = environ["types"]
+        start_response("200 OK", [("Content-Type", each) for each in types])
+        return [b"data: x\n\n"]
+
+    wrapped = otel_sse.SSEWSGIMiddleware(app, **backend.providers)
+    for types in (("text/html", "text/event-stream"), ("text/event-stream", "text/html")):
+        body, _ = call(wrapped, types=types)
+        assert list(body) == [b"data: x\n\n"]
+        del body
+    wait_until(lambda: backend.spans("SSE"))
+    assert len(backend.spans("SSE")) == 1
+
+
 async def test_what_is_written_is_recorded(backend: Backend) -> None:
     def app(_: Any, start_response: Any) -> list[bytes]:
         write = start_response("200 OK", TYPED)
@@ -203,6 +225,7 @@ def test_an_iterable_that_is_never_closed_is_closed_as_garbage(backend: Backend)
     body, _ = call(streaming(iter(PIECES), backend))
     next(body)
     del body
+    wait_until(lambda: backend.spans("SSE"))
     (span,) = backend.spans("SSE")
     assert span.attributes["sse.close.reason"] == "client_disconnect"
 
@@ -229,12 +252,209 @@ def test_a_span_that_stays_open_over_a_yield_is_the_parent_of_what_follows(
     assert step.parent.span_id == work.context.span_id
 
 
+def test_a_span_of_the_application_is_not_the_parent_of_its_stream(backend: Backend) -> None:
+    """The one around the request is, whatever is current where the response starts."""
+    tracer = backend.providers["tracer_provider"].get_tracer("application")
+
+    def app(_: Any, start_response: Any) -> Any:
+        with tracer.start_as_current_span("its own"):
+            start_response("200 OK", TYPED)
+        return [b"data: x\n\n"]
+
+    wrapped = otel_sse.SSEWSGIMiddleware(app, **backend.providers)
+    with tracer.start_as_current_span("request"):
+        body, _ = call(wrapped)
+        list(body)
+        body.close()
+    (stream,), (request,) = backend.spans("SSE"), backend.spans("request")
+    assert stream.parent.span_id == request.context.span_id
+
+
+def test_a_request_that_is_over_hides_no_stream(backend: Backend) -> None:
+    """A thread's context may still have one of an ASGI server, whose frame has ended."""
+    over = Request()
+    over.finish(None)
+
+    def serve() -> None:
+        current_request.set(over)
+        body, _ = call(streaming([b"data: x\n\n"], backend))
+        list(body)
+        body.close()
+
+    contextvars.copy_context().run(serve)
+    assert len(backend.spans("SSE")) == 1
+
+
 def test_nested_frames_record_one_stream(backend: Backend) -> None:
     inner = streaming(iter(PIECES), backend)
     body, _ = call(otel_sse.SSEWSGIMiddleware(inner, **backend.providers))
     assert b"".join(body) == STREAM
     body.close()
     assert len(backend.spans("SSE")) == 1
+
+
+def around(body: Any) -> Iterator[bytes]:
+    """As middleware that handles what fails in a body."""
+    try:
+        yield from body
+    except LookupError:
+        yield b"data: handled\n\n"
+    finally:
+        body.close()
+
+
+def test_an_error_that_middleware_handles_is_the_streams(backend: Backend) -> None:
+    """Between two frames, whether it calls the inner one at once or at the first ``next``: an error
+    page of a debugger, or another body.
+    """
+
+    def failing() -> Iterator[bytes]:
+        yield b"data: 1\n\n"
+        raise LookupError
+
+    def at_once(environ: Any, start_response: Any) -> Any:
+        return around(streaming(failing(), backend)(environ, start_response))
+
+    def later(environ: Any, start_response: Any) -> Iterator[bytes]:
+        yield from around(streaming(failing(), backend)(environ, start_response))
+
+    for app in (at_once, later):
+        body, _ = call(otel_sse.SSEWSGIMiddleware(app, **backend.providers))
+        assert list(body) == [b"data: 1\n\n", b"data: handled\n\n"]
+        body.close()
+    assert [
+        (each.attributes["error.type"], each.attributes["sse.messages"])
+        for each in backend.spans("SSE")
+    ] == [("LookupError", 1)] * 2
+    assert current_request.get() is None
+
+
+def test_an_error_that_middleware_answers_is_the_streams(backend: Backend) -> None:
+    """One that leaves the application once it has started its stream."""
+
+    def raising(_: Any, start_response: Any) -> Any:
+        start_response("200 OK", TYPED)
+        raise LookupError
+
+    inner = otel_sse.SSEWSGIMiddleware(raising, **backend.providers)
+
+    def answering(environ: Any, start_response: Any) -> Any:
+        try:
+            return inner(environ, start_response)
+        except LookupError:
+            return [b"sorry"]
+
+    body, _ = call(otel_sse.SSEWSGIMiddleware(answering, **backend.providers))
+    assert list(body) == [b"sorry"]
+    body.close()
+    (span,) = backend.spans("SSE")
+    assert span.attributes["error.type"] == "LookupError"
+    assert current_request.get() is None
+
+
+async def test_a_stream_in_place_of_another_response(backend: Backend) -> None:
+    """As long as nothing has been sent the application may start anew."""
+
+    def app(_: Any, start_response: Any) -> Any:
+        start_response("500 Error", [("Content-Type", "text/plain")])
+        start_response("200 OK", TYPED, (LookupError, LookupError(), None))
+        return iter(PIECES)
+
+    body, _ = call(otel_sse.SSEWSGIMiddleware(app, **backend.providers))
+    assert b"".join(body) == STREAM
+    body.close()
+    await assert_reported(backend, STREAM, route=None)
+
+
+def test_what_is_returned_unobserved_starts_no_stream(backend: Backend) -> None:
+    """Nothing would end it."""
+
+    def app(_: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+
+        def body() -> Iterator[bytes]:
+            start_response("200 OK", TYPED, (LookupError, LookupError(), None))
+            yield b"data: 1\n\n"
+
+        return body()
+
+    body, _ = call(otel_sse.SSEWSGIMiddleware(app, **backend.providers))
+    assert list(body) == [b"data: 1\n\n"]
+    assert_silent(backend)
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "text/event-stream"])
+def test_what_a_request_has_started_does_not_keep_its_environ(
+    content_type: str, backend: Backend
+) -> None:
+    """A greenlet or task has a copy of its context variables, and may go on for long."""
+
+    class Upload:
+        pass
+
+    kept = []
+
+    def app(_: Any, start_response: Any) -> Any:
+        kept.append(contextvars.copy_context())
+        start_response("200 OK", [("Content-Type", content_type)])
+        return [b"data: 1\n\n"]
+
+    upload = Upload()
+    freed = weakref.ref(upload)
+    body, _ = call(otel_sse.SSEWSGIMiddleware(app, **backend.providers), upload=upload)
+    list(body)
+    getattr(body, "close", list)()
+    del upload, body
+    gc.collect()
+    assert freed() is None
+
+
+def test_a_header_whose_value_is_no_text_hides_no_stream(backend: Backend) -> None:
+    """Some servers send any value."""
+
+    def app(_: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("X-Count", 5), *TYPED])
+        return [b"data: 1\n\n"]
+
+    body, _ = call(otel_sse.SSEWSGIMiddleware(app, **backend.providers))
+    assert list(body) == [b"data: 1\n\n"]
+    body.close()
+    assert len(backend.spans("SSE")) == 1
+
+
+def test_an_application_may_change_its_context(backend: Backend) -> None:
+    """A greenlet may take another one."""
+
+    def app(_: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        greenlet.getcurrent().gr_context = contextvars.copy_context()
+        return [b"plain"]
+
+    wrapped = otel_sse.SSEWSGIMiddleware(app, **backend.providers)
+    body, _ = greenlet.greenlet(lambda: call(wrapped)).switch()
+    assert body == [b"plain"]
+
+
+def test_the_route_of_a_request_whose_environ_middleware_copies(backend: Backend) -> None:
+    """The framework puts what it knows into the copy."""
+    app = flask.Flask(__name__)
+    app.add_url_rule(
+        "/rooms/<name>", "room", lambda name: flask.Response(iter([name]), content_type=TYPED[0][1])
+    )
+
+    def copying(environ: Any, start_response: Any) -> Any:
+        return app(dict(environ), start_response)
+
+    SSEFlaskInstrumentor().instrument(**backend.providers)
+    try:
+        outer = otel_sse.SSEWSGIMiddleware(copying, **backend.providers)
+        body, _ = call(outer, PATH_INFO="/rooms/1")
+        list(body)
+        body.close()
+    finally:
+        SSEFlaskInstrumentor().uninstrument()
+    (span,) = backend.spans("SSE")
+    assert span.attributes["http.route"] == "/rooms/<name>"
 
 
 async def test_a_silent_stream_is_reported_as_stalled(backend: Backend) -> None:

@@ -12,6 +12,7 @@ from helpers.waiting import until
 from opentelemetry.trace import StatusCode
 
 import otel_sse
+from otel_sse.stream.close_reason import classify_close
 
 
 def close(reason: str) -> Any:
@@ -33,6 +34,27 @@ CLOSES = [
     ([SystemExit()], "server_shutdown", None),
     ([asyncio.CancelledError()], "unknown", None),
 ]
+
+
+@pytest.mark.parametrize(
+    ("disconnected", "cut_first", "cut", "reason"),
+    [
+        (True, False, True, "client_disconnect"),
+        (True, False, False, "client_disconnect"),
+        (True, True, True, "server_shutdown"),
+        (True, True, False, "client_disconnect"),
+        (False, False, True, "server_shutdown"),
+        (False, False, False, "unknown"),
+    ],
+)
+def test_what_came_first_is_the_reason(
+    disconnected: bool, cut_first: bool, cut: bool, reason: str
+) -> None:
+    """A peer that disconnects has done so, unless the server had begun to cut the stream."""
+    found = classify_close(
+        None, reason=None, completed=False, disconnected=disconnected, cut_first=cut_first, cut=cut
+    )
+    assert found == reason
 
 
 @pytest.mark.parametrize(("does", "reason", "error_type"), CLOSES)

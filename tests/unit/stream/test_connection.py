@@ -201,7 +201,7 @@ async def test_a_message_event_is_of_its_own_segment_however_late_it_is_emitted(
     fed = Fed()
     mw = SSEMiddleware(fed, **backend.providers, message_events="log", segment_seconds=0.01)
     stream = Stream(mw)
-    throttle = mw._telemetry._throttle
+    throttle = mw.telemetry._throttle
     with throttle._lock:
         throttle._emitted, throttle._window_start = 10_000, time.monotonic() + 60
         await fed.feed(b"data: first\n\n")
@@ -210,7 +210,7 @@ async def test_a_message_event_is_of_its_own_segment_however_late_it_is_emitted(
         assert backend.spans("SSE") == []
     fed.end()
     await stream.task
-    mw._telemetry.export()
+    mw.telemetry.export()
     spans = {span.context.span_id: span for span in backend.spans("SSE")}
     first, second = (spans[each.span_id].attributes for each in backend.events("sse.message"))
     # The first message itself may begin a segment, where a busy machine is late with it.

@@ -1,5 +1,6 @@
 """A message on the fast path is reported as one that is parsed."""
 
+import contextlib
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +9,8 @@ import pytest
 from helpers.backend import Backend
 from opentelemetry.context import Context
 
-from otel_sse.servers.asgi import _getter
+from otel_sse.config import load
+from otel_sse.servers.asgi_observer import _getter
 from otel_sse.stream import base, segments, sharing
 from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import Request
@@ -47,15 +49,18 @@ class FastPath(EventStreamParser):
 
 def obtain(backend: Backend, user: object, **options: Any) -> Telemetry:
     providers = Providers(*backend.providers.values())
-    return sharing.acquire_telemetry(user, providers, options)
+    return sharing.acquire_telemetry(user, providers, load(options))
 
 
-def connect(telemetry: Telemetry) -> ServerStream:
+@contextlib.contextmanager
+def connected(telemetry: Telemetry) -> Iterator[ServerStream]:
     request = Request().state
     request.started, request.context = STARTED, Context()
     stream = sharing.open_server_stream(telemetry, INFO, request)
     assert stream is not None
-    return stream
+    yield stream
+    stream.close(completed=True)
+    request.finish()
 
 
 def sends(seed: int) -> Iterator[tuple[bytes, float, float]]:
@@ -91,10 +96,9 @@ def reported(
     monkeypatch.setattr(segments.random, "uniform", lambda low, high: (low + high) / 2)
     user = object()
     telemetry = obtain(backend, user, **options)
-    stream = connect(telemetry)
-    for chunk, began, ended in sends(seed):
-        stream.on_send(chunk, began, ended)
-    stream.close(completed=True)
+    with connected(telemetry) as stream:
+        for chunk, began, ended in sends(seed):
+            stream.on_send(chunk, began, ended)
     # What the throttle still holds is emitted: a burst of segments is more than it lets pass.
     telemetry.export()
     metrics = {
@@ -162,15 +166,14 @@ def test_a_configuration_that_changes_while_a_stream_lives(backend: Backend) -> 
     """A type that is recorded from now on is counted, and so is every message of it."""
     first, second = object(), object()
     telemetry = obtain(backend, first, event_types="other")
-    stream = connect(telemetry)
-    repeat(stream, 1000, 1)
-    sharing.release_telemetry(first, telemetry)
-    assert obtain(backend, second, event_types="tick,tock") is telemetry
-    repeat(stream, 1000, 2)
-    assert sum(stream.messages) == stream.sequence == 2000
-    assert stream.io == 2000 * len(TICK)
-    assert backend.value("sse.server.messages", sse__event__type="tick") == 1000
-    stream.close(completed=True)
+    with connected(telemetry) as stream:
+        repeat(stream, 1000, 1)
+        sharing.release_telemetry(first, telemetry)
+        assert obtain(backend, second, event_types="tick,tock") is telemetry
+        repeat(stream, 1000, 2)
+        assert sum(stream.messages) == stream.sequence == 2000
+        assert stream.io == 2000 * len(TICK)
+        assert backend.value("sse.server.messages", sse__event__type="tick") == 1000
     sharing.release_telemetry(second, telemetry)
 
 
@@ -178,11 +181,10 @@ def test_every_message_is_recorded_once_configured(backend: Backend) -> None:
     """Where the configuration changes to that, the live streams follow at once."""
     first, second = object(), object()
     telemetry = obtain(backend, first)
-    stream = connect(telemetry)
-    repeat(stream, 1000, 1)
-    sharing.release_telemetry(first, telemetry)
-    obtain(backend, second, message_events="log", message_event_detail="all")
-    repeat(stream, 50, 2)
-    assert len(backend.events("sse.message")) == 50
-    stream.close(completed=True)
+    with connected(telemetry) as stream:
+        repeat(stream, 1000, 1)
+        sharing.release_telemetry(first, telemetry)
+        obtain(backend, second, message_events="log", message_event_detail="all")
+        repeat(stream, 50, 2)
+        assert len(backend.events("sse.message")) == 50
     sharing.release_telemetry(second, telemetry)

@@ -8,7 +8,8 @@ from helpers.backend import Backend
 from opentelemetry._logs import SeverityNumber
 from opentelemetry.context import Context
 
-from otel_sse.servers.asgi import _getter
+from otel_sse.config import load
+from otel_sse.servers.asgi_observer import _getter
 from otel_sse.stream import base, identity, sharing
 from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import RequestState
@@ -50,13 +51,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def serve(backend: Backend, **options: Any) -> ServerStream:
     providers = Providers(*backend.providers.values())
-    telemetry = sharing.acquire_telemetry(ServerStream, providers, options)
+    telemetry = sharing.acquire_telemetry(ServerStream, providers, load(options))
     request = RequestState(STARTED, Context(), Context())
     stream = sharing.open_server_stream(telemetry, INFO, request)
     assert stream is not None
     for chunk, at, wait in SENDS:
         stream.on_send(chunk, STARTED + at, STARTED + at + wait)
     stream.close(completed=True)
+    request.finish()
     return stream
 
 
@@ -122,6 +124,23 @@ def test_a_span_and_the_event_of_the_close_have_all_totals(backend: Backend) -> 
 
 
 @pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize(("wait", "slow"), [(0.5, 1), (0.499, 0)])
+def test_a_send_is_slow_from_the_threshold_on(wait: float, slow: int, backend: Backend) -> None:
+    """Not only beyond it."""
+    telemetry = sharing.acquire_telemetry(
+        ServerStream, Providers(*backend.providers.values()), load({"slow_send_seconds": 0.5})
+    )
+    request = RequestState(STARTED, Context(), Context())
+    stream = sharing.open_server_stream(telemetry, INFO, request)
+    assert stream is not None
+    for at in (1.0, 2.0, 3.0):
+        stream.on_send(b"data: x\n\n", STARTED + at, STARTED + at + wait)
+    stream.close(completed=True)
+    request.finish()
+    assert backend.value("sse.server.slow_sends") == 3 * slow
+
+
+@pytest.mark.usefixtures("clock")
 def test_metrics_add_up_the_waits_and_gaps(backend: Backend) -> None:
     """A gap is from the start of a message's send to the next one's; the first message has none."""
     serve(backend, slow_send_seconds=1)
@@ -139,6 +158,7 @@ def test_metrics_add_up_the_waits_and_gaps(backend: Backend) -> None:
     assert sums("connection.duration") == (1, ENDED)
 
 
+@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize(
     "name",
     [

@@ -444,7 +444,7 @@ async def test_metrics_are_exact_while_threads_collect(backend: Backend) -> None
 
 async def test_nothing_of_ours_outlives_its_stream(backend: Backend) -> None:
     """After a thousand streams no connection, request or responder remains."""
-    from otel_sse.servers.asgi import RequestObserver
+    from otel_sse.servers.asgi_observer import RequestObserver
     from otel_sse.stream.request_span import RequestSpan
     from otel_sse.stream.server import ServerStream
 
@@ -478,7 +478,7 @@ async def test_a_stream_whose_peer_disconnected_is_freed_at_once_too(backend: Ba
 
     async def send(message: Any) -> None:
         if message["type"] == "http.response.body":
-            live.extend(weakref.ref(each) for each in mw._telemetry.streams.live)
+            live.extend(weakref.ref(each) for each in mw.telemetry.streams.live)
             raise BrokenPipeError(32, "Broken pipe")
 
     mw = middleware(backend, app)
@@ -499,7 +499,7 @@ async def test_a_stream_is_freed_without_the_garbage_collector(backend: Backend)
 
     from otel_sse.stream.server import ServerStream
 
-    live = middleware(backend, Fed())._telemetry.streams.live
+    live = middleware(backend, Fed()).telemetry.streams.live
     fed = Fed()
     stream = Stream(middleware(backend, fed))
     await fed.feed(b"data: x\n\n")

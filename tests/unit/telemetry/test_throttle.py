@@ -10,6 +10,7 @@ import pytest
 from helpers.asgi import Fed, Stream
 from helpers.backend import Backend
 from helpers.exporters import SlowSpanExporter
+from helpers.processes import PATIENCE
 from helpers.waiting import until
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import (
@@ -22,7 +23,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from otel_sse import SSEMiddleware
 from otel_sse.telemetry import throttle as throttle_module
-from otel_sse.telemetry.throttle import EmitThrottle
+from otel_sse.telemetry.throttle import BURST_LIMIT, EmitThrottle
 
 
 class _Logs(LogRecordExporter):
@@ -86,6 +87,40 @@ def test_a_burst_keeps_its_order_and_is_flushed_in_between() -> None:
     throttle.drain()
     assert emitted == list(range(10_000))
     assert max(sizes) <= 2048
+
+
+def test_a_batch_that_is_being_emitted_is_waited_for() -> None:
+    """At the end of a process the thread may have taken all that waited: a drain returns when that
+    is emitted, too, and what comes meanwhile comes after it.
+    """
+    taken, released, drained = threading.Event(), threading.Event(), threading.Event()
+    emitted: list[int] = []
+
+    def emit_slowly() -> None:
+        taken.set()
+        assert released.wait(PATIENCE)
+        emitted.append(0)
+
+    throttle = EmitThrottle(lambda: None)
+    for _ in range(BURST_LIMIT):
+        throttle.submit(lambda: None)
+    throttle.submit(emit_slowly)
+    assert taken.wait(PATIENCE)
+    # A window later.
+    throttle.reset_window()
+    throttle.submit(lambda: emitted.append(1))
+    assert emitted == []
+
+    def drain() -> None:
+        throttle.drain()
+        drained.set()
+
+    drainer = threading.Thread(target=drain)
+    drainer.start()
+    assert not drained.wait(0.2)
+    released.set()
+    drainer.join(PATIENCE)
+    assert emitted == [0, 1]
 
 
 def test_an_exporter_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,10 +64,13 @@ def test_a_message_that_is_one_byte_off_is_another(message: bytes) -> None:
 
 
 def test_no_payload_is_kept_in_a_template() -> None:
-    """Of a message's lines only the names of fields and its type stay, shared by all streams."""
+    """Of a message's lines only the names of fields and its type stay, shared by all streams, but
+    for the one that has matched last: that object is the application's.
+    """
     module._templates.clear()
     secret = b"secret" * 20
-    for first in (b"id: " + secret, b"retry: " + secret, b"x: " + secret, b"data: " + secret):
+    names = (b"id: ", b"retry: ", b"x: ", b"data: ")
+    for first in (*(name + secret for name in names), b"data: " + secret + b": y", b"id: secret:"):
         one, two = EventStreamParser(), EventStreamParser()
         for parser in (one, two):
             for _ in range(3):
@@ -77,6 +80,35 @@ def test_no_payload_is_kept_in_a_template() -> None:
     for _ in range(3):
         parser.feed(b"data: " + secret + b"\r\ndata: x\n\n")
     assert b"secret" not in repr(list(module._templates)).encode()
+
+
+def test_a_message_to_many_streams_is_compared_once() -> None:
+    """A message that one stream has matched is known to the others by its identity, not to one
+    that is within a message, nor to one of messages of another shape.
+    """
+    parsers = [EventStreamParser() for _ in range(3)]
+    for parser in parsers:
+        for number in range(3):
+            parser.feed(b"event: tick\ndata: %d\n\n" % number)
+    one, two, open_one = parsers
+    message = b"event: tick\ndata: shared\n\n"
+    assert one.match_template(message) == "tick"
+    assert one._template is not None
+    assert one._template.last is message
+    assert two.match_template(message) == "tick"
+    open_one.feed(b"data: begun")
+    assert open_one.match_template(message) is None
+    other = EventStreamParser()
+    for _ in range(3):
+        other.feed(b"data: x\n\n")
+    assert other.match_template(message) is None
+    # An equal one is another object: it is compared.
+    assert two.match_template(bytes(bytearray(message))) == "tick"
+    # It is kept no longer than a stream may send it.
+    one.forget_chunk()
+    assert two._template is not None
+    assert two._template.last is None
+    assert two.match_template(message) == "tick"
 
 
 def test_templates_are_few_and_short() -> None:
