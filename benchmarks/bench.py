@@ -1,11 +1,11 @@
 """What otel_sse costs: CPU for each message and request, memory for each live connection.
 
-Servers are measured by turns: a variant and the plain application share a process, and each has a
-few milliseconds in every round (see ``turns``). Clients are measured in processes of their own, in
-random order. Times are CPU of the whole process with all its threads, never wall time, unless it
-says so. A goal is for the code, so it is held against the fastest turns, in which the machine did
-nothing else; the rounds' median stands beside it. Nothing fails here: a goal is
-printed as met or not met.
+Messages of servers are measured by turns: a variant and the plain application share a process, and
+each has a few milliseconds in every round (see ``turns``). Requests and clients are measured in
+processes of their own, in random order. Times are CPU of the whole process with all its threads,
+never wall time, unless it says so. A goal is for the code, so it is held against the fastest turns,
+in which the machine did nothing else; the rounds' median stands beside it. Nothing fails here: a
+goal is printed as met or not met.
 
 ``python benchmarks/bench.py [--quick] [--tcp] [--only SECTION ...] [--against WHEEL]``
 """
@@ -59,6 +59,10 @@ _WORKERS: dict[str, Callable[..., Any]] = {
         sockets.aiohttp_streams,
         inprocess.starlette_json,
         inprocess.aiohttp_json,
+        inprocess.flask_json,
+        inprocess.django_json,
+        inprocess.litestar_json,
+        inprocess.tornado_json,
         inprocess.memory,
         inprocess.crowd,
         readers.httpx_stream,
@@ -101,21 +105,16 @@ def by_turns(
     worker: Callable[..., Micros],
     variants: Sequence[str],
     quick: bool,
-    beside: Sequence[str] = (),
     **kwargs: Any,
 ) -> dict[str, Added]:
-    """The rounds of some processes for each variant: no two of them lie in memory alike.
-
-    ``beside``: what the worker measures by itself besides.
-    """
+    """The rounds of some processes for each variant: no two of them lie in memory alike."""
     processes, rounds = (1, 200) if quick else (5, 400)
     found = {}
     for variant in variants:
         each = [measure(worker, variant, rounds, **kwargs) for _ in range(processes)]
-        for name in (*beside, variant):
-            found[name] = Added(
-                [us for one in each for us in one[name]], [us for one in each for us in one[PLAIN]]
-            )
+        found[variant] = Added(
+            [us for one in each for us in one[variant]], [us for one in each for us in one[PLAIN]]
+        )
     return found
 
 
@@ -166,13 +165,18 @@ def aiohttp(quick: bool, tcp: bool) -> None:
 
 def requests(quick: bool, tcp: bool) -> None:
     """CPU of a request that is no stream, without sockets."""
+    rounds, turns = (6, 100) if quick else (20, 200)
     for name, worker in (
         ("Starlette", inprocess.starlette_json),
         ("aiohttp.web", inprocess.aiohttp_json),
+        ("Flask", inprocess.flask_json),
+        ("Django, by WSGI", inprocess.django_json),
+        ("Litestar", inprocess.litestar_json),
+        ("Tornado", inprocess.tornado_json),
     ):
         print(f"us of CPU a request, answered with JSON: {name}")
-        found = by_turns(worker, (OURS,), quick, beside=(FLOOR,))
-        show(found, {OURS: found[FLOOR].fastest + REQUEST_US})
+        found = by_processes(worker, (FLOOR, OURS), turns, rounds)
+        show(found, {OURS: round(found[FLOOR].fastest + REQUEST_US, 2)})
 
 
 def clients(quick: bool, tcp: bool) -> None:

@@ -45,14 +45,15 @@ class Client(asyncio.Protocol):
 
     late = array("d")
 
-    def __init__(self, joined: asyncio.Semaphore) -> None:
+    def __init__(self, joined: asyncio.Semaphore, path: str) -> None:
         self.received = 0
+        self._path = path
         self._rest = b""
         self._joined: asyncio.Semaphore | None = joined
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        transport.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        transport.write(f"GET {self._path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
 
     def data_received(self, data: bytes) -> None:
         now = time.monotonic_ns()
@@ -65,19 +66,21 @@ class Client(asyncio.Protocol):
             Client.late.append((now - int(sent)) / 1e9)
 
 
-async def crowd(port: int, count: int) -> None:
-    """The process of the clients: a line on its standard input is a step."""
+async def crowd(port: int, path: str, count: int, stopped: int) -> None:
+    """The process of the clients, of which some stop reading once all have joined: a line on its
+    standard input is a step.
+    """
     loop = asyncio.get_running_loop()
     joined = asyncio.Semaphore(0)
     clients = []
     for number in range(count):
-        _, client = await loop.create_connection(lambda: Client(joined), "127.0.0.1", port)
+        _, client = await loop.create_connection(lambda: Client(joined, path), "127.0.0.1", port)
         clients.append(client)
         if number % 100 == 99:
             await asyncio.sleep(0)
     for _ in clients:
         await joined.acquire()
-    slow, quick = clients[: count // 10], clients[count // 10 :]
+    slow, quick = clients[:stopped], clients[stopped:]
     for each in slow:
         each.transport.pause_reading()
     print("joined", flush=True)
@@ -90,17 +93,29 @@ async def crowd(port: int, count: int) -> None:
     print(json.dumps({**at, "counts": sorted({each.received for each in quick})}), flush=True)
 
 
-async def run(given: argparse.Namespace, process: Any, http: Any, port: int) -> int:
-    server = psutil.Process(process.pid)
-    base = server.memory_info().rss
-    reading = await asyncio.create_subprocess_exec(
-        *(sys.executable, __file__, "--crowd", str(port), "--clients", str(given.clients)),
+async def start_crowd(port: int, path: str, count: int, stopped: int) -> Any:
+    """The process of ``crowd``."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, __file__, "--crowd", str(port), "--path", path),
+        *("--clients", str(count), "--stopped", str(stopped)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
+
+
+def allow_many_descriptors() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+async def run(given: argparse.Namespace, process: Any, http: Any, port: int) -> int:
+    server = psutil.Process(process.pid)
+    base = server.memory_info().rss
+    slow = given.clients // 10
+    began = time.monotonic()
+    reading = await start_crowd(port, "/events", given.clients, slow)
     assert reading.stdin is not None
     assert reading.stdout is not None
-    began = time.monotonic()
     assert await reading.stdout.readline() == b"joined\n"
     each = (server.memory_info().rss - base) / given.clients / 1024
     print(f"{given.clients} clients in {time.monotonic() - began:.1f} s, {each:.1f} KiB each")
@@ -120,9 +135,8 @@ async def run(given: argparse.Namespace, process: Any, http: Any, port: int) -> 
     reading.stdin.write(b"\n")
     report = json.loads(await reading.stdout.readline())
     await reading.wait()
-    deliveries = published * (given.clients - given.clients // 10)
+    deliveries = published * (given.clients - slow)
     rss = server.memory_info().rss
-    slow = given.clients // 10
     bound = base + given.clients * CONNECTION_BYTES + slow * (QUEUE_BYTES + CLIENT_BUFFER_BYTES)
     bound += HISTORY * (2 * given.size + 1024)
     print(
@@ -144,10 +158,9 @@ async def run(given: argparse.Namespace, process: Any, http: Any, port: int) -> 
 
 
 async def main(given: argparse.Namespace) -> int:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    allow_many_descriptors()
     if given.crowd:
-        await crowd(given.crowd, given.clients)
+        await crowd(given.crowd, given.path, given.clients, given.stopped)
         return 0
     port = free_port()
     with Discarding() as receiver:
@@ -183,4 +196,6 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--size", type=int, default=300, help="bytes of a message's data")
     parser.add_argument("--crowd", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--path", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--stopped", type=int, default=0, help=argparse.SUPPRESS)
     sys.exit(asyncio.run(main(parser.parse_args())))

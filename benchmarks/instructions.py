@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import itertools
 import json
 import os
@@ -21,7 +22,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
@@ -33,8 +36,27 @@ MARK = "sys_call_tracing"
 MOST = 1.10
 PYTHON = ".".join(map(str, sys.version_info[:3]))
 
-# What is counted, and how many there are of it in one region.
-COUNTS = {"request": 200, "open and close": 100, "message": 1000}
+# Two objects: one that is sent twice in a row is known by its identity.
+CHUNKS = tuple(b"event: update\ndata: " + each * 170 + b"\n\n" for each in (b"x", b"y"))
+EVENT_STREAM = "text/event-stream"
+
+# A path, how often it is called, and how many messages each call sends.
+Call = Callable[[str, int, int], Awaitable[None]]
+
+# What is counted: the framework, and how it is called in one region.
+COUNTS = {
+    "request": ("starlette", "/json", 200, 0),
+    "open and close": ("starlette", "/stream", 100, 0),
+    "message": ("starlette", "/stream", 1, 1000),
+    "aiohttp request": ("aiohttp", "/json", 200, 0),
+    "aiohttp open and close": ("aiohttp", "/stream", 100, 0),
+    "aiohttp message": ("aiohttp", "/stream", 1, 1000),
+    "flask request": ("flask", "/json", 200, 0),
+    "flask open and close": ("flask", "/stream", 100, 0),
+    "flask message": ("flask", "/stream", 1, 1000),
+    "django request": ("django", "/json", 200, 0),
+    "tornado request": ("tornado", "/json", 200, 0),
+}
 
 
 def main() -> int:
@@ -57,7 +79,7 @@ def main() -> int:
     worse = False
     for what, instructions in counted.items():
         before = known["added"].get(what)
-        line = f"{what:16}{instructions:9,} instructions added"
+        line = f"{what:24}{instructions:9,} instructions added"
         if before is not None:
             ratio = instructions / before
             worse |= ratio > MOST
@@ -90,7 +112,8 @@ def count() -> dict[str, int]:
     names = list(COUNTS)
     plain, ours = totals[: len(names)], totals[len(names) : 2 * len(names)]
     return {
-        name: round((b - a) / COUNTS[name]) for name, a, b in zip(names, plain, ours, strict=True)
+        name: round((b - a) / max(COUNTS[name][2:]))
+        for name, a, b in zip(names, plain, ours, strict=True)
     }
 
 
@@ -109,10 +132,10 @@ def prepare() -> Path:
         subprocess.run(
             [sys.executable, "-m", "venv", "--without-pip", str(ENVIRONMENT)], check=True
         )
-        subprocess.run(
-            [*uv, "--python", str(python), "--requirements", str(HERE / "instructions.txt")],
-            check=True,
-        )
+    subprocess.run(
+        [*uv, "--python", str(python), "--requirements", str(HERE / "instructions.txt")],
+        check=True,
+    )
     (wheel,) = (ROOT / ".build").glob("*.whl")
     subprocess.run(
         [*uv, "--python", str(python), "--no-deps", "--reinstall", "--offline", str(wheel)],
@@ -136,35 +159,75 @@ def run_regions() -> None:
 
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.trace import TracerProvider
+
+    from otel_sse.frameworks import (
+        SSEAiohttpServerInstrumentor,
+        SSEDjangoInstrumentor,
+        SSEFlaskInstrumentor,
+        SSEStarletteInstrumentor,
+        SSETornadoInstrumentor,
+    )
+
+    loop = asyncio.new_event_loop()
+    call = {
+        "starlette": starlette_call(),
+        "aiohttp": loop.run_until_complete(aiohttp_call(loop)),
+        "flask": flask_call(),
+        "django": django_call(),
+        "tornado": tornado_call(),
+    }
+
+    def measure(region: Callable[[Callable[[], None]], None]) -> None:
+        for framework, *arguments in COUNTS.values():
+            work = partial(call[framework], *arguments)
+            region(lambda work=work: loop.run_until_complete(work()))  # type: ignore[misc]
+
+    measure(lambda work: work())
+    # A collection within a region traverses what that has made, not all that is there.
+    gc.freeze()
+    measure(lambda work: sys.call_tracing(work, ()))
+    for kind in (
+        SSEStarletteInstrumentor,
+        SSEAiohttpServerInstrumentor,
+        SSEFlaskInstrumentor,
+        SSEDjangoInstrumentor,
+        SSETornadoInstrumentor,
+    ):
+        kind().instrument(
+            tracer_provider=TracerProvider(shutdown_on_exit=False),
+            meter_provider=MeterProvider(shutdown_on_exit=False),
+        )
+    measure(lambda work: work())
+    gc.freeze()
+    measure(lambda work: sys.call_tracing(work, ()))
+    # What is done at the end is not counted, but takes its time.
+    os._exit(0)
+
+
+def starlette_call() -> Call:
     from starlette.applications import Starlette
     from starlette.responses import JSONResponse, StreamingResponse
     from starlette.routing import Route
 
-    from otel_sse.frameworks import SSEStarletteInstrumentor
+    async def source(messages: int) -> Any:
+        for number in range(messages):
+            yield CHUNKS[number % 2]
 
-    chunk = b"event: update\ndata: " + b"x" * 170 + b"\n\n"
-    messages = 0
-
-    async def source() -> Any:
-        for _ in range(messages):
-            yield chunk
-
-    async def stream(_: Any) -> StreamingResponse:
-        return StreamingResponse(source(), media_type="text/event-stream")
+    async def stream(request: Any) -> StreamingResponse:
+        return StreamingResponse(source(request.scope["messages"]), media_type=EVENT_STREAM)
 
     async def answer(_: Any) -> JSONResponse:
         return JSONResponse({"status": "ok"})
 
     app = Starlette(routes=[Route("/stream", stream), Route("/json", answer)])
-    loop = asyncio.new_event_loop()
 
     async def receive() -> Any:
-        await loop.create_future()
+        await asyncio.get_running_loop().create_future()
 
     async def send(_: Any) -> None:
         pass
 
-    async def call(path: str, times: int) -> None:
+    async def call(path: str, times: int, messages: int) -> None:
         for _ in range(times):
             scope = {
                 **{"type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}},
@@ -173,31 +236,148 @@ def run_regions() -> None:
                 "client": ("127.0.0.1", 50000),
                 "server": ("127.0.0.1", 8000),
                 "headers": [(b"host", b"localhost"), (b"user-agent", b"counting")],
+                "messages": messages,
             }
             await app(scope, receive, send)
 
-    def run(work: Callable[[], Awaitable[None]]) -> None:
-        loop.run_until_complete(work())
+    return call
 
-    def measure(warm: bool) -> None:
-        nonlocal messages
-        region = run if warm else lambda work: sys.call_tracing(run, (work,))
-        messages = 0
-        region(lambda: call("/json", COUNTS["request"]))
-        region(lambda: call("/stream", COUNTS["open and close"]))
-        messages = COUNTS["message"]
-        region(lambda: call("/stream", 1))
 
-    measure(warm=True)
-    measure(warm=False)
-    SSEStarletteInstrumentor().instrument(
-        tracer_provider=TracerProvider(shutdown_on_exit=False),
-        meter_provider=MeterProvider(shutdown_on_exit=False),
-    )
-    measure(warm=True)
-    measure(warm=False)
-    # What is done at the end is not counted, but takes its time.
-    os._exit(0)
+async def aiohttp_call(loop: asyncio.AbstractEventLoop) -> Call:
+    from aiohttp import web
+
+    async def stream(request: Any) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": EVENT_STREAM})
+        await response.prepare(request)
+        for number in range(int(request.query["messages"])):
+            await response.write(CHUNKS[number % 2])
+        return response
+
+    async def answer(_: Any) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    app = web.Application()
+    app.add_routes([web.get("/stream", stream), web.get("/json", answer)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+
+    class Transport(asyncio.Transport):
+        def __init__(self, answers: int) -> None:
+            super().__init__()
+            self.answered = loop.create_future()
+            self._remaining = answers
+
+        def write(self, data: Any) -> None:
+            self._remaining -= bytes(data).count(b"HTTP/1.1 200")
+            if not self._remaining and data.endswith((b"0\r\n\r\n", b"}")):
+                self.answered.set_result(None)
+
+        def is_closing(self) -> bool:
+            return False
+
+        def close(self) -> None:
+            pass
+
+    async def call(path: str, times: int, messages: int) -> None:
+        transport, protocol = Transport(times), runner.server()  # type: ignore[misc]
+        protocol.connection_made(transport)
+        request = f"GET {path}?messages={messages} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        protocol.data_received(request.encode() * times)
+        await transport.answered
+        protocol.connection_lost(None)
+        # Its task ends.
+        await asyncio.sleep(0)
+
+    return call
+
+
+def flask_call() -> Call:
+    from flask import Flask, Response, request
+
+    app = Flask(__name__)
+
+    @app.get("/stream")
+    def stream() -> Response:
+        chunks = itertools.islice(itertools.cycle(CHUNKS), request.environ["messages"])
+        return Response(chunks, mimetype=EVENT_STREAM)
+
+    @app.get("/json")
+    def answer() -> dict[str, str]:
+        return {"status": "ok"}
+
+    return wsgi_call(app)
+
+
+def django_call() -> Call:
+    import django
+    from django.conf import settings
+    from django.core.handlers.wsgi import WSGIHandler
+    from django.http import JsonResponse
+    from django.urls import path
+
+    urls: Any = ModuleType("urls")
+    urls.urlpatterns = [path("json", lambda _: JsonResponse({"status": "ok"}))]
+    settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=urls)
+    django.setup()
+    return wsgi_call(WSGIHandler())
+
+
+def wsgi_call(app: Any) -> Call:
+    from werkzeug.test import EnvironBuilder
+
+    def start_response(*_: Any) -> None:
+        pass
+
+    async def call(path: str, times: int, messages: int) -> None:
+        environ = EnvironBuilder(path, environ_base={"messages": messages}).get_environ()
+        for _ in range(times):
+            body: Any = app(dict(environ), start_response)
+            for _ in body:
+                pass
+            body.close()
+
+    return call
+
+
+def tornado_call() -> Call:
+    from tornado.httputil import HTTPHeaders, HTTPServerRequest
+    from tornado.web import Application, RequestHandler
+
+    class Answer(RequestHandler):
+        def get(self) -> None:
+            self.write({"status": "ok"})
+
+    class Connection:
+        context = None
+
+        def __init__(self) -> None:
+            self.finished = asyncio.Event()
+
+        def set_close_callback(self, _: Any) -> None:
+            pass
+
+        def write_headers(self, *_: Any) -> asyncio.Future[None]:
+            written = asyncio.get_running_loop().create_future()
+            written.set_result(None)
+            return written
+
+        def finish(self) -> None:
+            self.finished.set()
+
+    app = Application([("/json", Answer)], log_function=lambda _: None)
+
+    async def call(path: str, times: int, _: int) -> None:
+        for _ in range(times):
+            connection: Any = Connection()
+            request = HTTPServerRequest(
+                *("GET", path, "HTTP/1.1", HTTPHeaders({"Host": "localhost"})),
+                host="localhost",
+                connection=connection,
+            )
+            app.find_handler(request).execute()  # type: ignore[attr-defined]
+            await connection.finished.wait()
+
+    return call
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 from unittest.mock import patch
@@ -104,7 +106,7 @@ def set_up(variant: str) -> PeriodicExportingMetricReader | None:
 
 
 def instrument(framework: str, **options: Any) -> None:
-    """Instruments ``framework`` (starlette, aiohttp), with the default settings or others."""
+    """Instruments ``framework``, with the default settings or others."""
     _instrumentor(framework).instrument(**options)
 
 
@@ -127,43 +129,74 @@ def instrumented(framework: str, variant: str) -> Iterator[None]:
         _instrumentor(framework).uninstrument()
 
 
-def _starlette_floor() -> list[Any]:
-    from starlette.routing import Router
-
+def _asgi_floor(module: str, owner: str, name: str) -> list[Any]:
     def wrap(original: Any) -> Any:
-        async def call(router: Any, scope: Any, receive: Any, send: Any) -> None:
+        async def call(self: Any, scope: Any, receive: Any, send: Any) -> None:
             async def passing_receive() -> Any:
                 return await receive()
 
             async def passing_send(message: Any) -> None:
                 await send(message)
 
-            await original(router, scope, passing_receive, passing_send)
+            await original(self, scope, passing_receive, passing_send)
 
         return call
 
-    return [(Router, "__call__", wrap)]
+    return [(getattr(import_module(module), owner), name, wrap)]
+
+
+def _wsgi_floor(module: str, owner: str, name: str) -> list[Any]:
+    def wrap(original: Any) -> Any:
+        def call(self: Any, environ: Any, start_response: Any) -> Any:
+            def passing_start(*args: Any) -> Any:
+                return start_response(*args)
+
+            return original(self, environ, passing_start)
+
+        return call
+
+    return [(getattr(import_module(module), owner), name, wrap)]
+
+
+def _passing(original: Any) -> Any:
+    async def call(*args: Any) -> Any:
+        return await original(*args)
+
+    return call
 
 
 def _aiohttp_floor() -> list[Any]:
     from aiohttp.web import StreamResponse
     from aiohttp.web_protocol import RequestHandler
 
+    return [(RequestHandler, "_handle_request", _passing), (StreamResponse, "_start", _passing)]
+
+
+def _tornado_floor() -> list[Any]:
+    from tornado.web import RequestHandler
+
     def wrap(original: Any) -> Any:
-        async def call(*args: Any) -> Any:
-            return await original(*args)
+        def flush(*args: Any, **kwargs: Any) -> Any:
+            return original(*args, **kwargs)
 
-        return call
+        return flush
 
-    return [(RequestHandler, "_handle_request", wrap), (StreamResponse, "_start", wrap)]
+    return [(RequestHandler, "_execute", _passing), (RequestHandler, "flush", wrap)]
 
 
-_FLOORS = {"starlette": _starlette_floor, "aiohttp": _aiohttp_floor}
+_FLOORS: dict[str, Callable[[], list[Any]]] = {
+    "starlette": partial(_asgi_floor, "starlette.routing", "Router", "__call__"),
+    "litestar": partial(_asgi_floor, "litestar.routes", "HTTPRoute", "handle"),
+    "flask": partial(_wsgi_floor, "flask", "Flask", "wsgi_app"),
+    "django": partial(_wsgi_floor, "django.core.handlers.wsgi", "WSGIHandler", "__call__"),
+    "aiohttp": _aiohttp_floor,
+    "tornado": _tornado_floor,
+}
 
 
 def _instrumentor(framework: str) -> Any:
     # By its entry point, since another build may have it in another module.
-    name = {"starlette": "sse_starlette", "aiohttp": "sse_aiohttp_server"}[framework]
+    name = "sse_aiohttp_server" if framework == "aiohttp" else f"sse_{framework}"
     (found,) = entry_points(group="opentelemetry_instrumentor", name=name)
     return found.load()()
 
