@@ -1,4 +1,4 @@
-# Two commands do everything on a machine with Python (3.10-3.13) and make: demo and test.
+# Two commands do everything on a machine with Python (3.10-3.14) and make: demo and test.
 # What was done is kept in .venv/.done-*, and done again only when what it came from has changed.
 
 # Tests start hundreds of processes: where byte code may not be written each compiles it all again.
@@ -9,19 +9,22 @@ DEMO_SECONDS ?= 60
 STORM_EXAMPLES ?= 20000
 COVERED ?= tests/unit tests/e2e
 MUTANTS ?= 200
+MINUTES ?= 20
 SEED ?= 1
+PYTHONS ?= 3.10 3.14
 
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 SOURCES := $(shell find otel_sse -not -path '*/__pycache__*') README.md LICENSE pyproject.toml
 
-.PHONY: help demo unit test apps docs bench count fuzz storm soak coverage lint format clean mutants
+.PHONY: help demo unit test pythons apps peers docs bench count fuzz storm soak million coverage lint format clean mutants
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 	@echo '  PYTHON=python3.12 chooses the Python of a new .venv, DEMO_SECONDS=20 how long the demo runs,'
 	@echo '  STORM_EXAMPLES=1000 how many applications the storm runs, COVERED=tests/unit what coverage runs,'
-	@echo '  MUTANTS=50 how many mutants are drawn, SEED=2 which ones, MODULES=wire/ of which modules.'
+	@echo "  PEERS='flask httpx' whose suites run,"
+	@echo '  MINUTES=60 how long the soak lasts, MUTANTS=50 how many mutants are drawn, SEED=2 which ones, MODULES=wire/ of which modules.'
 
 demo: .venv/.done-demo .venv/.done-wheel ## serve and read real streams for a minute, and show what is reported of them
 	@cd examples && DEMO_SECONDS=$(DEMO_SECONDS) ../$(BIN)/python -m demo
@@ -32,11 +35,18 @@ unit: .venv/.done-test .venv/.done-wheel ## run the fast tests, of single module
 test: lint .venv/.done-wheel $(if $(CI)$(wildcard .venv/.done-apps),.venv/.done-apps) ## check and test everything, against the built wheel
 	@$(BIN)/python -I -c 'import otel_sse as o; print("Testing otel_sse", o.__version__, o.__path__[0])'
 	@$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	@$(MAKE) --no-print-directory pythons
+
+pythons: .venv/.done-test .venv/.done-wheel ## test on the oldest and the newest Python, where this machine has them
+	@WHEEL=$$(ls .build/*.whl) $(BIN)/nox --sessions $(foreach each,$(PYTHONS),unit-$(each) e2e-$(each))
 
 apps: .venv/.done-apps ## run published applications, in environments of their own
 	@$(BIN)/pytest tests/applications --numprocesses 2 --dist loadscope --durations 10
 
-docs: .venv/.done-docs .venv/.done-wheel ## write the reference, and build the pages into .build/docs; a warning is an error
+peers: .venv/.done-test .venv/.done-wheel ## run peers' own test suites with otel_sse and without it, and compare
+	@$(BIN)/python tests/peers/run.py $(PEERS)
+
+docs: .venv/.done-test .venv/.done-wheel ## write the reference, and build the pages into .build/docs; a warning is an error
 	@$(BIN)/python docs/generate.py
 	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs .build/docs
 	@echo 'Built .build/docs/index.html'
@@ -50,8 +60,11 @@ count: .venv/.done-test .venv/.done-wheel ## count the instructions that it take
 fuzz: .venv/.done-test .venv/.done-wheel ## feed the parser random streams
 	@$(BIN)/python benchmarks/fuzz.py
 
-soak: .venv/.done-test .venv/.done-wheel ## serve a million streams, and look for leaks
-	@$(BIN)/python benchmarks/soak.py
+soak: .venv/.done-test .venv/.done-wheel ## have clients of every kind come and go on three servers, and look for leaks
+	@$(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
+
+million: .venv/.done-test .venv/.done-wheel ## serve a million streams, and look for leaks
+	@$(BIN)/python benchmarks/million.py
 
 storm: .venv/.done-test .venv/.done-wheel ## run random applications with otel_sse and without it, and compare
 	@$(BIN)/python tests/storm/run.py $(STORM_EXAMPLES)

@@ -1,5 +1,6 @@
 """Writes docs/reference/ from the code: options from config.py, signals from docs/semconv/registry.
 
+And the tables of docs/endings.md and docs/compatibility.md, from the tests' data, see tested.py.
 ``python docs/generate.py`` writes the pages. tests/docs/test_reference.py compares them with what
 this would write. A signal that the registry has and the package does not emit yet is left out.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +20,10 @@ import yaml
 from otel_sse import config, semconv
 
 HERE: Final = Path(__file__).resolve().parent
+sys.path.append(str(HERE))
+
+import tested  # noqa: E402
+
 NOTE: Final = "<!-- Written by docs/generate.py; do not edit. -->\n"
 EMITTED: Final = {
     each.name for role in (semconv.SERVER, semconv.CLIENT) for each in role.metrics.values()
@@ -243,6 +249,29 @@ def _example(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def endings() -> str:
+    """The page of the endings, with its tables."""
+    tests = str(HERE.parent / "tests")
+    if tests not in sys.path:
+        sys.path.append(tests)
+    from e2e.endings import markdown
+
+    begin, end = "<!-- endings: begin -->\n", "<!-- endings: end -->"
+    head, _, rest = (HERE / "endings.md").read_text().partition(begin)
+    return head + begin + markdown() + end + rest.partition(end)[2]
+
+
+def compatibility(page: str) -> str:
+    """``page`` with its tables, each between two comments."""
+    for name in ("matrix", "servers", "clients"):
+        head, rows = getattr(tested, name)()
+        begin, end = f"<!-- {name}: written by docs/generate.py -->\n", f"<!-- end of {name} -->\n"
+        before, _, rest = page.partition(begin)
+        _, _, after = rest.partition(end)
+        page = f"{before}{begin}\n{_table(head, rows)}\n{end}{after}"
+    return page
+
+
 def pages() -> dict[Path, str]:
     """Each page with its text."""
     registry = Registry(HERE / "semconv" / "registry")
@@ -251,6 +280,8 @@ def pages() -> dict[Path, str]:
         HERE / "reference" / "metrics.md": metrics(registry),
         HERE / "reference" / "attributes.md": attributes(registry),
         HERE / "reference" / "spans-and-events.md": traces(registry),
+        HERE / "endings.md": endings(),
+        HERE / "compatibility.md": compatibility((HERE / "compatibility.md").read_text()),
     }
 
 
