@@ -117,6 +117,11 @@ class Hooks:
         self._patches.append((owner, name, original, ours))
 
 
+def _satisfied(requirements: list[str]) -> list[str]:
+    """Those that the installed versions satisfy."""
+    return [each for each in requirements if not get_dependency_conflicts([each])]
+
+
 def _as_function(original: Any) -> Any:
     """Another instrumentation's wrapper of a method gets to know the instance by being bound alone,
     where hooks pass it as the first argument.
@@ -148,6 +153,8 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             # The providers and the configuration; None while not instrumented.
             self._settings: tuple[list[Any], Config] | None = None
             self._installed: dict[str, Hooks] = {}
+            # The requirements of the targets that the installed versions satisfy.
+            self._supported: list[str] = []
             # Targets whose import is awaited; that cannot be taken back.
             self._awaited: set[Target] = set()
             # Imported targets whose hooks are not installed yet.
@@ -159,13 +166,19 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         known = [each.requires for each in self.targets if each.requires is not None]
         if len(known) < 2:
             return known
-        return [each for each in known if not get_dependency_conflicts([each])] or known
+        return _satisfied(known) or known
 
     def instrument(self, **kwargs: Any) -> None:
         # The auto-instrumentation checks the dependencies of the distribution, where any one is
         # enough, and skips the check here. But each framework that is absent or too old must be
         # skipped by itself.
-        if kwargs.pop("skip_dep_check", False):
+        automatic = kwargs.pop("skip_dep_check", False)
+        known = [each.requires for each in self.targets if each.requires is not None]
+        # Once, and not again where a framework is imported: it means to parse its metadata.
+        self._supported = _satisfied(known)
+        if self._supported or not known:
+            kwargs["skip_dep_check"] = True
+        elif automatic:
             kwargs["raise_exception_on_conflict"] = True
         super().instrument(**kwargs)
 
@@ -207,7 +220,7 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         if self._settings is None or target.module in self._installed:
             return
         requires = target.requires
-        if requires is not None and get_dependency_conflicts([requires]):
+        if requires is not None and requires not in self._supported:
             return
         try:
             if self.telemetry is None:
