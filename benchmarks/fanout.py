@@ -66,9 +66,10 @@ class Client(asyncio.Protocol):
             Client.late.append((now - int(sent)) / 1e9)
 
 
-async def crowd(port: int, path: str, count: int, stopped: int) -> None:
+async def crowd(port: int, path: str, count: int, stopped: int, *, awake: bool) -> None:
     """The process of the clients, of which some stop reading once all have joined: a line on its
-    standard input is a step.
+    standard input is a step. ``awake``: it never sleeps, since to wake it is work of the server's
+    kernel, and there is the more of it the slower the server is.
     """
     loop = asyncio.get_running_loop()
     joined = asyncio.Semaphore(0)
@@ -84,6 +85,8 @@ async def crowd(port: int, path: str, count: int, stopped: int) -> None:
     for each in slow:
         each.transport.pause_reading()
     print("joined", flush=True)
+    if awake:
+        _stay_awake(loop)
     await asyncio.to_thread(sys.stdin.readline)
     late = sorted(Client.late)
     at = {
@@ -93,11 +96,17 @@ async def crowd(port: int, path: str, count: int, stopped: int) -> None:
     print(json.dumps({**at, "counts": sorted({each.received for each in quick})}), flush=True)
 
 
-async def start_crowd(port: int, path: str, count: int, stopped: int) -> Any:
+def _stay_awake(loop: asyncio.AbstractEventLoop) -> None:
+    loop.call_soon(_stay_awake, loop)
+
+
+async def start_crowd(
+    port: int, path: str, count: int, stopped: int, *, awake: bool = False
+) -> Any:
     """The process of ``crowd``."""
     return await asyncio.create_subprocess_exec(
         *(sys.executable, __file__, "--crowd", str(port), "--path", path),
-        *("--clients", str(count), "--stopped", str(stopped)),
+        *("--clients", str(count), "--stopped", str(stopped), *["--awake"] * awake),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -160,7 +169,7 @@ async def run(given: argparse.Namespace, process: Any, http: Any, port: int) -> 
 async def main(given: argparse.Namespace) -> int:
     allow_many_descriptors()
     if given.crowd:
-        await crowd(given.crowd, given.path, given.clients, given.stopped)
+        await crowd(given.crowd, given.path, given.clients, given.stopped, awake=given.awake)
         return 0
     port = free_port()
     with Discarding() as receiver:
@@ -198,4 +207,5 @@ if __name__ == "__main__":
     parser.add_argument("--crowd", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--path", default="", help=argparse.SUPPRESS)
     parser.add_argument("--stopped", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--awake", action="store_true", help=argparse.SUPPRESS)
     sys.exit(asyncio.run(main(parser.parse_args())))

@@ -17,6 +17,7 @@ if sys.platform == "linux":
 
 # The backlog of most connections: one object for all of them.
 NO_BACKLOG: Final = {TRANSPORT: 0, KERNEL: 0}
+_NO_BYTES: Final = bytes(4)
 
 
 class Transport(Protocol):
@@ -44,11 +45,12 @@ def read_backlog(transport: Transport) -> dict[str, int]:
         if sys.platform == "linux":
             sock = transport.get_extra_info("socket")
             if sock is not None:
-                pending = ioctl(sock.fileno(), TIOCOUTQ, b"\0\0\0\0")
-                layers[KERNEL] = int.from_bytes(pending, sys.byteorder)
-        if transport.is_closing():
-            return {}
-        return NO_BACKLOG if layers == NO_BACKLOG else layers
+                pending = ioctl(sock.fileno(), TIOCOUTQ, _NO_BYTES)
+                if pending == _NO_BYTES and not layers[TRANSPORT]:
+                    layers = NO_BACKLOG
+                else:
+                    layers[KERNEL] = int.from_bytes(pending, sys.byteorder)
+        return {} if transport.is_closing() else layers
     except Exception:
         # A transport of another library, a TLS tunnel without a socket, a changing buffer.
         return {} if _is_closing(transport) else layers

@@ -11,6 +11,7 @@ Which thread writes what:
 field                                   written by
 ======================================  ==========================================================
 counters, parser, segment, ``due``      the thread that sends or reads the stream, alone: no lock
+``counts``                              the same, or the thread of the event loop that it shares
 ``last_message``                        the same
 ``stall_state``                         a collection (to PENDING, SUPPRESSED), then the loop
 ``disconnected``                        on the server: the loop; at the close: the closing thread
@@ -40,12 +41,12 @@ from opentelemetry.trace import SpanKind
 
 from otel_sse import semconv
 from otel_sse.process import gc_safety
-from otel_sse.process.backlog import Transport
 from otel_sse.process.event_loops import running_loop
 from otel_sse.stream.close_reason import root_cause
 from otel_sse.stream.info import ClientStreamInfo, ServerStreamInfo
 from otel_sse.stream.stalls import CLOSED, Stalls
 from otel_sse.telemetry.segment import RecordedMessage
+from otel_sse.telemetry.series import Totals
 from otel_sse.telemetry.stall_state import StallState
 from otel_sse.telemetry.telemetry import Telemetry
 from otel_sse.wire.opaque import OPAQUE_BODY, OpaqueBody
@@ -63,9 +64,6 @@ class Stream(Stalls):
     """Counts from its start to its one close. A role adds how it starts, and why it closes.
 
     Attributes:
-        messages: so far, by the index of their event type.
-        io: body bytes.
-        wait_time: seconds that the application waited for chunks to be taken, added up.
         time_to_first_message: seconds from the request's start; None before it.
 
     """
@@ -74,22 +72,18 @@ class Stream(Stalls):
         "__weakref__",
         "_completed",
         "_ended",
-        "_parser",
-        "_wait_threshold",
-        "io",
-        "messages",
         "time_to_first_message",
-        "wait_time",
     )
 
-    # What only one role counts.
-    slow_waits: int = 0
-    skewed: int = 0
+    # What only one role has.
     dropped: dict[str, int] | None = None
-    transport: Transport | None = None
     backlog: dict[str, int] | None = None
     # A wait below it is neither slow nor the longest so far; a reader's chunks do not wait.
     _first_wait_threshold: ClassVar[float] = float("inf")
+    # Whether the thread of its event loop alone counts.
+    _shares_counts: ClassVar[bool] = True
+
+    _parser: EventStreamParser | OpaqueBody
 
     def __init__(
         self,
@@ -103,7 +97,7 @@ class Stream(Stalls):
         self.last_message = started
         self.time_to_first_message: float | None = None
         self.loop = running_loop()
-        self._parser: EventStreamParser | OpaqueBody = (
+        self._parser = (
             OPAQUE_BODY
             if info.encoded
             else EventStreamParser(
@@ -111,9 +105,7 @@ class Stream(Stalls):
                 final_events=telemetry.config.final_events,
             )
         )
-        self.messages: list[int] = []
         self.io = 0
-        self.wait_time = 0.0
         self._wait_threshold = self._first_wait_threshold
         # When it ended, and whether the end of the body had passed.
         self._ended: float | None = None
@@ -125,7 +117,10 @@ class Stream(Stalls):
 
     def _register(self) -> None:
         """The last step of opening: from now on collections see the stream."""
-        self._telemetry.streams.register(self)
+        streams = self._telemetry.streams
+        shared = self._shares_counts
+        self.counts = streams.totals_of(self.series, self.loop) if shared else Totals()
+        streams.register(self)
         self._telemetry.events.opened(self)
 
     @property
@@ -139,28 +134,31 @@ class Stream(Stalls):
         telemetry = self._telemetry
         try:
             wait = ended - began
-            series = self.series
+            counts, series = self.counts, self.series
             if (
                 began < self.due
                 and wait < self._wait_threshold
                 and not telemetry.emits_each_message
                 and (kind := self._parser.match_template(chunk)) is not None
-                and (index := telemetry.type_indexes.get(kind, _NO_INDEX)) < len(self.messages)
+                and (index := telemetry.type_indexes.get(kind, _NO_INDEX)) < len(counts.messages)
                 and series.skip(began)
             ):
-                self.messages[index] += 1
+                counts.messages[index] += 1
+                counts.wait_time += wait
                 size = len(chunk)
                 self.io += size
-                self.wait_time += wait
                 self.last_message = began
                 if self._segment.append(began, wait, size, index):
                     self.rotate_segment(began)
                 return
             if self.due == CLOSED:
                 return
-            messages = self._parser.feed(chunk)
+            parser = self._parser
+            comments = parser.comments
+            messages = parser.feed(chunk)
+            counts.comments += parser.comments - comments
             self.io += len(chunk) if type(chunk) is bytes else memoryview(chunk).nbytes
-            self.wait_time += wait
+            counts.wait_time += wait
             slow = wait >= self._wait_threshold and self._on_long_wait(wait)
             if began >= self.due:
                 self._check_due(began, bool(messages))
@@ -168,10 +166,7 @@ class Stream(Stalls):
                 index = telemetry.type_indexes.get(kind, _NO_INDEX)
                 if index == _NO_INDEX:
                     index = telemetry.event_types.index_of(kind)
-                try:
-                    self.messages[index] += 1
-                except IndexError:
-                    self.messages += [0] * (index - len(self.messages)) + [1]
+                counts.count_message(index)
                 sequence = self.sequence
                 if not series.skip(began):
                     series.record_sample(began)
@@ -193,7 +188,7 @@ class Stream(Stalls):
                     telemetry.spans.emit_message(self, segment, message)
                 if full:
                     self.rotate_segment(began)
-            if messages and self._parser.final:
+            if messages and parser.final:
                 self._on_final_message()
         except Exception:
             telemetry.failures.log_failure_once("a message")

@@ -83,9 +83,6 @@ class ClientStream(ThreadedStream):
         disconnect_errors: what the library raises where the server or the network cut the stream.
         timeouts: what it raises where a read took too long, beside Python's own.
 
-    Attributes:
-        skewed: messages that arrived before they were sent, by clocks that disagree.
-
     """
 
     __slots__ = (
@@ -100,7 +97,6 @@ class ClientStream(ThreadedStream):
         "_maintained",
         "_senders",
         "_timeouts",
-        "skewed",
     )
 
     def __init__(
@@ -115,7 +111,7 @@ class ClientStream(ThreadedStream):
         self._accounted_until = perf_counter()
         self._disconnect_errors = disconnect_errors
         self._timeouts = timeouts + TIMEOUTS
-        self.skewed = 0
+        self.transport = None
         # The number of the last message by which its protocol ends a stream. The fast path takes no
         # such message, so it is the last one of all as long as no other was counted.
         self._final_sequence = 0
@@ -188,7 +184,8 @@ class ClientStream(ThreadedStream):
     def _record_delivery(self, comment: TraceComment) -> None:
         duration = time_ns() - comment.sent
         if duration < 0:
-            self.skewed += 1
+            # By clocks that disagree.
+            self.counts.skewed += 1
         else:
             self._telemetry.record(semconv.DELIVERY_DURATION, self, duration / 1e9)
         if self._linked is not self._segment:

@@ -7,13 +7,13 @@ from time import perf_counter, time_ns
 from typing import Any
 
 from otel_sse import semconv
+from otel_sse.stream.fields import MessageFields
 from otel_sse.stream.info import ClientStreamInfo, ServerStreamInfo
 from otel_sse.telemetry.cardinality import clip_text
-from otel_sse.telemetry.series import MetricSeries
 from otel_sse.telemetry.telemetry import Telemetry
 
 
-class StreamIdentity:
+class StreamIdentity(MessageFields):
     """Set when the response starts, and never changed.
 
     Attributes:
@@ -26,12 +26,10 @@ class StreamIdentity:
         "_path",
         "_protocol",
         "_started_unix",
-        "_telemetry",
         "_user_agent",
         "client",
         "id",
         "resumed",
-        "series",
         "started",
         "status",
     )
@@ -43,7 +41,7 @@ class StreamIdentity:
         self.started = started
         self._started_unix = time_ns() - int((perf_counter() - started) * 1e9)
         self.id = os.urandom(8).hex()
-        self.series: MetricSeries = info.series(telemetry)
+        self.series = info.series(telemetry)
         self.client = clip_text(info.client) or None  # empty behind a Unix socket
         self.status = info.status
         self.resumed = info.resumed

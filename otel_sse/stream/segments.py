@@ -41,7 +41,7 @@ class Segments(StreamIdentity):
 
     """
 
-    __slots__ = ("_segment", "_segment_0", "_segment_parent", "_trace_start", "segment_due")
+    __slots__ = ("_segment_0", "_segment_parent", "_trace_start", "segment_due")
 
     def start_first_segment(self, parent: Context, kind: SpanKind) -> None:
         """Starts segment 0 below ``parent``, at the start of the request."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from time import perf_counter
 from typing import Any, ClassVar
@@ -10,7 +11,6 @@ from opentelemetry.trace import SpanKind
 
 from otel_sse import semconv
 from otel_sse.process import gc_safety
-from otel_sse.process.backlog import Transport
 from otel_sse.process.event_loops import any_thread
 from otel_sse.stream.base import Chunk, Stream
 from otel_sse.stream.close_reason import classify_close, resolve_error
@@ -18,6 +18,7 @@ from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import RequestState
 from otel_sse.stream.threaded import ThreadedStream
 from otel_sse.telemetry.cardinality import clip_text
+from otel_sse.telemetry.series import LoopTotals, Totals
 from otel_sse.telemetry.telemetry import Telemetry
 
 
@@ -25,9 +26,7 @@ class ServerStream(Stream):
     """Built when the response has started; its hooks call it after each send.
 
     Attributes:
-        slow_waits: sends that waited at least the slow-send threshold.
         dropped: messages that the application reported as dropped, by reason.
-        transport: the asyncio transport, where it is known and the stream is open.
         backlog: what a collection read of it last.
 
     """
@@ -41,17 +40,14 @@ class ServerStream(Stream):
         "_send_error",
         "backlog",
         "dropped",
-        "slow_waits",
-        "transport",
     )
 
     _first_wait_threshold: ClassVar[float] = 0.0
 
     def __init__(self, telemetry: Telemetry, info: ServerStreamInfo, request: RequestState) -> None:
         self._request: RequestState | None = request
-        self.transport: Transport | None = info.transport
+        self.transport = info.transport
         self.backlog: dict[str, int] | None = None
-        self.slow_waits = 0
         self._max_wait = 0.0
         # What the send raised that found the peer disconnected.
         self._send_error: OSError | None = None
@@ -100,12 +96,18 @@ class ServerStream(Stream):
                 return
             record = partial(self.on_send, bytes(chunk), began, perf_counter())
             if gc_safety.in_finalizer(error):
-                gc_safety.defer(record)
+                gc_safety.defer(partial(self._count_alone, record))
             else:
                 record()
         elif isinstance(error, OSError) and (error.errno or not isinstance(error, TimeoutError)):
             self._send_error = error
             self.mark_disconnected()
+
+    def _count_alone(self, record: Callable[[], None]) -> None:
+        """Calls ``record`` in another thread than that of the event loop."""
+        if type(self.counts) is LoopTotals:
+            self.counts = Totals()
+        record()
 
     def mark_disconnected(self, *, cut: bool = False) -> None:
         """The peer has disconnected; ``cut``: after the server had begun to cut the stream."""
@@ -183,7 +185,7 @@ class ServerStream(Stream):
             self._wait_threshold = min(wait, threshold)
         if wait < threshold:
             return False
-        self.slow_waits += 1
+        self.counts.slow_waits += 1
         return True
 
     def _classify(self, error: BaseException | None, cut: bool) -> tuple[str, BaseException | None]:

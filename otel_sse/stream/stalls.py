@@ -23,21 +23,15 @@ class Stalls(Segments):
     """Times are monotonic seconds.
 
     Attributes:
-        last_message: the last message's time, or the stream's start.
-        due: from when on a message has to look at what is due; ``CLOSED`` once the stream is.
         stall_state: set by a collection, advanced by the stream's own loop.
         loop: the event loop that the stream runs on, where there is one.
-        disconnected: the peer has disconnected, or the stream is closed.
 
     """
 
-    __slots__ = ("disconnected", "due", "last_message", "loop", "stall_state")
+    __slots__ = ("loop", "stall_state")
 
-    last_message: float
-    due: float
     stall_state: StallState
     loop: EventLoop | None
-    disconnected: bool
 
     def idle(self, now: float) -> float:
         """Seconds without a message."""

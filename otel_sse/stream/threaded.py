@@ -28,6 +28,8 @@ class ThreadedStream(Stream):
     # would miss them here.
     __slots__ = _NO_SLOTS
 
+    _shares_counts = False
+
     _idle: bool
     _lock: Any
     _maintained: bool

@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from otel_sse.semconv import Role
-from otel_sse.telemetry.series import MetricSeries
+from otel_sse.telemetry.series import MetricSeries, Totals
 from otel_sse.telemetry.snapshot import LiveStream, SeriesSnapshot
 
 
@@ -37,6 +37,11 @@ class StreamRegistry:
                 found = self._series[values] = MetricSeries(attributes, span_name)
         return found
 
+    def totals_of(self, series: MetricSeries, loop: object) -> Totals:
+        """Where a stream of ``series`` counts that the thread of ``loop`` alone writes."""
+        with self.lock:
+            return series.totals_of(loop)
+
     def register(self, stream: LiveStream) -> None:
         with self.lock:
             stream.series.opened[stream.resumed] += 1
@@ -49,7 +54,7 @@ class StreamRegistry:
                 return False
             self.live.discard(stream)
             self.ended.add(stream)
-            stream.series.closed.add(stream)
+            stream.series.closed.add_stream(stream)
         return True
 
     def close(self, stream: LiveStream) -> bool:
@@ -72,7 +77,8 @@ class StreamRegistry:
     def rows(
         self, *, only_if_live: bool
     ) -> tuple[dict[MetricSeries, SeriesSnapshot], list[LiveStream]]:
-        """Each series with its closed streams, and the live streams, as of one moment.
+        """Each series without what live streams count for themselves, and those streams, as of one
+        moment.
 
         ``only_if_live``: no series where no stream is live.
         """

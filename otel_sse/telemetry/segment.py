@@ -23,8 +23,8 @@ from otel_sse.telemetry.sdk_internals import remaining_event_capacity
 _RECORD: Final = Struct("ddQH")
 _SIZE: Final = _RECORD.size
 _pack: Final = _RECORD.pack_into
-_GROWTH: Final = bytes(4 * _SIZE)
-_EDGES: Final = 2 * EDGE_MESSAGES * _SIZE
+_GROWTH: Final = 4 * _SIZE
+_NEVER: Final = -1
 
 
 class RecordedMessage(NamedTuple):
@@ -45,11 +45,9 @@ class Segment:
 
     __slots__ = (
         "_buffer",
-        "_end",
-        "_every",
         "_head",
         "_ids",
-        "_next",
+        "_last",
         "_slow",
         "before",
         "count",
@@ -67,33 +65,28 @@ class Segment:
         self.before = before
         self.count = 0
         self._buffer: bytearray | None = bytearray() if capacity else None
-        self._every = every
         # Slots that are written once; with ``edges`` as many behind them are overwritten in turn.
         self._head = capacity if every else EDGE_MESSAGES
-        # Offsets in the buffer, in bytes: the next slot's, and the last one's end.
-        self._next = 0
-        self._end = self._head * _SIZE if every else _EDGES
+        # The number of the message that fills the buffer.
+        self._last = capacity - 1 if every else _NEVER
         self._slow: list[RecordedMessage] | None = None
         self._ids: dict[int, str] | None = None
 
     def append(self, at: float, wait: float, size: int, kind: int) -> bool:
         """Buffers a message; returns whether the segment is full with it."""
-        self.count += 1
+        number = self.count
+        self.count = number + 1
         buffer = self._buffer
         if buffer is None:
             return False
-        slot = self._next
+        head = self._head
+        slot = (number if number < head else head + number % head) * _SIZE
         try:
             _pack(buffer, slot, at, wait, size, kind)
         except StructError:
-            buffer.extend(_GROWTH)
+            buffer.extend(bytes(max(_GROWTH, slot + _SIZE - len(buffer))))
             _pack(buffer, slot, at, wait, size, kind)
-        slot += _SIZE
-        if slot < self._end:
-            self._next = slot
-            return False
-        self._next = self._head * _SIZE
-        return self._every
+        return number == self._last
 
     def append_slow(self, at: float, wait: float, size: int, kind: int) -> None:
         """Keeps the message just buffered, also when its slot is overwritten."""

@@ -14,7 +14,7 @@ from otel_sse.process.backlog import NO_BACKLOG, Transport, read_backlog
 from otel_sse.process.event_loops import EventLoop
 from otel_sse.process.server_facts import HypercornTransport
 from otel_sse.semconv import KERNEL
-from otel_sse.telemetry.series import MetricSeries, SupportsTotals, Totals
+from otel_sse.telemetry.series import Counting, MetricSeries, Totals
 from otel_sse.telemetry.stall_state import StallState
 
 # Backlogs that one collection reads; each takes a system call. With more connections they take
@@ -24,7 +24,7 @@ MAX_BACKLOGS: Final = 4096
 _YIELD_EVERY: Final = 256
 
 
-class LiveStream(SupportsTotals, Protocol):
+class LiveStream(Counting, Protocol):
     """What a snapshot reads of a stream, and the backlog that it notes. Times are monotonic
     seconds.
     """
@@ -73,6 +73,8 @@ class SeriesSnapshot:
     def __init__(self, series: MetricSeries) -> None:
         self.totals = Totals()
         self.totals.add(series.closed)
+        for each in series.running:
+            self.totals.add(each)
         self.opened = tuple(series.opened)
         self.active = 0
         self.stalled = 0
@@ -89,7 +91,7 @@ class Snapshot:
     stream is in exactly one of them.
 
     Args:
-        rows: a snapshot of each series, with its closed streams alone.
+        rows: a snapshot of each series, without what live streams count for themselves.
         live: the live streams, which are added.
         now: monotonic seconds.
         stall_seconds: the stall threshold; 0: off.
@@ -120,7 +122,7 @@ class Snapshot:
                 time.sleep(0)
             row = rows[stream.series]
             row.active += 1
-            row.totals.add(stream)
+            row.totals.add_stream(stream)
             idle = stream.idle(now)
             if idle > row.idle:
                 row.idle = idle

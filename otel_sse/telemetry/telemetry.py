@@ -4,9 +4,8 @@ Shared by all instrumentors, since the SDK drops the callbacks of an instrument 
 and cannot forget one. So a ``Telemetry`` stays for good; once the last instrumentor has released
 it and its last stream has closed, its callbacks yield nothing.
 
-Counters are observable: a stream counts for itself, and only a collection adds up what the live
-ones hold and the closed ones left. Whatever raises in here is logged once; an instrument that
-raised is switched off.
+Counters are observable: streams count in plain numbers, and only a collection adds these up.
+Whatever raises in here is logged once; an instrument that raised is switched off.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def test_a_configuration_that_changes_while_a_stream_lives(backend: Backend) -> 
         sharing.release_telemetry(first, telemetry)
         assert obtain(backend, second, event_types="tick,tock") is telemetry
         repeat(stream, 1000, 2)
-        assert sum(stream.messages) == stream.sequence == 2000
+        assert sum(stream.counts.messages) == stream.sequence == 2000
         assert stream.io == 2000 * len(TICK)
         assert backend.value("sse.server.messages", sse__event__type="tick") == 1000
     sharing.release_telemetry(second, telemetry)
