@@ -7,7 +7,8 @@ which throws all of it away; the clients are another process. A tenth of them st
 have joined. So many messages a second are published; printed are how late the others had each
 message (the delay of each delivery, from before it was published), the server's CPU, and its memory
 beside the sum of its settings. The exit status is 1 where a quick client missed a message, or the
-memory is beyond that sum. With ``--rate 0`` the clients are idle.
+memory is beyond that sum. With ``--rate 0`` the clients are idle, and with ``--plain`` the server's
+streams are not instrumented.
 """
 
 import argparse
@@ -31,6 +32,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from churn import EXAMPLES, SETTINGS, Discarding  # noqa: E402
 from helpers.processes import INSTRUMENT  # noqa: E402
 from helpers.servers import free_port  # noqa: E402
+from startup import OURS  # noqa: E402
 
 MESSAGE = re.compile(rb"data: (\d+) (\d+) ")
 # What a client's queue may hold: small, so that a short run fills those of the slow ones.
@@ -181,6 +183,8 @@ async def main(given: argparse.Namespace) -> int:
             "SSE_SERVER_HISTORY": str(HISTORY),
         }
         env = {**os.environ, **SETTINGS, **receiver.environment, **own}
+        if given.plain:
+            env["OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"] += f",{OURS}"
         process = await asyncio.create_subprocess_exec(
             *(str(INSTRUMENT), sys.executable, "-m", "server"), cwd=EXAMPLES, env=env
         )
@@ -204,6 +208,7 @@ if __name__ == "__main__":
     parser.add_argument("--rate", type=float, default=8, help="messages a second")
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--size", type=int, default=300, help="bytes of a message's data")
+    parser.add_argument("--plain", action="store_true", help="without otel_sse's instrumentors")
     parser.add_argument("--crowd", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--path", default="", help=argparse.SUPPRESS)
     parser.add_argument("--stopped", type=int, default=0, help=argparse.SUPPRESS)

@@ -16,9 +16,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from itertools import cycle, islice
 from math import inf
 from time import perf_counter, process_time, thread_time
-from types import ModuleType
 from typing import Any, TypeVar
 
+import answers
 import variants
 from opentelemetry import _logs, trace
 
@@ -196,41 +196,11 @@ def tornado_json(variant: str, turns: int) -> dict[str, float]:
     """The same of Tornado, from a request whose headers are parsed."""
 
     async def build() -> Requests:
-        from tornado.httputil import HTTPHeaders, HTTPServerRequest
-        from tornado.web import Application, RequestHandler
-
-        finished = asyncio.Event()
-
-        class Answer(RequestHandler):
-            def get(self) -> None:
-                self.write({"status": "ok"})
-
-        class Connection:
-            context = None
-
-            def set_close_callback(self, _: Any) -> None:
-                pass
-
-            def write_headers(self, *_: Any) -> asyncio.Future[None]:
-                written = asyncio.get_running_loop().create_future()
-                written.set_result(None)
-                return written
-
-            def finish(self) -> None:
-                finished.set()
-
-        app = Application([("/json", Answer)], log_function=lambda _: None)
+        request = answers.tornado_request("/json")
 
         async def requests() -> None:
             for _ in range(_REQUESTS):
-                finished.clear()
-                request = HTTPServerRequest(
-                    *("GET", "/json", "HTTP/1.1", HTTPHeaders({"Host": "localhost"})),
-                    host="localhost",
-                    connection=Connection(),  # type: ignore[arg-type]
-                )
-                app.find_handler(request).execute()  # type: ignore[attr-defined]
-                await finished.wait()
+                await request()
 
         return requests
 
@@ -254,17 +224,7 @@ def django_json(variant: str, turns: int) -> dict[str, float]:
     """The same of Django by WSGI, without middleware."""
 
     async def build() -> Requests:
-        import django
-        from django.conf import settings
-        from django.core.handlers.wsgi import WSGIHandler
-        from django.http import JsonResponse
-        from django.urls import path
-
-        urls: Any = ModuleType("urls")
-        urls.urlpatterns = [path("json", lambda _: JsonResponse({"status": "ok"}))]
-        settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=urls)
-        django.setup()
-        return _wsgi_requests(WSGIHandler())
+        return _wsgi_requests(answers.django_app())
 
     return _fastest("django", variant, build, turns)
 
@@ -281,19 +241,11 @@ def _asgi_requests(app: Any) -> Requests:
 
 
 def _wsgi_requests(app: Any) -> Requests:
-    from werkzeug.test import EnvironBuilder
-
-    environ = EnvironBuilder("/json").get_environ()
-
-    def start_response(*_: Any) -> Any:
-        pass
+    request = answers.wsgi_request(app, "/json")
 
     async def requests() -> None:
         for _ in range(_REQUESTS):
-            body = app(dict(environ), start_response)
-            for _ in body:
-                pass
-            body.close()
+            request()
 
     return requests
 

@@ -24,8 +24,9 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from answers import django_app, tornado_request, wsgi_request
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -173,7 +174,7 @@ def run_regions() -> None:
         "starlette": starlette_call(),
         "aiohttp": loop.run_until_complete(aiohttp_call(loop)),
         "flask": flask_call(),
-        "django": django_call(),
+        "django": wsgi_call(django_app()),
         "tornado": tornado_call(),
     }
 
@@ -308,74 +309,20 @@ def flask_call() -> Call:
     return wsgi_call(app)
 
 
-def django_call() -> Call:
-    import django
-    from django.conf import settings
-    from django.core.handlers.wsgi import WSGIHandler
-    from django.http import JsonResponse
-    from django.urls import path
-
-    urls: Any = ModuleType("urls")
-    urls.urlpatterns = [path("json", lambda _: JsonResponse({"status": "ok"}))]
-    settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=urls)
-    django.setup()
-    return wsgi_call(WSGIHandler())
-
-
 def wsgi_call(app: Any) -> Call:
-    from werkzeug.test import EnvironBuilder
-
-    def start_response(*_: Any) -> None:
-        pass
-
     async def call(path: str, times: int, messages: int) -> None:
-        environ = EnvironBuilder(path, environ_base={"messages": messages}).get_environ()
+        request = wsgi_request(app, path, messages=messages)
         for _ in range(times):
-            body: Any = app(dict(environ), start_response)
-            for _ in body:
-                pass
-            body.close()
+            request()
 
     return call
 
 
 def tornado_call() -> Call:
-    from tornado.httputil import HTTPHeaders, HTTPServerRequest
-    from tornado.web import Application, RequestHandler
-
-    class Answer(RequestHandler):
-        def get(self) -> None:
-            self.write({"status": "ok"})
-
-    class Connection:
-        context = None
-
-        def __init__(self) -> None:
-            self.finished = asyncio.Event()
-
-        def set_close_callback(self, _: Any) -> None:
-            pass
-
-        def write_headers(self, *_: Any) -> asyncio.Future[None]:
-            written = asyncio.get_running_loop().create_future()
-            written.set_result(None)
-            return written
-
-        def finish(self) -> None:
-            self.finished.set()
-
-    app = Application([("/json", Answer)], log_function=lambda _: None)
-
     async def call(path: str, times: int, _: int) -> None:
+        request = tornado_request(path)
         for _ in range(times):
-            connection: Any = Connection()
-            request = HTTPServerRequest(
-                *("GET", path, "HTTP/1.1", HTTPHeaders({"Host": "localhost"})),
-                host="localhost",
-                connection=connection,
-            )
-            app.find_handler(request).execute()  # type: ignore[attr-defined]
-            await connection.finished.wait()
+            await request()
 
     return call
 

@@ -163,24 +163,26 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def instrumentation_dependencies(self) -> Collection[str]:
         # Any one is enough.
-        known = [each.requires for each in self.targets if each.requires is not None]
-        if len(known) < 2:
-            return known
-        return _satisfied(known) or known
+        known = self._requirements()
+        return known if len(known) < 2 else _satisfied(known) or known
 
     def instrument(self, **kwargs: Any) -> None:
         # The auto-instrumentation checks the dependencies of the distribution, where any one is
         # enough, and skips the check here. But each framework that is absent or too old must be
         # skipped by itself.
         automatic = kwargs.pop("skip_dep_check", False)
-        known = [each.requires for each in self.targets if each.requires is not None]
-        # Once, and not again where a framework is imported: it means to parse its metadata.
+        known = self._requirements()
+        # Here, and not by the base class or at each import too: to read metadata is slow.
         self._supported = _satisfied(known)
         if self._supported or not known:
             kwargs["skip_dep_check"] = True
         elif automatic:
             kwargs["raise_exception_on_conflict"] = True
         super().instrument(**kwargs)
+
+    def _requirements(self) -> list[str]:
+        """Those of the targets, each once."""
+        return list(dict.fromkeys(each.requires for each in self.targets if each.requires))
 
     def _instrument(self, **kwargs: Any) -> None:
         providers = [kwargs.pop(name, None) for name in _PROVIDERS]
@@ -220,7 +222,7 @@ class SSEInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         if self._settings is None or target.module in self._installed:
             return
         requires = target.requires
-        if requires is not None and requires not in self._supported:
+        if requires is not None and requires not in self._supported and not _satisfied([requires]):
             return
         try:
             if self.telemetry is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextvars import ContextVar, copy_context
 from functools import wraps
 from time import perf_counter
@@ -240,19 +240,24 @@ class _Timer:
 
     def __enter__(self) -> Any:
         self.stream.wait_started()
-        return self._ask(self._timer.__enter__)
+        try:
+            return self._timer.__enter__()
+        except asyncio.TimeoutError as late:
+            self.stream.close(late)
+            raise
 
     def __exit__(self, *error: Any) -> Any:
         if not gc_safety.in_finalizer(error[1]):
             self.stream.wait_ended()
-        return self._ask(self._timer.__exit__, *error)
+        try:
+            return self._timer.__exit__(*error)
+        except asyncio.TimeoutError as late:
+            self.stream.close(late)
+            raise
 
     def assert_timeout(self) -> None:
-        self._ask(self._timer.assert_timeout)
-
-    def _ask(self, timer: Callable[..., Any], *args: Any) -> Any:
         try:
-            return timer(*args)
+            self._timer.assert_timeout()
         except asyncio.TimeoutError as late:
             self.stream.close(late)
             raise

@@ -12,6 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import (
     AsyncGenerator,
+    Callable,
     Generator,
     Iterable,
     Iterator,
@@ -207,11 +208,19 @@ class _Reader:
         # The chunk that is not known to be decoded.
         self._raw = b""
 
-    def on_chunk(self, chunk: bytes) -> None:
+    def hooks(self) -> tuple[Callable[[], None], Callable[[bytes, bool], None]]:
+        """What is called before and after each wait: the stream itself where nothing is to be
+        decided.
+        """
+        if self.stream is None or self.decoder is not None:
+            return self.wait_started, self.on_chunk
+        return self.stream.wait_started, self.stream.on_chunk
+
+    def on_chunk(self, chunk: bytes, waited: bool) -> None:
         if self.stream is None:
             return
         if self.decoder is None:
-            self.stream.on_chunk(chunk, waited=True)
+            self.stream.on_chunk(chunk, waited)
             return
         self.stream.wait_ended()
         if not self.decoder.used:
@@ -274,12 +283,13 @@ def _iterate_async(original: Any) -> Any:
 
 
 def _read(chunks: Any, reader: _Reader) -> Generator[bytes, None, None]:
+    wait_started, on_chunk = reader.hooks()
     try:
-        reader.wait_started()
+        wait_started()
         for chunk in chunks if reader.call is None else iterate_within(reader.call, chunks):
-            reader.on_chunk(chunk)
+            on_chunk(chunk, True)
             yield chunk
-            reader.wait_started()
+            wait_started()
     except BaseException as error:
         reader.on_end(error)
         raise
@@ -290,13 +300,14 @@ def _read(chunks: Any, reader: _Reader) -> Generator[bytes, None, None]:
 
 
 async def _read_async(chunks: Any, reader: _Reader) -> AsyncGenerator[bytes, None]:
+    wait_started, on_chunk = reader.hooks()
     source = chunks if reader.call is None else _within(reader.call, chunks)
     try:
-        reader.wait_started()
+        wait_started()
         async for chunk in source:
-            reader.on_chunk(chunk)
+            on_chunk(chunk, True)
             yield chunk
-            reader.wait_started()
+            wait_started()
     except BaseException as error:
         reader.on_end(error)
         raise

@@ -17,7 +17,7 @@ if sys.platform == "linux":
 
 # The backlog of most connections: one object for all of them.
 NO_BACKLOG: Final = {TRANSPORT: 0, KERNEL: 0}
-_NO_BYTES: Final = bytes(4)
+_ZERO: Final = bytes(4)
 
 
 class Transport(Protocol):
@@ -45,8 +45,8 @@ def read_backlog(transport: Transport) -> dict[str, int]:
         if sys.platform == "linux":
             sock = transport.get_extra_info("socket")
             if sock is not None:
-                pending = ioctl(sock.fileno(), TIOCOUTQ, _NO_BYTES)
-                if pending == _NO_BYTES and not layers[TRANSPORT]:
+                pending = ioctl(sock.fileno(), TIOCOUTQ, _ZERO)
+                if pending == _ZERO and not layers[TRANSPORT]:
                     layers = NO_BACKLOG
                 else:
                     layers[KERNEL] = int.from_bytes(pending, sys.byteorder)

@@ -10,9 +10,10 @@ Which thread writes what:
 ======================================  ==========================================================
 field                                   written by
 ======================================  ==========================================================
-counters, parser, segment, ``due``      the thread that sends or reads the stream, alone: no lock
-``counts``                              the same, or the thread of the event loop that it shares
+``io``, parser, segment, ``due``        the thread that sends or reads the stream, alone: no lock
 ``last_message``                        the same
+numbers in ``counts``                   the same; where streams share them, the thread of their loop
+``counts`` itself                       the thread that opens the stream, and ``count_alone``
 ``stall_state``                         a collection (to PENDING, SUPPRESSED), then the loop
 ``disconnected``                        on the server: the loop; at the close: the closing thread
 ``due`` = CLOSED, ``_ended``            the thread that ends it
@@ -46,7 +47,7 @@ from otel_sse.stream.close_reason import root_cause
 from otel_sse.stream.info import ClientStreamInfo, ServerStreamInfo
 from otel_sse.stream.stalls import CLOSED, Stalls
 from otel_sse.telemetry.segment import RecordedMessage
-from otel_sse.telemetry.series import Totals
+from otel_sse.telemetry.series import Counts, LoopCounts
 from otel_sse.telemetry.stall_state import StallState
 from otel_sse.telemetry.telemetry import Telemetry
 from otel_sse.wire.opaque import OPAQUE_BODY, OpaqueBody
@@ -117,10 +118,7 @@ class Stream(Stalls):
 
     def _register(self) -> None:
         """The last step of opening: from now on collections see the stream."""
-        streams = self._telemetry.streams
-        shared = self._shares_counts
-        self.counts = streams.totals_of(self.series, self.loop) if shared else Totals()
-        streams.register(self)
+        self._telemetry.streams.register(self, shares_counts=self._shares_counts)
         self._telemetry.events.opened(self)
 
     @property
@@ -152,6 +150,10 @@ class Stream(Stalls):
                     self.rotate_segment(began)
                 return
             if self.due == CLOSED:
+                return
+            if gc_safety.in_finalizer():
+                # What comes now may take a lock of the SDK, which this thread may hold.
+                gc_safety.defer(partial(self._record_deferred, bytes(chunk), began, ended))
                 return
             parser = self._parser
             comments = parser.comments
@@ -192,6 +194,15 @@ class Stream(Stalls):
                 self._on_final_message()
         except Exception:
             telemetry.failures.log_failure_once("a message")
+
+    def _record_deferred(self, chunk: bytes, began: float, ended: float) -> None:
+        self.count_alone()
+        self.record_chunk(chunk, began, ended)
+
+    def count_alone(self) -> None:
+        """To be called before it is recorded in another thread than that of its event loop."""
+        if type(self.counts) is LoopCounts:
+            self.counts = Counts()
 
     def idle(self, now: float) -> float:
         # The messages of an encoded body are unknown, so it is never idle.

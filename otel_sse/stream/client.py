@@ -139,7 +139,8 @@ class ClientStream(ThreadedStream):
     def wait_started(self) -> None:
         """The reader starts to wait. What it did before is not the stream's idle time."""
         self.last_message += perf_counter() - self._accounted_until
-        self._start_idle()
+        # As ``_start_idle``, without a call for every message.
+        self._idle = True
 
     def wait_ended(self) -> None:
         self._accounted_until = perf_counter()
@@ -147,11 +148,14 @@ class ClientStream(ThreadedStream):
 
     def on_chunk(self, chunk: bytes, waited: bool = False) -> None:
         """The reader receives ``chunk``, at the end of a wait or without one."""
-        before = self._accounted_until
-        self.wait_ended()
-        now = self._accounted_until
+        now = perf_counter()
         if not waited:
-            self.last_message += now - before
+            self.last_message += now - self._accounted_until
+        # As ``wait_ended``, without calls for every message.
+        self._accounted_until = now
+        self._idle = False
+        if self._maintained:
+            self._end_idle()
         if self._comments is None:
             self.record_chunk(chunk, now, now)
         else:

@@ -1,8 +1,8 @@
 """The fields of a stream that each message reads or writes.
 
 With thousands of streams none of this is in the processor's cache when a message comes, and each
-line of 64 bytes that it touches takes some 0.1 us. Python puts the slots of the first base class
-first: here they are side by side, where those of four classes would lie in six lines.
+line of 64 bytes that it touches takes some 0.1 us. A base class's slots come before those of its
+subclasses: here they are side by side, where those of four classes would lie in six lines.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 
 from otel_sse.process.backlog import Transport
 from otel_sse.telemetry.segment import Segment
-from otel_sse.telemetry.series import MetricSeries, Totals
+from otel_sse.telemetry.series import Counts, MetricSeries
 from otel_sse.telemetry.telemetry import Telemetry
 
 
 class MessageFields:
-    """Set by the classes below. Times are monotonic seconds.
+    """Set by its subclasses. Times are monotonic seconds.
 
     Attributes:
-        counts: where its messages count; see ``Totals``.
+        counts: where its messages are counted; see ``telemetry.series``.
         disconnected: the peer has disconnected, or the stream is closed.
         due: from when on a message has to look at what is due; ``CLOSED`` once the stream is.
         io: body bytes.
@@ -47,7 +47,7 @@ class MessageFields:
     _segment: Segment
     _telemetry: Telemetry
     _wait_threshold: float
-    counts: Totals
+    counts: Counts
     disconnected: bool
     due: float
     io: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from time import perf_counter
 from typing import Any, ClassVar
@@ -18,7 +17,6 @@ from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import RequestState
 from otel_sse.stream.threaded import ThreadedStream
 from otel_sse.telemetry.cardinality import clip_text
-from otel_sse.telemetry.series import LoopTotals, Totals
 from otel_sse.telemetry.telemetry import Telemetry
 
 
@@ -94,20 +92,14 @@ class ServerStream(Stream):
             # Cancelled while it waited: the server has the bytes.
             if chunk is None:
                 return
-            record = partial(self.on_send, bytes(chunk), began, perf_counter())
+            sent = (bytes(chunk), began, perf_counter())
             if gc_safety.in_finalizer(error):
-                gc_safety.defer(partial(self._count_alone, record))
+                gc_safety.defer(partial(self._record_deferred, *sent))
             else:
-                record()
+                self.on_send(*sent)
         elif isinstance(error, OSError) and (error.errno or not isinstance(error, TimeoutError)):
             self._send_error = error
             self.mark_disconnected()
-
-    def _count_alone(self, record: Callable[[], None]) -> None:
-        """Calls ``record`` in another thread than that of the event loop."""
-        if type(self.counts) is LoopTotals:
-            self.counts = Totals()
-        record()
 
     def mark_disconnected(self, *, cut: bool = False) -> None:
         """The peer has disconnected; ``cut``: after the server had begun to cut the stream."""

@@ -80,7 +80,7 @@ _OBSERVABLE: Final[tuple[tuple[Metric, str, Read], ...]] = (
     (semconv.RECONNECTIONS, "counter", _each(lambda row: row.opened[1])),
     (semconv.DELIVERY_SKEWED, "counter", _each(lambda row: row.totals.skewed)),
     (semconv.MESSAGES, "counter", _messages),
-    (semconv.DROPPED, "counter", _by(semconv.DROP_REASON, lambda row: row.totals.dropped or {})),
+    (semconv.DROPPED, "counter", _by(semconv.DROP_REASON, lambda row: row.totals.dropped)),
     (semconv.COMMENTS, "counter", _each(lambda row: row.totals.comments)),
     (semconv.IO, "counter", _each(lambda row: row.totals.io)),
     (semconv.SEND_TIME, "counter", _each(lambda row: row.totals.wait_time)),

@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from otel_sse.semconv import Role
-from otel_sse.telemetry.series import MetricSeries, Totals
+from otel_sse.telemetry.series import Counts, MetricSeries
 from otel_sse.telemetry.snapshot import LiveStream, SeriesSnapshot
 
 
@@ -37,14 +37,12 @@ class StreamRegistry:
                 found = self._series[values] = MetricSeries(attributes, span_name)
         return found
 
-    def totals_of(self, series: MetricSeries, loop: object) -> Totals:
-        """Where a stream of ``series`` counts that the thread of ``loop`` alone writes."""
+    def register(self, stream: LiveStream, *, shares_counts: bool) -> None:
+        """``shares_counts``: the thread of the stream's event loop alone counts in it."""
         with self.lock:
-            return series.totals_of(loop)
-
-    def register(self, stream: LiveStream) -> None:
-        with self.lock:
-            stream.series.opened[stream.resumed] += 1
+            series = stream.series
+            stream.counts = series.counts_of(stream.loop) if shares_counts else Counts()
+            series.opened[stream.resumed] += 1
             self.live.add(stream)
 
     def end(self, stream: LiveStream) -> bool:
@@ -77,8 +75,7 @@ class StreamRegistry:
     def rows(
         self, *, only_if_live: bool
     ) -> tuple[dict[MetricSeries, SeriesSnapshot], list[LiveStream]]:
-        """Each series without what live streams count for themselves, and those streams, as of one
-        moment.
+        """Each series without the live streams' own numbers, and those streams, as of one moment.
 
         ``only_if_live``: no series where no stream is live.
         """

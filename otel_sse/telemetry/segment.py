@@ -9,6 +9,7 @@ With ``edges`` the buffer has 32 slots of 26 bytes: message 0 to 15 of the segme
 With ``all`` it has as many slots as the span has room for events, and is full after the last one.
 """
 
+import sys
 from collections.abc import Iterator
 from struct import Struct
 from struct import error as StructError
@@ -24,7 +25,6 @@ _RECORD: Final = Struct("ddQH")
 _SIZE: Final = _RECORD.size
 _pack: Final = _RECORD.pack_into
 _GROWTH: Final = 4 * _SIZE
-_NEVER: Final = -1
 
 
 class RecordedMessage(NamedTuple):
@@ -68,7 +68,7 @@ class Segment:
         # Slots that are written once; with ``edges`` as many behind them are overwritten in turn.
         self._head = capacity if every else EDGE_MESSAGES
         # The number of the message that fills the buffer.
-        self._last = capacity - 1 if every else _NEVER
+        self._last = capacity - 1 if every and capacity else sys.maxsize
         self._slow: list[RecordedMessage] | None = None
         self._ids: dict[int, str] | None = None
 
@@ -86,7 +86,7 @@ class Segment:
         except StructError:
             buffer.extend(bytes(max(_GROWTH, slot + _SIZE - len(buffer))))
             _pack(buffer, slot, at, wait, size, kind)
-        return number == self._last
+        return number >= self._last
 
     def append_slow(self, at: float, wait: float, size: int, kind: int) -> None:
         """Keeps the message just buffered, also when its slot is overwritten."""

@@ -1,25 +1,31 @@
-"""The totals of streams with the same base attributes.
+"""The numbers of streams with the same base attributes.
 
-A message counts in a ``Totals`` that all streams of a series and an event loop share. So a
+All streams of a series and an event loop count their messages in the same ``Counts``. So a
 collection has few of them to add up however many streams are live, and a message finds them in the
-processor's cache, where those of a stream of its own would not be. Whatever is not written by one
-thread alone has totals of its own; see ``Stream.counts``.
+processor's cache, where those of a stream of its own would not be. The loop's thread alone writes
+them. Where no such thread is known a stream has counts of its own: without an asyncio loop, where
+several threads may read or send, and without a GIL, where a finalizer may run between any two byte
+codes. With a GIL none runs within a statement that counts.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import weakref
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Final, Protocol
 
 from otel_sse.telemetry.sampler import MessageSampler
 
+_HAS_GIL: Final[bool] = getattr(sys, "_is_gil_enabled", lambda: True)()
 
-class Counting(Protocol):
-    """What counts: ``io`` in bytes and ``dropped`` by reason for itself, the rest in ``counts``."""
+
+class CountedStream(Protocol):
+    """A stream's own numbers: ``io`` in bytes, ``dropped`` by reason, the rest in ``counts``."""
 
     @property
-    def counts(self) -> Totals: ...
+    def counts(self) -> Counts: ...
 
     @property
     def io(self) -> int: ...
@@ -28,105 +34,126 @@ class Counting(Protocol):
     def dropped(self) -> dict[str, int] | None: ...
 
 
-class Totals:
-    """Numbers so far. ``messages`` is indexed by event type, ``dropped`` by reason; ``wait_time``
-    is in seconds, ``io`` in bytes.
-    """
+class Counts:
+    """Numbers so far. ``messages`` is indexed by event type; ``wait_time`` is in seconds."""
 
-    __slots__ = ("comments", "dropped", "io", "messages", "skewed", "slow_waits", "wait_time")
+    __slots__ = ("comments", "messages", "skewed", "slow_waits", "wait_time")
 
     def __init__(self) -> None:
         self.messages: list[int] = []
-        self.dropped: dict[str, int] | None = None
         self.comments = 0
-        self.io = 0
         self.wait_time = 0.0
         self.slow_waits = 0
         self.skewed = 0
 
     def count_message(self, index: int) -> None:
-        try:
-            self.messages[index] += 1
-        except IndexError:
-            self.messages += [0] * (index - len(self.messages)) + [1]
+        missing = index + 1 - len(self.messages)
+        if missing > 0:
+            # By zeros alone: a finalizer may count in here, and grow the list meanwhile.
+            self.messages.extend([0] * missing)
+        self.messages[index] += 1
 
-    def add(self, other: Totals) -> None:
+    def add(self, other: Counts) -> None:
         messages = self.messages
         for index, count in enumerate(other.messages):
             if index == len(messages):
                 messages.append(0)
             messages[index] += count
-        if other.dropped:
-            self._add_dropped(other.dropped)
         self.comments += other.comments
-        self.io += other.io
         self.wait_time += other.wait_time
         self.slow_waits += other.slow_waits
         self.skewed += other.skewed
 
-    def add_stream(self, stream: Counting) -> None:
-        """Adds what ``stream`` counts, but for what it counts in the totals of its loop."""
+
+class LoopCounts(Counts):
+    """Those of all streams of one event loop."""
+
+    __slots__ = ()
+
+
+class Totals(Counts):
+    """A sum over streams. ``io`` is in bytes, ``dropped`` is by reason."""
+
+    __slots__ = ("dropped", "io")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.io = 0
+        self.dropped: dict[str, int] = {}
+
+    def add_totals(self, other: Totals) -> None:
+        self.add(other)
+        self.io += other.io
+        self._add_dropped(other.dropped)
+
+    def add_stream(self, stream: CountedStream) -> None:
+        """Adds a stream's own numbers: not what it counts with others of its loop."""
         self.io += stream.io
         if stream.dropped:
-            self._add_dropped(stream.dropped)
-        if type(stream.counts) is not LoopTotals:
+            # Copied first: the stream's own thread may add a key in the meantime.
+            self._add_dropped(stream.dropped.copy())
+        if type(stream.counts) is not LoopCounts:
             self.add(stream.counts)
 
     def _add_dropped(self, dropped: dict[str, int]) -> None:
-        found = self.dropped = self.dropped or {}
-        # Copied first: the stream's own thread may add a key in the meantime.
-        for reason, count in dropped.copy().items():
-            found[reason] = found.get(reason, 0) + count
-
-
-class LoopTotals(Totals):
-    """The totals of all streams of one event loop: its thread alone writes them.
-
-    Attributes:
-        loop: the event loop; another one may follow it here once it is freed.
-
-    """
-
-    __slots__ = ("loop",)
-
-    def __init__(self, loop: weakref.ref[asyncio.AbstractEventLoop]) -> None:
-        super().__init__()
-        self.loop = loop
+        for reason, count in dropped.items():
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
 
 
 class MetricSeries(MessageSampler):
-    """One set of base attributes: the totals of its streams, and the sampler of its messages."""
+    """One set of base attributes: the numbers of its streams, and the sampler of its messages.
 
-    __slots__ = ("attributes", "backlog_layers", "closed", "opened", "running", "span_name")
+    Attributes:
+        closed: what closed streams have left of their own numbers.
+        by_loop: what the streams of each event loop have counted, of freed loops too.
+        opened: streams opened, new and resumed.
+        backlog_layers: those that were readable before: with no stream open they hold 0.
+
+    """
+
+    __slots__ = (
+        "_free",
+        "_loops",
+        "attributes",
+        "backlog_layers",
+        "by_loop",
+        "closed",
+        "opened",
+        "span_name",
+    )
 
     def __init__(self, attributes: dict[str, Any], span_name: str = "SSE") -> None:
         super().__init__()
         self.attributes = attributes
         self.span_name = span_name
-        # What closed streams have left, and what the streams of each loop count, closed ones too.
         self.closed = Totals()
-        self.running: list[LoopTotals] = []
-        # Streams opened, new and resumed.
+        self.by_loop: list[LoopCounts] = []
+        # By the address of a loop, a reference to it, and its counts.
+        self._loops: dict[int, tuple[weakref.ref[asyncio.AbstractEventLoop], LoopCounts]] = {}
+        # The counts of loops that have been freed, for the next ones.
+        self._free: list[LoopCounts] = []
         self.opened = [0, 0]
-        # Backlog layers that were readable before: with no stream open they hold 0.
         self.backlog_layers: set[str] = set()
 
-    def totals_of(self, loop: object) -> Totals:
-        """Where a stream counts that the thread of ``loop`` alone writes; not for two threads at
-        once.
-        """
-        if not isinstance(loop, asyncio.AbstractEventLoop):
-            return Totals()
-        free: LoopTotals | None = None
-        for each in self.running:
-            owner = each.loop()
-            if owner is loop:
-                return each
-            if owner is None:
-                free = each
-        reference = weakref.ref(loop)
-        if free is None:
-            free = LoopTotals(reference)
-            self.running.append(free)
-        free.loop = reference
-        return free
+    def counts_of(self, loop: object) -> Counts:
+        """The counts for the streams of ``loop``; to be called under the registry's lock."""
+        if not _HAS_GIL or not isinstance(loop, asyncio.AbstractEventLoop):
+            return Counts()
+        key = id(loop)
+        found = self._loops.get(key)
+        if found is not None:
+            return found[1]
+        if self._free:
+            counts = self._free.pop()
+        else:
+            counts = LoopCounts()
+            self.by_loop.append(counts)
+        # The callback is called before another loop can have the address. It takes no lock, and
+        # nothing here ever holds a loop, whose end would run application code under the lock.
+        self._loops[key] = (weakref.ref(loop, partial(self._on_loop_freed, key)), counts)
+        return counts
+
+    def _on_loop_freed(self, key: int, _: object) -> None:
+        found = self._loops.pop(key, None)
+        if found is not None:
+            self._free.append(found[1])

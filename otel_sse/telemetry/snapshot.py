@@ -1,4 +1,5 @@
-"""One look at all live streams: what they count and what closed ones left, for each series.
+"""One look at all streams of a role, for each series: the numbers of event loops, of live streams
+and of closed ones.
 
 It is taken on a metric reader's thread and only reads. What it finds due (segments of silent
 streams, stalls) it passes to the event loops that own the streams.
@@ -14,7 +15,7 @@ from otel_sse.process.backlog import NO_BACKLOG, Transport, read_backlog
 from otel_sse.process.event_loops import EventLoop
 from otel_sse.process.server_facts import HypercornTransport
 from otel_sse.semconv import KERNEL
-from otel_sse.telemetry.series import Counting, MetricSeries, Totals
+from otel_sse.telemetry.series import CountedStream, Counts, MetricSeries, Totals
 from otel_sse.telemetry.stall_state import StallState
 
 # Backlogs that one collection reads; each takes a system call. With more connections they take
@@ -24,11 +25,12 @@ MAX_BACKLOGS: Final = 4096
 _YIELD_EVERY: Final = 256
 
 
-class LiveStream(Counting, Protocol):
+class LiveStream(CountedStream, Protocol):
     """What a snapshot reads of a stream, and the backlog that it notes. Times are monotonic
     seconds.
     """
 
+    counts: Counts
     stall_state: StallState
     # As ``read_backlog`` gives it; None before it has been read.
     backlog: dict[str, int] | None
@@ -72,8 +74,8 @@ class SeriesSnapshot:
 
     def __init__(self, series: MetricSeries) -> None:
         self.totals = Totals()
-        self.totals.add(series.closed)
-        for each in series.running:
+        self.totals.add_totals(series.closed)
+        for each in series.by_loop:
             self.totals.add(each)
         self.opened = tuple(series.opened)
         self.active = 0
@@ -91,7 +93,7 @@ class Snapshot:
     stream is in exactly one of them.
 
     Args:
-        rows: a snapshot of each series, without what live streams count for themselves.
+        rows: a snapshot of each series, without the live streams' own numbers.
         live: the live streams, which are added.
         now: monotonic seconds.
         stall_seconds: the stall threshold; 0: off.

@@ -13,7 +13,7 @@ import pytest_asyncio
 from browser.collector import Collector
 from browser.receivers import AddedReceiver
 from browser.tab import SHARED_LOOP, Tab
-from helpers.servers import free_port
+from helpers.servers import free_port, refusing_port
 from playwright.async_api import Browser
 
 pytestmark = SHARED_LOOP
@@ -77,7 +77,7 @@ async def test_without_a_collector_the_demo_reports_it(
     """The page shows that no collector listens, and its figures, and logs nothing."""
     context = await chromium.new_context(base_url=server)
     tab = Tab(await context.new_page(), collector)
-    await tab.page.goto(f"/?collector=http://localhost:{free_port()}")
+    await tab.page.goto(f"/?collector=http://localhost:{refusing_port()}")
     await tab.page.get_by_text("No collector listens at").wait_for(timeout=60_000)
     await tab.page.get_by_text("report of ").wait_for(timeout=60_000)
     await tab.run("new Promise(resolve => setTimeout(resolve, 11_000))")

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from collector.processes import CONFIGS, App, Collector, Process, configs, to
 from helpers.otlp import Receiver, Span
-from helpers.servers import free_port
+from helpers.servers import free_port, refusing_port
 from helpers.tools import tool
 from helpers.waiting import wait_until
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -322,7 +322,7 @@ def _numbers(*receivers: Receiver) -> set[int]:
 
 def test_a_restart_and_an_absent_backend_lose_nothing(tmp_path: Path) -> None:
     """Killed, and stopped, while no backend is there: all that it took arrives, once one is."""
-    absent = f"http://127.0.0.1:{free_port()}"
+    absent = f"http://127.0.0.1:{refusing_port()}"
     files = (THRESHOLDS, "jaeger", "persistence")
     queue = {"SSE_QUEUE_DIR": str(tmp_path / "queue")}
     with Collector(*files, JAEGER_ENDPOINT=absent, **queue) as collector:
@@ -342,7 +342,7 @@ def test_a_restart_and_an_absent_backend_lose_nothing(tmp_path: Path) -> None:
 
 def test_without_persistence_the_same_is_lost(tmp_path: Path) -> None:
     """The test above can fail: a killed collector without the file forgets its queue."""
-    absent = f"http://127.0.0.1:{free_port()}"
+    absent = f"http://127.0.0.1:{refusing_port()}"
     with Collector("jaeger", JAEGER_ENDPOINT=absent) as collector:
         Spans(collector.endpoint).export(0, 20)
         collector.kill()

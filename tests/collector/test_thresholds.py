@@ -12,7 +12,7 @@ import yaml
 from collector.processes import CONFIGS, App, Collector, ReferenceServer, to
 from collector.simulated import ERRORS, MEMORY, REJECTED, SimulatedProcess
 from helpers.otlp import Receiver
-from helpers.servers import free_port
+from helpers.servers import refusing_port
 from helpers.waiting import wait_until
 
 from otel_sse import semconv as sse
@@ -423,7 +423,7 @@ def test_the_reference_servers_refusals_and_errors_breach() -> None:
                 found = wait_until(lambda: collector.alerts("refusing"))
             assert set(found) == {"SSERejectedConnections"}
             wait_until(lambda: collector.alerts("refusing") == {})
-        nothing_there = f"redis://127.0.0.1:{free_port()}/0"
+        nothing_there = f"redis://127.0.0.1:{refusing_port()}/0"
         with ReferenceServer(end, "alone", redis_url=nothing_there):
             found = wait_until(lambda: collector.alerts("alone"))
             assert set(found) == {"SSEBrokerErrors"}

@@ -1,7 +1,6 @@
 """Requests that ask for an event stream and get none."""
 
 import asyncio
-import socket
 from typing import Any
 
 import aiohttp
@@ -9,6 +8,7 @@ import pytest
 from helpers.backend import Backend
 from helpers.client_readers import CLIENTS, USUAL, client, instrumented
 from helpers.client_streams import CHUNKED, FIRST, ServerSide, assert_read, serving, table
+from helpers.servers import refusing_port
 from helpers.waiting import until
 
 ACCEPT = {"Accept": "application/json, text/event-stream"}
@@ -16,12 +16,6 @@ ACCEPT = {"Accept": "application/json, text/event-stream"}
 
 def _failures(backend: Backend) -> dict[tuple[Any, ...], int]:
     return table(backend, "connect.duration", "error.type")
-
-
-def _free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
 
 
 async def _fail(name: str, url: str, **options: Any) -> Exception:
@@ -33,7 +27,7 @@ async def _fail(name: str, url: str, **options: Any) -> Exception:
 @client
 async def test_a_refused_connection(name: str, telemetry: Backend) -> None:
     """Its error is that of the library, or what made it give up; nothing else is recorded."""
-    port = _free_port()
+    port = refusing_port()
     error = await _fail(name, f"http://127.0.0.1:{port}/", **ACCEPT)
     if name in ("urllib3", "urllib"):
         error = error.reason  # type: ignore[attr-defined]
@@ -91,7 +85,7 @@ async def test_a_status_that_comes_with_a_stream(name: str, telemetry: Backend) 
 @client
 async def test_what_did_not_ask_for_a_stream_is_not_recorded(name: str, telemetry: Backend) -> None:
     """An HTTP request of any other kind may fail as it likes."""
-    await _fail(name, f"http://127.0.0.1:{_free_port()}/")
+    await _fail(name, f"http://127.0.0.1:{refusing_port()}/")
 
     async def answer(wire: ServerSide) -> None:
         await wire.head("Content-Length: 2", status="404 Not Found", kind="html")
@@ -121,7 +115,7 @@ async def test_what_succeeds_has_no_error(name: str, telemetry: Backend) -> None
 @client
 async def test_an_excluded_url_is_not_recorded(name: str, backend: Backend) -> None:
     """By the same option as a stream."""
-    port = _free_port()
+    port = refusing_port()
     with instrumented(backend, excluded_urls="127.0.0.1/x"):
         await _fail(name, f"http://127.0.0.1:{port}/x", **ACCEPT)
         await _fail(name, f"http://127.0.0.1:{port}/y", **ACCEPT)

@@ -1,7 +1,6 @@
 """Tornado's client reads real streams: it pushes the pieces, and only the server ends a stream."""
 
 import asyncio
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from helpers.client_streams import (
     serving,
     table,
 )
+from helpers.servers import refusing_port
 from helpers.streams import STREAM
 from helpers.waiting import until
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
@@ -198,16 +198,10 @@ def _failures(backend: Backend) -> dict[tuple[Any, ...], int]:
     return table(backend, "connect.duration", "error.type")
 
 
-def _free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
-
-
 @pytest.mark.parametrize("redirected", [False, True])
 async def test_a_refused_connection(redirected: bool, telemetry: Backend) -> None:
     """Is recorded once, also behind a redirect, for the request of the application."""
-    port = _free_port()
+    port = refusing_port()
 
     async def answer(wire: ServerSide) -> None:
         location = f"Location: http://127.0.0.1:{port}/"

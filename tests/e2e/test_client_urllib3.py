@@ -22,7 +22,7 @@ from helpers.client_streams import (
     serving,
     table,
 )
-from helpers.servers import free_port
+from helpers.servers import refusing_port
 from helpers.streams import STREAM
 from helpers.waiting import until
 from ld_eventsource import SSEClient
@@ -354,7 +354,7 @@ async def test_a_request_that_is_over_keeps_no_pool(
             return super()._get_conn(timeout)
 
     def send() -> weakref.ref[Pool]:
-        pool = Pool("127.0.0.1", server.port if answers else free_port())
+        pool = Pool("127.0.0.1", server.port if answers else refusing_port())
         if answers:
             assert pool.urlopen("GET", "/html").status == 200
         else:

@@ -13,7 +13,7 @@ from e2e.otlp_servers import grpc_receiver, http_answering, silent
 from helpers.otlp import Receiver
 from helpers.processes import ALONE, APPS
 from helpers.raw_client import RawClient
-from helpers.servers import free_port
+from helpers.servers import free_port, refusing_port
 from packaging.requirements import Requirement
 
 from otel_sse import frameworks
@@ -405,7 +405,7 @@ async def test_ctrl_c_ends_with_the_report_so_far(receiver: Receiver) -> None:
 
 async def test_nothing_listens() -> None:
     """The collector is not there: one problem for all three signals."""
-    port = free_port()
+    port = refusing_port()
     done = await checked(**over_http(f"http://127.0.0.1:{port}"))
     assert done.status == 1
     (finding,) = [each for each in done.document["findings"] if each["level"] == "problem"]

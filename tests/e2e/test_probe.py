@@ -18,7 +18,7 @@ from e2e.commands import OTEL_SSE, Done, environment, otel_sse
 from e2e.probed import Exchange, buffering_proxy, serve
 from helpers.backend import Backend
 from helpers.certificates import self_signed_context
-from helpers.servers import free_port, serve_asgi
+from helpers.servers import free_port, refusing_port, serve_asgi
 from helpers.tools import tool
 from helpers.waiting import until
 
@@ -156,7 +156,7 @@ async def test_a_server_that_cannot_be_reached_has_a_remedy_for_its_reason() -> 
     async with await asyncio.start_server(close, "127.0.0.1", 0) as server:
         closing = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         urls = [
-            f"http://127.0.0.1:{free_port()}/",
+            f"http://127.0.0.1:{refusing_port()}/",
             "http://nowhere.invalid/",
             f"https://{closing}/",
             f"http://{closing}/",

@@ -20,7 +20,7 @@ from aiohttp import web
 from examples.commands import EXAMPLES, SMALL, all_commands, commands, start
 from helpers.otlp import Receiver, Span
 from helpers.processes import ALONE, BIN, Served, serve
-from helpers.servers import free_port, serve_aiohttp
+from helpers.servers import refusing_port, serve_aiohttp
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
@@ -350,7 +350,7 @@ async def test_by_hand_without_a_collector_prints_so(unused_endpoint: str) -> No
 
 @pytest.fixture
 def unused_endpoint() -> str:
-    return f"http://127.0.0.1:{free_port()}"
+    return f"http://127.0.0.1:{refusing_port()}"
 
 
 @pytest.mark.parametrize("file", SMALL_FILES, ids=lambda file: file.stem)

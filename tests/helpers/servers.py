@@ -8,6 +8,7 @@ import socketserver
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
+from functools import cache
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -19,6 +20,8 @@ from helpers.waiting import until
 
 # Below those that Linux and others hand out; each process that tests takes them in its own order.
 _ports = iter(random.SystemRandom().sample(range(10_000, 32_000), 20_000))
+# It is bound and does not listen.
+_refusing = socket.socket()
 
 AIOHTTP_SSE_3 = pytest.mark.skipif(
     sys.version_info < (3, 11), reason="aiohttp-sse 3, which this speaks to, needs Python 3.11"
@@ -84,6 +87,13 @@ async def serve_aiohttp(app: web.Application, **options: Any) -> AsyncIterator[i
         yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()
+
+
+@cache
+def refusing_port() -> int:
+    """A port at which nothing listens, and nothing will while this process lives: it is bound."""
+    _refusing.bind(("127.0.0.1", 0))
+    return int(_refusing.getsockname()[1])
 
 
 def free_port() -> int:

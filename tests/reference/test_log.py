@@ -4,7 +4,7 @@ import logging
 
 import pytest
 from helpers.raw_client import RawClient
-from helpers.servers import free_port
+from helpers.servers import refusing_port
 from helpers.waiting import until
 from reference.served import Worker, visiting
 from server.quiet import AGAIN, SENTENCE, NoCollector
@@ -17,7 +17,7 @@ async def test_without_a_collector(protocol: str) -> None:
     """One sentence, and no error for each export of each signal; streams are served as ever."""
     otel = {
         "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
-        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{refusing_port()}",
         "OTEL_METRIC_EXPORT_INTERVAL": "15000",
         "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
     }
