@@ -66,15 +66,18 @@ def aiohttp_client_stream(variant: str, messages: int) -> dict[str, float]:
 
 
 def httpx_json(variant: str, requests: int) -> dict[str, float]:
-    """Requests of a blocking httpx client that a transport answers at once with a little JSON: on
-    sockets, one run differs from the next by ten times the budget.
+    """Requests of a blocking httpx client to an application in its own process, which answers with
+    a little JSON: on sockets, one run differs from the next by ten times the budget.
     """
     import httpx
 
+    def answer(_: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "application/json")])
+        return [b'{"status":"ok"}']
+
     _set_up("httpx", variant)
     meter = Meter(requests)
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"status": "ok"}))
-    with httpx.Client(transport=transport) as client:
+    with httpx.Client(transport=httpx.WSGITransport(answer)) as client:
         for _ in range(meter.warm + meter.count):
             client.get("http://localhost/json")
             meter.tick()

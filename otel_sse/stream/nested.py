@@ -149,10 +149,11 @@ def iterate_within(call: TransportCall, chunks: Iterator[bytes]) -> Iterator[byt
 
 
 def _task_or_thread() -> Hashable:
-    with contextlib.suppress(RuntimeError):
-        task = asyncio.current_task()
-        if task is not None:
-            return task
+    # Without a loop ``current_task`` raises, which takes longer than all of this.
+    loop = asyncio._get_running_loop()
+    task = None if loop is None else asyncio.current_task(loop)
+    if task is not None:
+        return task
     trio = sys.modules.get("trio")
     if trio is not None:
         with contextlib.suppress(RuntimeError):
