@@ -17,6 +17,8 @@ from threading import get_ident
 from time import perf_counter
 from typing import Any, Final
 
+from otel_sse.process.fork import run_in_forked_child
+
 _log = logging.getLogger("otel_sse")
 
 Callback = Callable[[], None]
@@ -38,6 +40,8 @@ def install() -> None:
     """Observes garbage collection from now on."""
     if _on_gc not in gc.callbacks:
         gc.callbacks.append(_on_gc)
+        # What waits at a fork is the parent's, which goes on with it.
+        run_in_forked_child(_deferred.clear)
 
 
 def in_finalizer(error: BaseException | None = None) -> bool:

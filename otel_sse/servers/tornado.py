@@ -231,7 +231,7 @@ class _Response:
         """The handler has returned; the response may go on without it."""
         is_over = self._stream.check_disconnected() or getattr(self._handler, "_finished", True)
         if gc_safety.in_finalizer(self._state.error):
-            gc_safety.defer(partial(self._close_deferred, self._state.error))
+            gc_safety.defer(partial(self.close, self._state.error))
         elif is_over or self._state.error is not None:
             self.close(self._state.error)
 
@@ -240,10 +240,6 @@ class _Response:
         if not self._stream.check_disconnected():
             self._state.mark_disconnected(cut=True)
         self._stream.transport = None
-
-    def _close_deferred(self, error: BaseException | None) -> None:
-        self._stream.count_alone()
-        self.close(error)
 
     def close(self, error: BaseException | None = None) -> None:
         self._settle()

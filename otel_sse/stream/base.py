@@ -13,7 +13,7 @@ field                                   written by
 ``io``, parser, segment, ``due``        the thread that sends or reads the stream, alone: no lock
 ``last_message``                        the same
 numbers in ``counts``                   the same; where streams share them, the thread of their loop
-``counts`` itself                       the thread that opens the stream, and ``count_alone``
+                                        (but see ``telemetry.series`` for finalizers)
 ``stall_state``                         a collection (to PENDING, SUPPRESSED), then the loop
 ``disconnected``                        on the server: the loop; at the close: the closing thread
 ``due`` = CLOSED, ``_ended``            the thread that ends it
@@ -47,7 +47,6 @@ from otel_sse.stream.close_reason import root_cause
 from otel_sse.stream.info import ClientStreamInfo, ServerStreamInfo
 from otel_sse.stream.stalls import CLOSED, Stalls
 from otel_sse.telemetry.segment import RecordedMessage
-from otel_sse.telemetry.series import Counts, LoopCounts
 from otel_sse.telemetry.stall_state import StallState
 from otel_sse.telemetry.telemetry import Telemetry
 from otel_sse.wire.opaque import OPAQUE_BODY, OpaqueBody
@@ -59,6 +58,10 @@ _NO_INDEX: Final = sys.maxsize
 # Seconds after the end of a stream whose application goes on, after which a collection closes it:
 # what the application does then is not the stream's.
 CLOSE_TIMEOUT: Final = 10.0
+
+
+def _call(work: gc_safety.Callback) -> None:
+    work()
 
 
 class Stream(Stalls):
@@ -147,14 +150,13 @@ class Stream(Stalls):
                 self.io += size
                 self.last_message = began
                 if self._segment.append(began, wait, size, index):
-                    self.rotate_segment(began)
+                    self._rotate_full(began)
                 return
             if self.due == CLOSED:
                 return
-            if gc_safety.in_finalizer():
-                # What comes now may take a lock of the SDK, which this thread may hold.
-                gc_safety.defer(partial(self._record_deferred, bytes(chunk), began, ended))
-                return
+            # A clean-up may send while this thread holds a lock of the SDK. It is counted at once.
+            freed = gc_safety.in_finalizer(sys.exc_info()[1])
+            call_sdk = gc_safety.defer if freed else _call
             parser = self._parser
             comments = parser.comments
             messages = parser.feed(chunk)
@@ -162,7 +164,7 @@ class Stream(Stalls):
             self.io += len(chunk) if type(chunk) is bytes else memoryview(chunk).nbytes
             counts.wait_time += wait
             slow = wait >= self._wait_threshold and self._on_long_wait(wait)
-            if began >= self.due:
+            if began >= self.due and not freed:
                 self._check_due(began, bool(messages))
             for kind, size, event_id in messages:
                 index = telemetry.type_indexes.get(kind, _NO_INDEX)
@@ -173,10 +175,10 @@ class Stream(Stalls):
                 if not series.skip(began):
                     series.record_sample(began)
                     gap = began - self.last_message if sequence else None
-                    telemetry.record_message(self, size, gap, wait)
+                    call_sdk(partial(telemetry.record_message, self, size, gap, wait))
                 if not sequence:
-                    self.time_to_first_message = ended - self.started
-                    telemetry.record(semconv.FIRST_MESSAGE, self, self.time_to_first_message)
+                    self.time_to_first_message = first = ended - self.started
+                    call_sdk(partial(telemetry.record, semconv.FIRST_MESSAGE, self, first))
                 self.last_message = began
                 segment = self._segment
                 full = segment.append(began, wait, size, index)
@@ -187,22 +189,18 @@ class Stream(Stalls):
                 if telemetry.emits_each_message:
                     number = segment.count - 1
                     message = RecordedMessage(number, began, wait, size, index, event_id)
-                    telemetry.spans.emit_message(self, segment, message)
+                    call_sdk(partial(telemetry.spans.emit_message, self, segment, message))
                 if full:
-                    self.rotate_segment(began)
+                    self._rotate_full(began)
             if messages and parser.final:
                 self._on_final_message()
         except Exception:
             telemetry.failures.log_failure_once("a message")
 
-    def _record_deferred(self, chunk: bytes, began: float, ended: float) -> None:
-        self.count_alone()
-        self.record_chunk(chunk, began, ended)
-
-    def count_alone(self) -> None:
-        """To be called before it is recorded in another thread than that of its event loop."""
-        if type(self.counts) is LoopCounts:
-            self.counts = Counts()
+    def _rotate_full(self, now: float) -> None:
+        # In a finalizer it stays full, until the next message.
+        if not gc_safety.in_finalizer(sys.exc_info()[1]):
+            self.rotate_segment(now)
 
     def idle(self, now: float) -> float:
         # The messages of an encoded body are unknown, so it is never idle.

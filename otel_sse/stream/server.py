@@ -92,11 +92,7 @@ class ServerStream(Stream):
             # Cancelled while it waited: the server has the bytes.
             if chunk is None:
                 return
-            sent = (bytes(chunk), began, perf_counter())
-            if gc_safety.in_finalizer(error):
-                gc_safety.defer(partial(self._record_deferred, *sent))
-            else:
-                self.on_send(*sent)
+            self.on_send(bytes(chunk), began, perf_counter())
         elif isinstance(error, OSError) and (error.errno or not isinstance(error, TimeoutError)):
             self._send_error = error
             self.mark_disconnected()

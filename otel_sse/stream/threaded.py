@@ -45,7 +45,8 @@ class ThreadedStream(Stream):
 
     def _end_idle(self) -> None:
         self._idle = False
-        if self._maintained and self._may_lock():
+        # Not within a collection: what the other thread does may wait for a lock of this one.
+        if self._maintained and not gc_safety.in_finalizer() and self._may_lock():
             with self._lock:
                 pass
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from threading import Lock
+from threading import RLock
 from typing import overload
 
 from otel_sse import semconv
@@ -42,7 +42,8 @@ class EventTypes:
     __slots__ = ("_free", "_lock", "indexes", "names")
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        # Reentrant: a clean-up that a collection runs in here may send an event of another type.
+        self._lock = RLock()
         self.names: list[str] = []
         self.configure(())
 
@@ -65,7 +66,7 @@ class EventTypes:
         return self.indexes.get(name, 0)
 
     def after_fork(self) -> None:
-        self._lock = Lock()
+        self._lock = RLock()
 
     def _add(self, name: str) -> None:
         if name not in self.names:

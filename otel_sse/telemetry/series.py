@@ -2,10 +2,13 @@
 
 All streams of a series and an event loop count their messages in the same ``Counts``. So a
 collection has few of them to add up however many streams are live, and a message finds them in the
-processor's cache, where those of a stream of its own would not be. The loop's thread alone writes
-them. Where no such thread is known a stream has counts of its own: without an asyncio loop, where
-several threads may read or send, and without a GIL, where a finalizer may run between any two byte
-codes. With a GIL none runs within a statement that counts.
+processor's cache, where those of a stream of its own would not be. The loop's thread writes them.
+Where no such thread is known a stream has counts of its own: without an asyncio loop, and where
+several threads may read or send.
+
+A finalizer may send as well, in whatever thread it runs. In CPython with a GIL no other thread and
+no finalizer runs within ``x.n += 1``, so nothing is lost; ``tests/unit/stream/test_counts.py`` has
+threads compete for it on each Python. Without a GIL nothing is shared.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from typing import Any, Final, Protocol
 
 from otel_sse.telemetry.sampler import MessageSampler
 
-_HAS_GIL: Final[bool] = getattr(sys, "_is_gil_enabled", lambda: True)()
+# Of the build: in a free-threaded one the GIL may come and go.
+_HAS_GIL: Final = "free-threading" not in sys.version
 
 
 class CountedStream(Protocol):

@@ -4,9 +4,8 @@ import asyncio
 import gc
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
-from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -31,7 +30,7 @@ INFO = ServerStreamInfo(
 )
 TICK = b"event: tick\ndata: x\n\n"
 COUNT = 20_000
-HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+HAS_GIL = "free-threading" not in sys.version
 
 
 @pytest.fixture
@@ -128,25 +127,52 @@ def test_without_a_loop_a_stream_counts_alone(telemetry: Telemetry) -> None:
         each.close(completed=True)
 
 
-def test_a_send_that_is_freed_counts_beside_the_loop(
-    backend: Backend, telemetry: Telemetry
-) -> None:
-    """It is recorded in another thread, while the loop's own goes on counting."""
+def test_threads_that_count_in_the_same_place_lose_nothing() -> None:
+    """A finalizer may run in any thread. Without a GIL no two streams count in one place."""
+    if not HAS_GIL:
+        pytest.skip("without a GIL counts are not shared")
+    counts = Counts()
 
-    async def run() -> None:
-        stream, other = opened(telemetry), opened(telemetry)
-        send(stream, 3)
-        shared = stream.counts
-        stream.on_send_error(TICK, perf_counter(), GeneratorExit())
-        await asyncio.to_thread(wait_until, lambda: stream.sequence == 4)
-        assert stream.counts is not other.counts
-        assert sum(shared.messages) == 3
-        assert backend.value("sse.server.messages") == 4
-        for each in (stream, other):
-            each.close(completed=True)
+    def count() -> None:
+        for _ in range(COUNT):
+            counts.count_message(1)
+            counts.wait_time += 1
 
-    asyncio.run(run())
-    assert backend.value("sse.server.messages") == 4
+    threads = [threading.Thread(target=count) for _ in range(8)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for each in threads:
+            each.start()
+    finally:
+        for each in threads:
+            each.join()
+        sys.setswitchinterval(interval)
+    assert counts.messages == [0, 8 * COUNT]
+    assert counts.wait_time == 8 * COUNT
+
+
+class Reentered(list[int]):
+    """A list of counts that grows while another type is counted, as by a finalizer."""
+
+    def __init__(self, counts: Counts) -> None:
+        self.counts: Counts | None = counts
+
+    def extend(self, items: Iterable[int]) -> None:
+        counts, self.counts = self.counts, None
+        if counts is not None:
+            counts.count_message(3)
+        super().extend(items)
+
+
+def test_a_count_within_a_count_is_not_lost() -> None:
+    """A collection may run where the list of the types grows, and a clean-up count another type."""
+    counts = Counts()
+    counts.messages = entered = Reentered(counts)
+    counts.count_message(5)
+    assert entered.counts is None
+    assert counts.messages[3] == counts.messages[5] == 1
+    assert sum(counts.messages) == 2
 
 
 class Sends:
@@ -160,56 +186,56 @@ class Sends:
         self.work()
 
 
+@pytest.mark.parametrize("detail", ["edges", "all"])
 @pytest.mark.parametrize("where", ["the loop's thread", "another"])
-def test_what_a_collection_sends_is_recorded_after_it(
-    where: str, backend: Backend, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("count", [1, 50, 400])
+def test_what_a_collection_sends_is_counted_at_once(
+    where: str, detail: str, count: int, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A clean-up that sends may run in the middle of whatever a thread was doing, with a lock of
-    the SDK held, and in a thread that is not the loop's.
+    the SDK held. What it sends is counted, though the stream ends at once; the SDK is not called.
     """
-    recorded: list[bool] = []
-    record = telemetry.record_message
-
-    def observed(*args: Any) -> None:
-        recorded.append(gc_safety.in_finalizer())
-        record(*args)
-
-    monkeypatch.setattr(telemetry, "record_message", observed)
+    user = object()
+    options = {"message_event_detail": detail}
+    providers = Providers(*backend.providers.values())
+    telemetry = sharing.acquire_telemetry(user, providers, load(options))
+    called: list[bool] = []
+    for owner, name in (
+        (telemetry, "record"),
+        (telemetry, "record_message"),
+        (telemetry.spans, "start"),
+        (telemetry.spans, "end"),
+    ):
+        monkeypatch.setattr(owner, name, _noting(getattr(owner, name), called))
 
     async def run() -> None:
-        stream, other = opened(telemetry), opened(telemetry)
-        Sends(lambda: send(stream, 2))
+        stream = opened(telemetry)
+        send(stream, count)
+        Sends(lambda: send(stream, count))
         if where == "another":
             await asyncio.to_thread(gc.collect)
         else:
             gc.collect()
-        send(other, 3)
-        await asyncio.to_thread(wait_until, lambda: stream.sequence == 2)
-        for each in (stream, other):
-            each.close(completed=True)
+        stream.close(completed=True)
+        assert stream.sequence == 2 * count
 
     asyncio.run(run())
-    assert backend.value("sse.server.messages", sse__event__type="tick") == 5
-    assert recorded
-    assert not any(recorded)
+    wait_until(lambda: sum(_messages(backend)) == 2 * count)
+    assert backend.value("sse.server.messages", sse__event__type="tick") == 2 * count
+    assert backend.value("sse.server.io") == 2 * count * len(TICK)
+    assert called
+    assert not any(called)
+    sharing.release_telemetry(user, telemetry)
 
 
-def test_a_count_within_a_count_is_not_lost() -> None:
-    """A collection may run where the list of the types grows, and count another type meanwhile."""
-    gc.disable()
-    before = gc.get_threshold()
-    try:
-        for allocations in range(1, 12):
-            counts = Counts()
-            gc.collect()
-            Sends(partial(counts.count_message, 3))
-            gc.set_threshold(allocations)
-            gc.enable()
-            counts.count_message(5)
-            gc.disable()
-            gc.collect()
-            assert counts.messages[3] == counts.messages[5] == 1
-            assert sum(counts.messages) == 2
-    finally:
-        gc.set_threshold(*before)
-        gc.enable()
+def _noting(function: Callable[..., Any], called: list[bool]) -> Callable[..., Any]:
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        called.append(gc_safety.in_finalizer())
+        return function(*args, **kwargs)
+
+    return noting
+
+
+def _messages(backend: Backend) -> list[int]:
+    """Of each segment."""
+    return [(span.attributes or {})["sse.segment.messages"] for span in backend.spans("SSE")]
