@@ -47,7 +47,7 @@ def wsgi_request(app: Any, path: str, **keys: Any) -> Callable[[], None]:
 
 def tornado_request(path: str) -> Callable[[], Awaitable[None]]:
     """One request of ``path`` to Tornado, from where its headers are parsed."""
-    from tornado.httputil import HTTPHeaders, HTTPServerRequest
+    from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
     from tornado.web import Application, RequestHandler
 
     finished = asyncio.Event()
@@ -75,8 +75,8 @@ def tornado_request(path: str) -> Callable[[], Awaitable[None]]:
     async def request() -> None:
         finished.clear()
         parsed = HTTPServerRequest(
-            *("GET", path, "HTTP/1.1", HTTPHeaders({"Host": "localhost"})),
-            host="localhost",
+            start_line=RequestStartLine("GET", path, "HTTP/1.1"),
+            headers=HTTPHeaders({"Host": "localhost"}),
             connection=Connection(),  # type: ignore[arg-type]
         )
         app.find_handler(parsed).execute()  # type: ignore[attr-defined]
