@@ -40,8 +40,7 @@ def install() -> None:
     """Observes garbage collection from now on."""
     if _on_gc not in gc.callbacks:
         gc.callbacks.append(_on_gc)
-        # What waits at a fork is the parent's, which goes on with it.
-        run_in_forked_child(_deferred.clear)
+        run_in_forked_child(_forget_parent)
 
 
 def in_finalizer(error: BaseException | None = None) -> bool:
@@ -69,6 +68,14 @@ def defer(callback: Callback) -> None:
     """Calls ``callback`` soon, in another thread."""
     _deferred.append((perf_counter(), callback))
     if len(_deferred) % _RETRY_EVERY == 1:
+        start_raw_thread(run_deferred)
+
+
+def start_waiting() -> None:
+    """Starts a thread for what waits: two that defer at the same moment may each have left that to
+    the other.
+    """
+    if _deferred:
         start_raw_thread(run_deferred)
 
 
@@ -107,6 +114,14 @@ def start_raw_thread(work: Callable[..., None], *args: Any) -> bool:
     except RuntimeError:  # the interpreter starts no more threads: the exit hooks run next
         return False
     return True
+
+
+def _forget_parent() -> None:
+    """What waits at a fork is the parent's, which goes on with it."""
+    global _collecting
+    _collecting = None
+    _deferred.clear()
+    _deferred_at.clear()
 
 
 def _on_gc(phase: str, _: Any, get_ident: Callable[[], int] = get_ident) -> None:

@@ -128,9 +128,11 @@ class Stream(Stalls):
     def comments(self) -> int:
         return self._parser.comments
 
-    def record_chunk(self, chunk: Chunk, began: float, ended: float) -> None:
-        """``chunk`` passed between two monotonic times, in seconds. It counts although the peer may
-        have disconnected after the first.
+    def record_chunk(
+        self, chunk: Chunk, began: float, ended: float, error: BaseException | None = None
+    ) -> None:
+        """``chunk`` passed between two monotonic times, in seconds, or ``error`` cancelled it when
+        the server had it. It counts although the peer may have disconnected after the first.
         """
         telemetry = self._telemetry
         try:
@@ -150,12 +152,12 @@ class Stream(Stalls):
                 self.io += size
                 self.last_message = began
                 if self._segment.append(began, wait, size, index):
-                    self._rotate_full(began)
+                    self._rotate_full(began, error)
                 return
             if self.due == CLOSED:
                 return
             # A clean-up may send while this thread holds a lock of the SDK. It is counted at once.
-            freed = gc_safety.in_finalizer(sys.exc_info()[1])
+            freed = gc_safety.in_finalizer(error)
             call_sdk = gc_safety.defer if freed else _call
             parser = self._parser
             comments = parser.comments
@@ -191,15 +193,15 @@ class Stream(Stalls):
                     message = RecordedMessage(number, began, wait, size, index, event_id)
                     call_sdk(partial(telemetry.spans.emit_message, self, segment, message))
                 if full:
-                    self._rotate_full(began)
+                    self._rotate_full(began, error)
             if messages and parser.final:
                 self._on_final_message()
         except Exception:
             telemetry.failures.log_failure_once("a message")
 
-    def _rotate_full(self, now: float) -> None:
+    def _rotate_full(self, now: float, error: BaseException | None) -> None:
         # In a finalizer it stays full, until the next message.
-        if not gc_safety.in_finalizer(sys.exc_info()[1]):
+        if not gc_safety.in_finalizer(error):
             self.rotate_segment(now)
 
     def idle(self, now: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from time import perf_counter, time_ns
 from typing import Final
 
@@ -186,6 +187,9 @@ class ClientStream(ThreadedStream):
             self.record_chunk(rest, now, now)
 
     def _record_delivery(self, comment: TraceComment) -> None:
+        if gc_safety.in_finalizer():
+            gc_safety.defer(partial(self._record_delivery, comment))
+            return
         duration = time_ns() - comment.sent
         if duration < 0:
             # By clocks that disagree.

@@ -92,7 +92,7 @@ class ServerStream(Stream):
             # Cancelled while it waited: the server has the bytes.
             if chunk is None:
                 return
-            self.on_send(bytes(chunk), began, perf_counter())
+            self.on_send(bytes(chunk), began, perf_counter(), error)
         elif isinstance(error, OSError) and (error.errno or not isinstance(error, TimeoutError)):
             self._send_error = error
             self.mark_disconnected()
@@ -217,12 +217,14 @@ class ThreadedServerStream(ThreadedStream, ServerStream):
         self.loop = any_thread
         super()._register()
 
-    def on_send(self, chunk: Chunk, began: float, ended: float) -> None:
+    def on_send(
+        self, chunk: Chunk, began: float, ended: float, error: BaseException | None = None
+    ) -> None:
         # As ``_end_idle`` and ``_start_idle``, without a call of these for every message.
         self._idle = False
         if self._maintained:
             self._end_idle()
-        self.record_chunk(chunk, began, ended)
+        self.record_chunk(chunk, began, ended, error)
         self._idle = True
 
     def _on_response_end(self, delivered: bool) -> None:

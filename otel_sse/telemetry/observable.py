@@ -10,6 +10,7 @@ from typing import Any, Final
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from otel_sse import semconv
+from otel_sse.process import gc_safety
 from otel_sse.process.event_loops import LoopTask, is_running, schedule
 from otel_sse.process.server_pools import connection_limit
 from otel_sse.semconv import Metric, Role
@@ -153,6 +154,7 @@ class ObservableInstruments:
             snapshot = self._snapshot = self._take_snapshot(time.perf_counter())
             self._readers = set()
             self._schedule_due(snapshot)
+            gc_safety.start_waiting()
         self._readers.add(reader)
         return snapshot
 

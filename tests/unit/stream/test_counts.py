@@ -239,3 +239,31 @@ def _noting(function: Callable[..., Any], called: list[bool]) -> Callable[..., A
 def _messages(backend: Backend) -> list[int]:
     """Of each segment."""
     return [(span.attributes or {})["sse.segment.messages"] for span in backend.spans("SSE")]
+
+
+def test_a_generator_that_is_closed_on_purpose_sends_like_any_other(backend: Backend) -> None:
+    """Its clean-up is no finalizer: under ``all`` each message is an event of its segment."""
+    user = object()
+    providers = Providers(*backend.providers.values())
+    options = load({"message_event_detail": "all"})
+    telemetry = sharing.acquire_telemetry(user, providers, options)
+
+    def generator(stream: ServerStream) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            send(stream, 100)
+
+    async def run() -> None:
+        stream = opened(telemetry)
+        send(stream, 100)
+        source = generator(stream)
+        next(source)
+        source.close()  # type: ignore[attr-defined]
+        send(stream, 100)
+        stream.close(completed=True)
+
+    asyncio.run(run())
+    wait_until(lambda: sum(_messages(backend)) == 300)
+    assert [len(span.events) for span in backend.spans("SSE")] == _messages(backend)
+    sharing.release_telemetry(user, telemetry)
