@@ -23,7 +23,7 @@ AIOHTTP = ("/plain", "/cleaning", "/writing", "/aiohttp-sse")
 TORNADO = ("/plain", "/cleaning", "/writing")
 _UVICORN = (
     "uvicorn stops_asgi:app --port {port} --timeout-graceful-shutdown 1"
-    f" --limit-max-requests {MAX_REQUESTS} --timeout-worker-healthcheck 60"
+    f" --limit-max-requests {MAX_REQUESTS} --timeout-worker-healthcheck 20"
 )
 _HYPERCORN = "hypercorn stops_asgi:app -b 127.0.0.1:{port} --graceful-timeout 1"
 _TRIO = "hypercorn trio_app:app -b 127.0.0.1:{port} --graceful-timeout 1 -k trio"

@@ -211,8 +211,9 @@ def test_workers_that_set_their_telemetry_up(receiver: Receiver) -> None:
 
 
 RECYCLED = {
-    # It kills a worker that does not answer for that long, which a busy machine may keep from it.
-    "uvicorn": f"{SERVERS['uvicorn']} --limit-max-requests 5 --timeout-worker-healthcheck 60",
+    # It kills a worker that does not answer for that long, which a busy machine may keep from it;
+    # it waits as long for one that ends before it answers.
+    "uvicorn": f"{SERVERS['uvicorn']} --limit-max-requests 5 --timeout-worker-healthcheck 20",
     "hypercorn": f"{SERVERS['hypercorn']} --max-requests 5",
     **{
         server: f"{command} --max-requests 5 --graceful-timeout {ALONE}"
