@@ -238,6 +238,8 @@ class _Timer:
         else:
             self.stream.close(error)
 
+    # Each asks by itself, since a call more would be for every wait.
+
     def __enter__(self) -> Any:
         self.stream.wait_started()
         try:

@@ -68,7 +68,7 @@ class Segment:
         # Slots that are written once; with ``edges`` as many behind them are overwritten in turn.
         self._head = capacity if every else EDGE_MESSAGES
         # The number of the message that fills the buffer.
-        self._last = capacity - 1 if every and capacity else sys.maxsize
+        self._last = capacity - 1 if every else sys.maxsize
         self._slow: list[RecordedMessage] | None = None
         self._ids: dict[int, str] | None = None
 

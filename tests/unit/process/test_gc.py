@@ -130,18 +130,22 @@ _ABANDONED = """
 """
 
 
-def test_a_stream_that_the_garbage_collector_ends_locks_nothing(tmp_path: Path) -> None:
-    """A stream that is never run to its end is reported as ``unknown``, without a deadlock and
-    without a line on the application's standard error.
-    """
-    process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(_ABANDONED)],
-        cwd=tmp_path,
+def _run(script: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
+
+
+def test_a_stream_that_the_garbage_collector_ends_locks_nothing(tmp_path: Path) -> None:
+    """A stream that is never run to its end is reported as ``unknown``, without a deadlock and
+    without a line on the application's standard error.
+    """
+    process = _run(_ABANDONED, tmp_path)
     assert process.stderr == ""
     assert process.stdout == "0 {'unknown': 29}\n"
 
@@ -201,13 +205,6 @@ def test_a_response_that_was_never_closed_locks_nothing(tmp_path: Path) -> None:
     """A WSGI response that the collector frees, within a collection of metrics too, is reported as
     ``client_disconnect``, without a deadlock.
     """
-    process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(_UNCLOSED)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    process = _run(_UNCLOSED, tmp_path)
     assert process.stderr == ""
     assert process.stdout == "0 {'client_disconnect': 86}\n"

@@ -11,24 +11,17 @@ from typing import Any
 
 import pytest
 from helpers.backend import Backend
+from helpers.server_streams import INFO, TICK, obtain
 from helpers.waiting import wait_until
 from opentelemetry.context import Context
 
-from otel_sse.config import load
 from otel_sse.process import gc_safety
-from otel_sse.servers.asgi_observer import _getter
 from otel_sse.stream import sharing
-from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import Request
 from otel_sse.stream.server import ServerStream
-from otel_sse.telemetry.providers import Providers
 from otel_sse.telemetry.series import Counts
 from otel_sse.telemetry.telemetry import Telemetry
 
-INFO = ServerStreamInfo(
-    *("GET", "/x", "http", "/x", "127.0.0.1", None, "1.1", 200, False, [], _getter, None)
-)
-TICK = b"event: tick\ndata: x\n\n"
 COUNT = 20_000
 HAS_GIL = "free-threading" not in sys.version
 
@@ -36,7 +29,7 @@ HAS_GIL = "free-threading" not in sys.version
 @pytest.fixture
 def telemetry(backend: Backend) -> Iterator[Telemetry]:
     user = object()
-    telemetry = sharing.acquire_telemetry(user, Providers(*backend.providers.values()), load({}))
+    telemetry = obtain(backend, user)
     yield telemetry
     sharing.release_telemetry(user, telemetry)
 
@@ -196,9 +189,7 @@ def test_what_a_collection_sends_is_counted_at_once(
     the SDK held. What it sends is counted, though the stream ends at once; the SDK is not called.
     """
     user = object()
-    options = {"message_event_detail": detail}
-    providers = Providers(*backend.providers.values())
-    telemetry = sharing.acquire_telemetry(user, providers, load(options))
+    telemetry = obtain(backend, user, message_event_detail=detail)
     called: list[bool] = []
     for owner, name in (
         (telemetry, "record"),
@@ -244,9 +235,7 @@ def _messages(backend: Backend) -> list[int]:
 def test_a_generator_that_is_closed_on_purpose_sends_like_any_other(backend: Backend) -> None:
     """Its clean-up is no finalizer: under ``all`` each message is an event of its segment."""
     user = object()
-    providers = Providers(*backend.providers.values())
-    options = load({"message_event_detail": "all"})
-    telemetry = sharing.acquire_telemetry(user, providers, options)
+    telemetry = obtain(backend, user, message_event_detail="all")
 
     def generator(stream: ServerStream) -> Iterator[None]:
         try:

@@ -7,23 +7,16 @@ from typing import Any
 
 import pytest
 from helpers.backend import Backend
+from helpers.server_streams import INFO, TICK, obtain
 from opentelemetry.context import Context
 
-from otel_sse.config import load
-from otel_sse.servers.asgi_observer import _getter
 from otel_sse.stream import base, segments, sharing
-from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import Request
 from otel_sse.stream.server import ServerStream
-from otel_sse.telemetry.providers import Providers
 from otel_sse.telemetry.telemetry import Telemetry
 from otel_sse.wire.parser import EventStreamParser
 
-INFO = ServerStreamInfo(
-    *("GET", "/x", "http", "/x", "127.0.0.1", None, "1.1", 200, False, [], _getter, None)
-)
 STARTED = 1e6
-TICK = b"event: tick\ndata: x\n\n"
 
 
 class ParsesAll(EventStreamParser):
@@ -45,11 +38,6 @@ class FastPath(EventStreamParser):
         kind = super().match_template(chunk)
         FastPath.hits += kind is not None
         return kind
-
-
-def obtain(backend: Backend, user: object, **options: Any) -> Telemetry:
-    providers = Providers(*backend.providers.values())
-    return sharing.acquire_telemetry(user, providers, load(options))
 
 
 @contextlib.contextmanager
