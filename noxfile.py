@@ -24,6 +24,7 @@ UNIT = [
         "pytest >= 8.4",
         "pytest-asyncio >= 1.0",
         "pytest-randomly",
+        "pytest-rerunfailures >= 16.3",
         "pytest-timeout",
         "pytest-xdist",
     ),

@@ -71,9 +71,17 @@ def pytest_sessionstart() -> None:
         pytest.exit("otel_sse is imported from the checkout; run `make test`", returncode=4)
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Closes the socket that pytest-rerunfailures opens beside pytest-xdist, and leaves open."""
+    if (reruns := getattr(config, "failures_db", None)) is not None and hasattr(reruns, "sock"):
+        reruns.sock.close()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sorts the files; within a file the order stays random."""
+    """Sorts the files; within a file the order stays random. What starts other processes runs once
+    more where it fails: these share the machine with each other, and with whatever else it does.
+    """
 
     def rank(item: pytest.Item) -> int:
         name = item.path.relative_to(_TESTS).as_posix()
@@ -82,6 +90,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return len(_LONGEST) + name.startswith("unit/")
 
     items.sort(key=rank)
+    for item in items:
+        if not item.path.is_relative_to(_TESTS / "unit"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 @pytest.fixture(autouse=True)
