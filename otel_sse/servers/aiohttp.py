@@ -105,6 +105,10 @@ class AiohttpHooks(Hooks):
         def build(handler: Handler, apps: Any) -> Any:
             return original(handler if self.telemetry is None else _innermost(handler), apps)
 
+        for name in ("cache_clear", "cache_info"):
+            # Of what aiohttp caches it with, which ``wraps`` does not copy.
+            if hasattr(original, name):
+                setattr(build, name, getattr(original, name))
         return build
 
     def _write_headers(self, original: Any) -> Any:
@@ -245,7 +249,8 @@ def _stream_info(response: Any, request: Any, telemetry: Telemetry) -> ServerStr
         return None
     if telemetry.config.excludes(f"{request.scheme}://{request.host}{request.path}"):
         return None
-    match = getattr(request, "match_info", None)
+    # Not the property, which is an assertion where nothing has been resolved.
+    match = getattr(request, "_match_info", None)
     resource = getattr(getattr(match, "route", None), "resource", None)
     return ServerStreamInfo(
         method=request.method,

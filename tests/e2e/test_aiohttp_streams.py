@@ -235,12 +235,19 @@ async def test_a_stream_of_aiohttp_is_reported_and_unmodified(
     await check(case, backend, instrument)
 
 
+def _unrouted(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.Request:
+    """An application's kind of request, for which no application has looked up a route."""
+    loop = asyncio.get_running_loop()
+    return web.Request(message, payload, protocol, writer, task, loop, client_max_size=1 << 20)
+
+
+@pytest.mark.parametrize("factory", [{}, {"request_factory": _unrouted}], ids=["base", "request"])
 async def test_a_low_level_server_of_aiohttp_is_reported(
-    backend: Backend, instrument: Instrument
+    factory: dict[str, Any], backend: Backend, instrument: Instrument
 ) -> None:
     """``web.Server`` has no application and no routes; its streams are streams all the same."""
     instrument()
-    runner = web.ServerRunner(web.Server(write_pieces))  # type: ignore[arg-type]
+    runner = web.ServerRunner(web.Server(write_pieces, **factory))  # type: ignore[arg-type]
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -122,11 +122,8 @@ def test_instrumenting_twice_patches_once(
     assert current() == before
 
 
-@pytest.mark.filterwarnings(r"ignore:\s*Eventlet is deprecated")
-def test_a_coroutine_function_stays_one(backend: Backend) -> None:
-    """Under every hook of every instrumentor: servers, test clients and frameworks look at that,
-    and call what is none in another way.
-    """
+def all_patches(backend: Backend) -> list[tuple[Any, str, Any, Any]]:
+    """Of every hook of every instrumentor: the owner, the name, the original and ours."""
     patches = []
     for point in entry_points(group="opentelemetry_instrumentor"):
         if not point.name.startswith("sse_"):
@@ -143,6 +140,29 @@ def test_a_coroutine_function_stays_one(backend: Backend) -> None:
         finally:
             instrumentor.uninstrument()
     assert len(patches) > 40
+    return patches
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*Eventlet is deprecated")
+def test_a_patched_object_keeps_its_attributes(backend: Backend) -> None:
+    """Also those that ``functools.wraps`` does not copy: the methods of a cache, for example."""
+    lost = {
+        f"{owner}.{name}": missing
+        for owner, name, original, ours in all_patches(backend)
+        if (
+            missing := [
+                each for each in dir(original) if each[0] != "_" and not hasattr(ours, each)
+            ]
+        )
+    }
+    assert lost == {}
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*Eventlet is deprecated")
+def test_a_coroutine_function_stays_one(backend: Backend) -> None:
+    """Under every hook of every instrumentor: servers, test clients and frameworks look at that,
+    and call what is none in another way.
+    """
     # aiohttp's and Tornado's own calls, of which they await what these return.
     awaited = [
         (RequestHandler, "finish_response"),
@@ -150,7 +170,7 @@ def test_a_coroutine_function_stays_one(backend: Backend) -> None:
         (_HTTPConnection, "headers_received"),
     ]
     wrong = []
-    for owner, name, original, ours in patches:
+    for owner, name, original, ours in all_patches(backend):
         if (owner, name) in awaited:
             continue
         was, now = (
