@@ -12,7 +12,7 @@ import asyncio
 import weakref
 from collections.abc import Coroutine
 from contextvars import ContextVar, copy_context
-from functools import wraps
+from functools import partial, wraps
 from time import perf_counter
 from types import ModuleType
 from typing import Any, Final
@@ -88,8 +88,9 @@ class AiohttpHooks(Hooks):
             try:
                 return await original(session, method, url, **kwargs)
             except Exception as error:
-                if not request.answered:
-                    self._on_failure(session, method, url, kwargs, request, error)
+                if not request.answered and self.telemetry is not None:
+                    known = partial(_failed_info, session, method, url, kwargs, request)
+                    record_failed_connect(self.telemetry, known, error)
                 raise
             finally:
                 try:
@@ -113,19 +114,12 @@ class AiohttpHooks(Hooks):
 
         return start
 
-    def _on_failure(
-        self, session: Any, method: str, url: Any, kwargs: Any, request: _Request, error: Exception
-    ) -> None:
-        telemetry = self.telemetry
-        if telemetry is None:
-            return
-        try:
-            target = session._build_url(url)
-            headers = session._prepare_headers(kwargs.get("headers"))
-            info = _stream_info(method.upper(), target, headers, request)
-            record_failed_connect(telemetry, info, error)
-        except Exception:
-            telemetry.failures.log_failure_once("a failed connect")
+
+def _failed_info(
+    session: Any, method: str, url: Any, kwargs: dict[str, Any], request: _Request
+) -> ClientStreamInfo:
+    headers = session._prepare_headers(kwargs.get("headers"))
+    return _stream_info(method.upper(), session._build_url(url), headers, request)
 
 
 def _stream_info(method: str, url: Any, headers: Any, request: _Request) -> ClientStreamInfo:
@@ -163,7 +157,7 @@ def _observe(response: Any, connection: Any, telemetry: Telemetry) -> None:
     content_type = ", ".join(headers.getall(hdrs.CONTENT_TYPE, ()))
     if not is_event_stream(response.method, status, content_type):
         if status >= 400:
-            record_failed_connect(telemetry, _response_info(response, request))
+            record_failed_connect(telemetry, partial(_response_info, response, request))
         return
     # A reader of another make does not show what is read.
     if type(response.content) is not StreamReader:

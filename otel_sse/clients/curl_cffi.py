@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator
-from functools import wraps
+from functools import partial, wraps
 from time import perf_counter
 from types import ModuleType
 from typing import Any, ClassVar, Final
@@ -76,17 +76,14 @@ class CurlCffiHooks(Hooks):
         return request
 
     def _on_failure(self, error: Exception, started: float) -> None:
-        telemetry = self.telemetry
         # That of a request which was sent has one, though there be no status.
         response = getattr(error, "response", None)
-        if telemetry is None or response is None:
+        if self.telemetry is None or response is None:
             return
-        try:
-            # Without a code it is the session that raises, for the status.
-            of_curl = error if getattr(error, "code", 0) else None
-            record_failed_connect(telemetry, _stream_info(response, started), of_curl)
-        except Exception:
-            telemetry.failures.log_failure_once("a failed connect")
+        # Without a code it is the session that raises, for the status.
+        of_curl = error if getattr(error, "code", 0) else None
+        known = partial(_stream_info, response, started)
+        record_failed_connect(self.telemetry, known, of_curl)
 
     def _on_response(self, response: Any, kwargs: dict[str, Any], started: float) -> None:
         telemetry = self.telemetry
@@ -105,7 +102,7 @@ def _observe(response: Any, telemetry: Telemetry, codings: str | None, started: 
     )
     if not is_stream or is_redirect(status, headers.get("location")):
         if status >= 400:
-            record_failed_connect(telemetry, _stream_info(response, started))
+            record_failed_connect(telemetry, partial(_stream_info, response, started))
         return
     reader = _Reader if response.astream_task is None else _AsyncReader
     observing_class(type(response), reader)  # raises before anything is recorded

@@ -8,7 +8,7 @@ urllib3 reads is left to its own hooks: its connections are a subclass, which re
 
 from __future__ import annotations
 
-from functools import wraps
+from functools import partial, wraps
 from http.client import HTTPException, IncompleteRead
 from time import perf_counter
 from types import ModuleType
@@ -92,17 +92,15 @@ class _Request:
         self._lines = tuple(getattr(connection, "_buffer", ()))
 
     def on_failure(self, connection: Any, error: Exception) -> None:
-        try:
-            record_failed_connect(self.telemetry, self._stream_info(connection, None), error)
-        except Exception:
-            self.telemetry.failures.log_failure_once("a failed connect")
+        record_failed_connect(self.telemetry, partial(self._stream_info, connection, None), error)
 
     def on_response(self, connection: Any, response: Any, content_type: str) -> None:
         """Of one that may be a stream, or a refusal."""
         status = response.status
         if not is_event_stream(response._method or "", status, content_type):
             if status >= 400:
-                record_failed_connect(self.telemetry, self._stream_info(connection, response))
+                known = partial(self._stream_info, connection, response)
+                record_failed_connect(self.telemetry, known)
         elif not is_redirect(status, response.headers.get("location")):
             self._observe(connection, response)
 

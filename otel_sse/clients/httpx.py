@@ -86,13 +86,9 @@ class HttpxHooks(Hooks):
         return send
 
     def _on_failure(self, request: Any, started: float, error: Exception) -> None:
-        telemetry = self.telemetry
-        if telemetry is None:
-            return
-        try:
-            record_failed_connect(telemetry, _stream_info(request, None, started), error)
-        except Exception:
-            telemetry.failures.log_failure_once("a failed connect")
+        if self.telemetry is not None:
+            known = partial(_stream_info, request, None, started)
+            record_failed_connect(self.telemetry, known, error)
 
     def _observe(
         self,
@@ -121,7 +117,8 @@ class HttpxHooks(Hooks):
                 or response.is_closed
             ):
                 if status >= 400:
-                    record_failed_connect(telemetry, _stream_info(request, response, started))
+                    known = partial(_stream_info, request, response, started)
+                    record_failed_connect(telemetry, known)
                 return
             encoded = is_encoded(headers.get("content-encoding", ""))
             decodable = encoded and _is_decodable(package, headers)

@@ -8,7 +8,7 @@ instead, as those of tests do: of that, what ``iter_content`` yields is recorded
 from __future__ import annotations
 
 from collections.abc import Generator
-from functools import wraps
+from functools import partial, wraps
 from time import perf_counter
 from types import ModuleType
 from typing import Any, Final
@@ -69,13 +69,9 @@ class RequestsHooks(Hooks):
         return send
 
     def _on_failure(self, request: Any, started: float, error: Exception) -> None:
-        telemetry = self.telemetry
-        if telemetry is None:
-            return
-        try:
-            record_failed_connect(telemetry, _stream_info(request, None, started), error)
-        except Exception:
-            telemetry.failures.log_failure_once("a failed connect")
+        if self.telemetry is not None:
+            known = partial(_stream_info, request, None, started)
+            record_failed_connect(self.telemetry, known, error)
 
 
 def _observe(request: Any, response: Any, telemetry: Telemetry, started: float) -> None:
@@ -84,7 +80,7 @@ def _observe(request: Any, response: Any, telemetry: Telemetry, started: float) 
     is_stream = is_event_stream(request.method, status, headers.get("content-type", ""))
     if not is_stream or is_redirect(status, headers.get("location")):
         if status >= 400:
-            record_failed_connect(telemetry, _stream_info(request, response, started))
+            record_failed_connect(telemetry, partial(_stream_info, request, response, started))
         return
     encoding = headers.get("content-encoding", "")
     raw, encoded = response.raw, is_encoded(encoding)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from contextvars import copy_context
-from functools import wraps
+from functools import partial, wraps
 from time import perf_counter
 from types import ModuleType
 from typing import Any, ClassVar, Final
@@ -87,12 +87,8 @@ class _Request:
         self._answered = False
 
     def on_failure(self, request: Any, error: Exception) -> None:
-        if self._answered:
-            return
-        try:
-            record_failed_connect(self._telemetry, self._stream_info(request), error)
-        except Exception:
-            self._telemetry.failures.log_failure_once("a failed connect")
+        if not self._answered:
+            record_failed_connect(self._telemetry, partial(self._stream_info, request, 0), error)
 
     def on_headers(self, connection: Any, first_line: Any, headers: Any) -> None:
         try:
@@ -104,16 +100,14 @@ class _Request:
             if is_event_stream(request.method, status, content_type):
                 self._observe(connection, first_line, headers)
             elif status >= 400:
-                info = self._stream_info(request)._replace(status=status)
-                record_failed_connect(self._telemetry, info)
+                record_failed_connect(self._telemetry, partial(self._stream_info, request, status))
         except Exception:
             self._telemetry.failures.log_failure_once("a stream's start")
 
     def _observe(self, connection: Any, first_line: Any, headers: Any) -> None:
         observing_class(type(connection), _Reader)  # raises before anything is recorded
-        info = self._stream_info(connection.request)._replace(
+        info = self._stream_info(connection.request, first_line.code)._replace(
             protocol=first_line.version.partition("/")[2] or None,
-            status=first_line.code,
             # Tornado removes the header of what it decodes.
             encoded=is_encoded(headers.get("Content-Encoding", "")),
         )
@@ -128,8 +122,8 @@ class _Request:
             _Reader(stream).observe(connection)
             stream.wait_started()
 
-    def _stream_info(self, request: Any) -> ClientStreamInfo:
-        """Of a request that has no response yet."""
+    def _stream_info(self, request: Any, status: int) -> ClientStreamInfo:
+        """``status`` is 0 where there is no response."""
         url = urlsplit(request.url)
         return ClientStreamInfo(
             method=request.method,
@@ -138,7 +132,7 @@ class _Request:
             port=url.port,
             known_path=url.path,
             protocol=None,
-            status=0,
+            status=status,
             resumed="Last-Event-ID" in request.headers,
             context=self._variables.run(caller_context),
             started=self._started,

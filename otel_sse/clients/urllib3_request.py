@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from inspect import signature
 from time import perf_counter
 from typing import Any, Final
@@ -112,12 +113,9 @@ class PoolRequest:
         if self._reported or not isinstance(error, Exception):
             return
         self._reported = True
-        try:
-            if isinstance(error, MaxRetryError) and error.reason is not None:
-                error = error.reason
-            record_failed_connect(self._telemetry, self._stream_info(None), error)
-        except Exception:
-            self._telemetry.failures.log_failure_once("a failed connect")
+        if isinstance(error, MaxRetryError) and error.reason is not None:
+            error = error.reason
+        record_failed_connect(self._telemetry, partial(self._stream_info, None), error)
 
     def on_return(self, result: Any, kind: type) -> None:
         """What a pool returns: a response of ``kind``, or a promise of one, over HTTP/2 or later,
@@ -139,7 +137,7 @@ class PoolRequest:
                 if not self._values().get("preload_content", True):
                     self._observe(response)
             elif response.status >= 400:
-                record_failed_connect(self._telemetry, self._stream_info(response))
+                record_failed_connect(self._telemetry, partial(self._stream_info, response))
         except Exception:
             self._telemetry.failures.log_failure_once("a stream's start")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
 from time import perf_counter
@@ -151,28 +152,38 @@ def _open_later(
 
 
 def record_failed_connect(
-    telemetry: Telemetry, info: ClientStreamInfo, error: BaseException | None = None
+    telemetry: Telemetry,
+    known: Callable[[], ClientStreamInfo],
+    error: BaseException | None = None,
 ) -> None:
-    """Records a request that asked for an event stream and got none, if this is one.
+    """Records a request that asked for an event stream and got none, if this is one. Never raises.
 
     Args:
         telemetry: what it is recorded with.
-        info: what is known of the request; ``status`` is 0 where there was no response.
+        known: what is known of the request; ``status`` is 0 where there was no response. Nothing is
+            connected to where the URL names no host, or is none, which is a ``ValueError``.
         error: what was raised in place of a response; None: the status is the error.
 
     """
-    asked = semconv.MEDIA_TYPE in info.accept.lower()
-    if not asked or active_transport_call() is not None or not _records(telemetry, info):
-        return
-    if error is None:
-        if not info.failed:
+    try:
+        try:
+            info = known()
+        except ValueError:
             return
-        error_type = str(info.status)
-    else:
-        error_type = telemetry.error_types.name_of(root_cause(error))
-    attributes = {**info.attributes(telemetry), semconv.ERROR_TYPE: error_type}
-    duration = perf_counter() - info.started
-    telemetry.histograms.record(semconv.CONNECT_DURATION, duration, attributes, info.context)
+        asked = info.host and semconv.MEDIA_TYPE in info.accept.lower()
+        if not asked or active_transport_call() is not None or not _records(telemetry, info):
+            return
+        if error is None:
+            if not info.failed:
+                return
+            error_type = str(info.status)
+        else:
+            error_type = telemetry.error_types.name_of(root_cause(error))
+        attributes = {**info.attributes(telemetry), semconv.ERROR_TYPE: error_type}
+        duration = perf_counter() - info.started
+        telemetry.histograms.record(semconv.CONNECT_DURATION, duration, attributes, info.context)
+    except Exception:
+        telemetry.failures.log_failure_once("a failed connect")
 
 
 def _records(telemetry: Telemetry, info: ClientStreamInfo) -> bool:

@@ -83,6 +83,17 @@ async def test_a_status_that_comes_with_a_stream(name: str, telemetry: Backend) 
 
 
 @client
+@pytest.mark.parametrize("url", ["http://", "/relative", "http://[::1"])
+async def test_a_url_that_names_no_server(
+    name: str, url: str, telemetry: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It connects to none: only the library's own error comes of it."""
+    await _fail(name, url, **ACCEPT)
+    assert _failures(telemetry) == {}
+    assert [each for each in caplog.records if each.name == "otel_sse"] == []
+
+
+@client
 async def test_what_did_not_ask_for_a_stream_is_not_recorded(name: str, telemetry: Backend) -> None:
     """An HTTP request of any other kind may fail as it likes."""
     await _fail(name, f"http://127.0.0.1:{refusing_port()}/")

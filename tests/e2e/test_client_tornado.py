@@ -257,6 +257,16 @@ async def test_a_server_that_never_answers(telemetry: Backend) -> None:
     assert point.sum >= 0.4
 
 
+@pytest.mark.parametrize("url", ["http://", "/relative", "http://[::1", "http://localhost:x/"])
+async def test_a_url_that_names_no_server(
+    url: str, telemetry: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It connects to none: only Tornado's own error comes of it."""
+    await fail(url, headers=ACCEPT)
+    assert _failures(telemetry) == {}
+    assert [each for each in caplog.records if each.name == "otel_sse"] == []
+
+
 async def test_another_media_type_is_not_reported(server: StreamServer, telemetry: Backend) -> None:
     """Only event streams are."""
     assert (await fetch(server.url + "/html")).body == b"hi"
