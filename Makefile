@@ -1,4 +1,4 @@
-# Two commands do everything on a machine with Python (3.10-3.14) and make: demo and test.
+# Two commands do everything on a machine with Python (3.10-3.15) and make: demo and test.
 # What was done is kept in .venv/.done-*, and done again only when what it came from has changed.
 
 # Tests start hundreds of processes: where byte code may not be written each compiles it all again.

@@ -14,7 +14,7 @@ from pathlib import Path
 import nox
 
 ROOT = Path(__file__).resolve().parent
-PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
 TOOLS = Path(os.environ.get("OTEL_SSE_TOOLS") or Path.home() / ".cache" / "otel-sse-tools")
 os.environ["PATH"] = os.pathsep.join([str(TOOLS / "bin"), os.environ["PATH"]])
 # What tests/unit and tests/helpers need beside the package and what it instruments. The end-to-end

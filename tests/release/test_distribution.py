@@ -136,6 +136,6 @@ def test_the_classifiers_agree_with_what_is_required(published: Message) -> None
     classifiers = published.get_all("Classifier", ())
     assert published["Requires-Python"] == ">=3.10"
     versions = [each.rpartition(" ")[2] for each in classifiers if ":: Python :: 3." in each]
-    assert versions == ["3.10", "3.11", "3.12", "3.13", "3.14"]
+    assert versions == ["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
     assert "Typing :: Typed" in classifiers
     assert not [each for each in classifiers if each.startswith("License")]
