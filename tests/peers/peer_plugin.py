@@ -11,6 +11,7 @@ import logging
 import os
 import runpy
 import sys
+import traceback
 import unittest
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -62,7 +63,8 @@ class _Instrumented:
     def _note(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if record.exc_info and record.exc_info[1] is not None:
-            text += f" ({record.exc_info[1]!r})"
+            last = traceback.extract_tb(record.exc_info[2])[-1]
+            text += f" ({record.exc_info[1]!r}, {Path(last.filename).name}:{last.lineno})"
         self.warnings.append(text)
 
     def collect(self) -> None:
