@@ -7,9 +7,9 @@ variable is a logged warning and the default, because telemetry never stops an a
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 _log = logging.getLogger("otel_sse")
 
@@ -59,7 +59,24 @@ class Config:
         return self.excluded_urls is not None and self.excluded_urls.search(url) is not None
 
 
-def load(options: dict[str, Any]) -> Config:
+class Options(TypedDict, total=False):
+    """The options as keyword arguments, for type checkers; None stands for what is absent."""
+
+    excluded_urls: str | Collection[str] | None
+    message_events: str | Collection[str] | None
+    message_event_detail: str | None
+    lifecycle_events: str | None
+    segment_seconds: float | None
+    stall_seconds: float | None
+    slow_send_seconds: float | None
+    event_types: str | Collection[str] | None
+    capture_event_id: bool | None
+    propagate: bool | None
+    shutdown_seconds: float | None
+    final_events: str | Collection[str] | None
+
+
+def load(options: Mapping[str, Any]) -> Config:
     """The configuration from keyword ``options`` and, where one is absent, the environment.
 
     Raises:

@@ -9,14 +9,14 @@ import inspect
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
 from opentelemetry._logs import LoggerProvider
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
-from otel_sse.config import load
+from otel_sse.config import Options, load
 from otel_sse.process.server_stops import is_server_stopping
 from otel_sse.servers.asgi_observer import (
     KEY,
@@ -33,6 +33,9 @@ from otel_sse.stream.request import RequestState, current_request
 from otel_sse.stream.sharing import acquire_telemetry, shutdown_handler
 from otel_sse.telemetry.providers import Providers
 from otel_sse.telemetry.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def wrap_asgi_app(
@@ -212,7 +215,7 @@ class SSEMiddleware:
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
         logger_provider: LoggerProvider | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         self.app = app
         providers = Providers(tracer_provider, meter_provider, logger_provider)

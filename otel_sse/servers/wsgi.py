@@ -8,13 +8,13 @@ innermost one observes, inside that middleware, and those around it pass the res
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry._logs import LoggerProvider
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
-from otel_sse.config import load
+from otel_sse.config import Options, load
 from otel_sse.servers.wsgi_observer import (
     KEY,
     App,
@@ -27,6 +27,9 @@ from otel_sse.stream.request import current_request, find_current_request
 from otel_sse.stream.sharing import acquire_telemetry
 from otel_sse.telemetry.providers import Providers
 from otel_sse.telemetry.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def wrap_wsgi_app(
@@ -97,7 +100,7 @@ class SSEWSGIMiddleware:
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
         logger_provider: LoggerProvider | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         self.app = app
         providers = Providers(tracer_provider, meter_provider, logger_provider)

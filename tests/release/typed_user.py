@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING
 
+from fastapi import FastAPI
 from flask import Flask
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
@@ -88,6 +90,10 @@ configured: ASGIApp = SSEMiddleware(
     logger_provider=logs,
     stall_seconds=30,
 )
+
+added = Starlette(middleware=[Middleware(SSEMiddleware, event_types=["price", "news"])])
+added.add_middleware(SSEMiddleware, tracer_provider=traces, stall_seconds=None)
+FastAPI().add_middleware(SSEMiddleware)
 
 served: WSGIApplication = SSEWSGIMiddleware(page, tracer_provider=traces, stall_seconds=30)
 flask = Flask(__name__)

@@ -1,10 +1,11 @@
 """Options: a keyword wins, a bad keyword raises, a bad variable warns and keeps the default."""
 
 import logging
+from dataclasses import fields
 
 import pytest
 
-from otel_sse.config import Config, load
+from otel_sse.config import Config, Options, load
 
 
 def test_defaults_are_the_documented_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +102,11 @@ def test_a_bad_variable_warns_and_keeps_the_default(
     assert variable in record.getMessage()
     assert value in record.getMessage()
     assert "it takes" in record.getMessage()
+
+
+def test_type_checkers_know_each_option() -> None:
+    """What a middleware takes as a keyword argument is what there is."""
+    assert Options.__annotations__.keys() == {each.name for each in fields(Config)}
 
 
 def test_an_unknown_option_is_a_type_error_that_lists_the_known() -> None:
