@@ -1,6 +1,7 @@
 """The command line itself: arguments, help and exit status."""
 
 import argparse
+import errno
 import importlib.util
 import json
 import os
@@ -13,9 +14,11 @@ from otel_sse.cli._package import __version__, install
 
 _NEEDS: Final = ("anyio", "h2", "httpx", "psutil", "rich")
 _USAGE: Final = 2
+# Of a file to which the output is redirected.
+_DISK_ERRORS: Final = (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC)
 _MAX_SECONDS: Final = 86400.0
 _MAX_CLIENTS: Final = 1000
-_STATUS: Final = "exit status: 0 no problem found, 1 problems found, 2 wrong usage"
+_STATUS: Final = "exit status: 0 no problem found, 1 problems found, 2 wrong usage or no report"
 
 _MAIN: Final = f"""\
 commands:
@@ -92,13 +95,25 @@ def _run(args: argparse.Namespace, command: list[str]) -> int:
 
             report = doctor.run(args, command, output)
         output.report(report)
+        sys.stdout.flush()
     except BrokenPipeError:
-        # `| head` is a use, not an error; nothing more may be written at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # `| head` is a use, not an error.
+        _discard_output()
         return 0
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        _discard_output()
+        print(f"otel-sse cannot write its report: {error.strerror}", file=sys.stderr)
+        return _USAGE
     except KeyboardInterrupt:
         return 130
     return int(report.exit)
+
+
+def _discard_output() -> None:
+    """Python writes what is left at exit, which would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _before_command(given: Sequence[str]) -> list[str]:

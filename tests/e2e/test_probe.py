@@ -199,6 +199,26 @@ async def test_a_reader_of_the_output_may_leave() -> None:
     assert (process.returncode, err) == (0, b"")
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+@pytest.mark.parametrize("command", ["probe", "doctor"])
+async def test_a_full_disk_is_one_sentence(command: str, options: list[str]) -> None:
+    """Where the report cannot be written, without a traceback."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    async with serve(ticks) as url:
+        process = await asyncio.create_subprocess_exec(
+            *(OTEL_SSE, command, "--for", "1s", *options),
+            *([url] if command == "probe" else []),
+            stdout=full,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment(),
+        )
+        _, err = await process.communicate()
+    os.close(full)
+    assert process.returncode == 2
+    assert err.endswith(b"otel-sse cannot write its report: No space left on device\n")
+    assert b"Traceback" not in err
+
+
 async def test_faults_of_the_format_are_reported() -> None:
     """On the wire, cut anywhere: each fault with its count, and the exit status is 1."""
     stream = (
