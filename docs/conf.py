@@ -16,6 +16,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns: list[str] = []
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "deflist"]
+autoclass_content = "both"
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 html_theme = "furo"

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from otel_sse.instrumentor import Hooks
 from otel_sse.stream.body import BodyReader, Original, observing_class
-from otel_sse.stream.info import ClientStreamInfo, caller_context
+from otel_sse.stream.info import HTTP_VERSIONS, ClientStreamInfo, caller_context
 from otel_sse.stream.nested import upper_request
 from otel_sse.stream.sharing import open_client_stream, record_failed_connect
 from otel_sse.telemetry.telemetry import Telemetry
@@ -131,7 +131,7 @@ class _Request:
             host=url.hostname or host,
             port=url.port if url.hostname else port,
             known_path=url.path,
-            protocol={10: "1.0", 11: "1.1"}.get(0 if response is None else response.version),
+            protocol=HTTP_VERSIONS.get(0 if response is None else response.version),
             status=0 if response is None else response.status,
             resumed="last-event-id" in headers,
             context=caller_context(),

@@ -22,7 +22,7 @@ from urllib3.response import HTTPResponse
 from otel_sse.clients.urllib3_body import Urllib3Reader, is_decodable
 from otel_sse.instrumentor import Hooks
 from otel_sse.stream.body import observing_class
-from otel_sse.stream.info import ClientStreamInfo, caller_context
+from otel_sse.stream.info import HTTP_VERSIONS, ClientStreamInfo, caller_context
 from otel_sse.stream.nested import ObservedStream, upper_request
 from otel_sse.stream.sharing import open_client_stream, record_failed_connect
 from otel_sse.telemetry.telemetry import Telemetry
@@ -110,7 +110,7 @@ def _stream_info(request: Any, response: Any | None, started: float) -> ClientSt
         host=url.hostname or "",
         port=url.port,
         known_path=url.path,
-        protocol={10: "1.0", 11: "1.1", 20: "2"}.get(version or 0),
+        protocol=HTTP_VERSIONS.get(version or 0),
         status=0 if response is None else response.status_code,
         resumed="Last-Event-ID" in request.headers,
         context=caller_context(),

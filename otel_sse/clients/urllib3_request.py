@@ -19,7 +19,7 @@ from urllib3.util.retry import Retry
 
 from otel_sse.clients.urllib3_body import Urllib3Reader, is_decodable
 from otel_sse.stream.body import observing_class
-from otel_sse.stream.info import ClientStreamInfo, caller_context
+from otel_sse.stream.info import HTTP_VERSIONS, ClientStreamInfo, caller_context
 from otel_sse.stream.nested import upper_request
 from otel_sse.stream.sharing import open_client_stream, record_failed_connect
 from otel_sse.telemetry.telemetry import Telemetry
@@ -28,7 +28,6 @@ from otel_sse.wire.opaque import is_encoded
 
 # contrib's instrumentation passes all of them by position.
 _PARAMETERS: Final = tuple(signature(HTTPConnectionPool.urlopen).parameters)[1:]
-_PROTOCOLS: Final = {10: "1.0", 11: "1.1", 20: "2", 30: "3"}
 # In a promise of urllib3-future: its ``PoolRequest``.
 _PROMISE_KEY: Final = "otel_sse_request"
 # The ``upper_request`` while a pool fetches what it has promised: its request was sent before.
@@ -210,7 +209,7 @@ class PoolRequest:
             host=url.hostname or pool.host,
             port=url.port if url.hostname else pool.port,
             known_path=url.path,
-            protocol=_PROTOCOLS.get(0 if response is None else response.version),
+            protocol=HTTP_VERSIONS.get(0 if response is None else response.version),
             status=0 if response is None else response.status,
             resumed="last-event-id" in headers,
             context=caller_context(),

@@ -9,14 +9,10 @@ import inspect
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opentelemetry import context as otel_context
-from opentelemetry._logs import LoggerProvider
-from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import TracerProvider
 
-from otel_sse.config import Options, load
 from otel_sse.process.server_stops import is_server_stopping
 from otel_sse.servers.asgi_observer import (
     KEY,
@@ -29,13 +25,10 @@ from otel_sse.servers.asgi_observer import (
     Scope,
     Send,
 )
+from otel_sse.servers.middleware import Middleware
 from otel_sse.stream.request import RequestState, current_request
-from otel_sse.stream.sharing import acquire_telemetry, shutdown_handler
-from otel_sse.telemetry.providers import Providers
+from otel_sse.stream.sharing import shutdown_handler
 from otel_sse.telemetry.telemetry import Telemetry
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 def wrap_asgi_app(
@@ -189,37 +182,12 @@ async def _run_nested(
             state.context = context
 
 
-class SSEMiddleware:
+class SSEMiddleware(Middleware[App]):
     """Records the event streams of an ASGI application.
 
     Put it innermost, inside other instrumentation, so that its spans are children of theirs.
     Everything that is not a stream, and every byte of one, passes unchanged.
-
-    Args:
-        app: the application.
-        tracer_provider: the global one by default, as the other two.
-        meter_provider: likewise.
-        logger_provider: likewise.
-        options: those of ``config.Config``, such as ``stall_seconds=30``.
-
-    Raises:
-        ValueError: an option has a bad value.
-        TypeError: there is no such option.
-
     """
-
-    def __init__(
-        self,
-        app: App,
-        *,
-        tracer_provider: TracerProvider | None = None,
-        meter_provider: MeterProvider | None = None,
-        logger_provider: LoggerProvider | None = None,
-        **options: Unpack[Options],
-    ) -> None:
-        self.app = app
-        providers = Providers(tracer_provider, meter_provider, logger_provider)
-        self.telemetry = acquire_telemetry(SSEMiddleware, providers, load(options))
 
     __call__ = wrap_asgi_app(
         lambda self, scope, receive, send: self.app(scope, receive, send),

@@ -8,13 +8,9 @@ innermost one observes, inside that middleware, and those around it pass the res
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from opentelemetry._logs import LoggerProvider
-from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import TracerProvider
-
-from otel_sse.config import Options, load
+from otel_sse.servers.middleware import Middleware
 from otel_sse.servers.wsgi_observer import (
     KEY,
     App,
@@ -24,12 +20,7 @@ from otel_sse.servers.wsgi_observer import (
     StartResponse,
 )
 from otel_sse.stream.request import current_request, find_current_request
-from otel_sse.stream.sharing import acquire_telemetry
-from otel_sse.telemetry.providers import Providers
 from otel_sse.telemetry.telemetry import Telemetry
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 def wrap_wsgi_app(
@@ -74,37 +65,12 @@ def observer_of(environ: Environ) -> RequestObserver | None:
     return observer
 
 
-class SSEWSGIMiddleware:
+class SSEWSGIMiddleware(Middleware[App]):
     """Records the event streams of a WSGI application.
 
     Put it innermost, inside other instrumentation, so that its spans are children of theirs.
     Everything that is not a stream, and every byte of one, passes unchanged.
-
-    Args:
-        app: the application.
-        tracer_provider: the global one by default, as the other two.
-        meter_provider: likewise.
-        logger_provider: likewise.
-        options: those of ``config.Config``, such as ``stall_seconds=30``.
-
-    Raises:
-        ValueError: an option has a bad value.
-        TypeError: there is no such option.
-
     """
-
-    def __init__(
-        self,
-        app: App,
-        *,
-        tracer_provider: TracerProvider | None = None,
-        meter_provider: MeterProvider | None = None,
-        logger_provider: LoggerProvider | None = None,
-        **options: Unpack[Options],
-    ) -> None:
-        self.app = app
-        providers = Providers(tracer_provider, meter_provider, logger_provider)
-        self.telemetry = acquire_telemetry(SSEWSGIMiddleware, providers, load(options))
 
     __call__ = wrap_wsgi_app(
         lambda self, environ, start_response: self.app(environ, start_response),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from opentelemetry import context as otel_context
 from opentelemetry import propagate
@@ -23,6 +23,9 @@ from otel_sse.stream.request import RequestState
 from otel_sse.telemetry.cardinality import known_method
 from otel_sse.telemetry.series import MetricSeries
 from otel_sse.telemetry.telemetry import Telemetry
+
+# By the numbers that http.client, urllib3 and what is built on them have for them.
+HTTP_VERSIONS: Final = {10: "1.0", 11: "1.1", 20: "2", 30: "3"}
 
 
 class ServerStreamInfo(NamedTuple):
