@@ -38,6 +38,31 @@ _STOP_LINE: Final = "INFO:     Shutting down|ERROR:    (ASGI callable returned|E
 _EVERY: Final = {"PYTHONUNBUFFERED": "1", "OTEL_METRIC_EXPORT_INTERVAL": "500"}
 
 
+async def run_script(
+    environment: str,
+    script: str,
+    *args: str,
+    receiver: Receiver,
+    instrumented: bool = True,
+    **env: str,
+) -> tuple[str, str]:
+    """What a script of ``apps`` has written to standard output and to standard error."""
+    folder = programs(environment)
+    launcher = [str(folder / "opentelemetry-instrument")] if instrumented else []
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}
+    process = await asyncio.create_subprocess_exec(
+        *(*launcher, str(folder / "python"), str(APPS / script), *args),
+        # Where no checkout is: opentelemetry-instrument adds it to the path.
+        cwd=APPS,
+        env={**inherited, **receiver.environment, **ALONE, **env},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await asyncio.wait_for(process.communicate(), PATIENCE)
+    assert process.returncode == 0, errors.decode()
+    return output.decode(), errors.decode()
+
+
 @dataclass(frozen=True)
 class Application:
     """What is run.

@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from applications.environments import programs
+from applications.runs import run_script
 from helpers import oracle
 from helpers.certificates import self_signed
 from helpers.client_streams import FIRST, ServerSide, answer_by_path, compress, serving
 from helpers.otlp import Receiver
-from helpers.processes import ALONE
 from helpers.streams import PIECES, STREAM
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 
 pytestmark = pytest.mark.applications
 
-_APPS = Path(__file__).parent / "apps"
 client = pytest.mark.parametrize("script", ["niquests_client.py", "niquests_async_client.py"])
 
 
@@ -50,20 +48,10 @@ class _Run(NamedTuple):
 
 
 async def _run(script: str, *args: str, instrumented: bool, receiver: Receiver) -> Any:
-    folder = programs("niquests")
-    launcher = [str(folder / "opentelemetry-instrument")] if instrumented else []
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}
-    process = await asyncio.create_subprocess_exec(
-        *(*launcher, str(folder / "python"), str(_APPS / script), *args),
-        # Where no checkout is: opentelemetry-instrument adds it to the path.
-        cwd=_APPS,
-        env={**inherited, **receiver.environment, **ALONE},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    output, errors = await run_script(
+        "niquests", script, *args, instrumented=instrumented, receiver=receiver
     )
-    output, errors = await asyncio.wait_for(process.communicate(), 120)
-    assert process.returncode == 0, errors.decode()
-    assert not errors, errors.decode()
+    assert not errors, errors
     return json.loads(output)
 
 

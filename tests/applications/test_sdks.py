@@ -1,22 +1,18 @@
 """SDKs of model servers, against a server that answers as theirs do: what is seen of a stream."""
 
-import asyncio
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from applications.environments import programs
+from applications.runs import run_script
 from helpers import oracle
 from helpers.client_streams import CHUNKED, ServerSide, serving
 from helpers.otlp import Receiver
-from helpers.processes import ALONE
 
 pytestmark = pytest.mark.applications
 
-_APPS = Path(__file__).parent / "apps"
 _PAGE = Path(__file__).parents[2] / "docs/compatibility.md"
 WORDS = [f"word{number} " for number in range(20)]
 # By SDK and function of sdk_client.py: what reads the stream, the upper library first.
@@ -108,22 +104,13 @@ async def _answer(wire: ServerSide) -> None:
 
 async def _ask(name: str, instrumentors: list[str], receiver: Receiver) -> tuple[str, list[str]]:
     """What the client has written, and the paths that it has asked for."""
-    folder = programs("sdks")
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}
-    alone = {**ALONE, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     async with serving(_answer) as server:
-        process = await asyncio.create_subprocess_exec(
-            *(str(folder / "opentelemetry-instrument"), str(folder / "python")),
-            *(str(_APPS / "sdk_client.py"), name, server.url, *instrumentors),
-            # Where no checkout is: opentelemetry-instrument adds it to the path.
-            cwd=_APPS,
-            env={**inherited, **receiver.environment, **alone},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+        output, _ = await run_script(
+            *("sdks", "sdk_client.py", name, server.url, *instrumentors),
+            receiver=receiver,
+            LITELLM_LOCAL_MODEL_COST_MAP="True",
         )
-        output, errors = await asyncio.wait_for(process.communicate(), 120)
-        assert process.returncode == 0, errors.decode()
-        return output.decode(), [request.path for request in server.requests]
+        return output, [request.path for request in server.requests]
 
 
 @pytest.mark.parametrize(
