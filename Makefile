@@ -37,7 +37,7 @@ test: lint .venv/.done-wheel $(if $(CI)$(wildcard .venv/.done-apps),.venv/.done-
 	@$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 	@$(MAKE) --no-print-directory pythons
 
-pythons: .venv/.done-test .venv/.done-wheel ## test on the oldest and the newest Python, where this machine has them
+pythons: .venv/.done-test .venv/.done-wheel ## test on Python 3.10 and 3.14, where this machine has them
 	@WHEEL=$$(ls .build/*.whl) $(BIN)/nox --sessions $(foreach each,$(PYTHONS),unit-$(each) e2e-$(each))
 
 apps: .venv/.done-apps ## run published applications, in environments of their own

@@ -1,7 +1,7 @@
 """The tests and the packages on each Python, with the newest and the oldest dependencies.
 
 ``nox`` runs all of it, ``nox --list`` lists the sessions, ``nox -s unit-3.13 oldest`` runs some.
-``make pythons``, and so CI, runs the oldest and the newest Python; `.ci/install` puts these into
+``make pythons``, and so CI, runs Python 3.10 and 3.14; `.ci/install` puts these into
 the folder of the tools. A Python that is neither there nor on PATH is skipped; where CI is set it
 is an error. `WHEEL` and `SDIST` name built files to test; without them the checkout is built.
 """

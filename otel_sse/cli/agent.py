@@ -166,6 +166,7 @@ class Agent:
         self._written = ""
         self._exports: dict[str, dict[str, Any]] = {}
         self._streams: dict[str, dict[str, Any]] = {}
+        self._live = 0
         self._logged: list[dict[str, str]] = []
         self._providers: dict[str, tuple[Any, int]] = {}
         self._classes: set[type] = set()
@@ -237,6 +238,7 @@ class Agent:
                 "instrumentors": self._instrumentors(),
                 "streams": list(self._streams.values())[-100:],
                 "stream_count": len(self._streams),
+                "live": self._live,
                 "exports": self._exports,
                 "flushed": self._flushed,
                 "logged": self._logged,
@@ -291,7 +293,9 @@ class Agent:
     def _see_streams(self) -> None:
         package = sys.modules.get("otel_sse")
         get = getattr(package, "connections", None)
-        for each in get() if get is not None else ():
+        connections = get() if get is not None else []
+        self._live = len(connections)
+        for each in connections:
             if each.id not in self._streams and len(self._streams) >= _MAX_STREAMS:
                 continue
             self._streams[each.id] = {

@@ -30,7 +30,9 @@ _POST_FORK: Final = (
     "and start gunicorn without opentelemetry-instrument and without --preload."
 )
 
-
+_IN_WORKERS: Final = (
+    "Set the SDK up in each worker, or take OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf."
+)
 _CAUSES: Final = frozenset(
     (
         *("not-instrumented", "no-provider", "instrumentors-not-loaded", "url-excluded"),
@@ -446,7 +448,7 @@ def _not_exported(signal: str, seen: Seen) -> Iterator[Finding]:
         f"{signal}-not-exported",
         f"The stream was detected, but none of its {_WHAT[signal]} were exported.",
         {
-            "traces": "Is it sampled? See OTEL_TRACES_SAMPLER.",
+            "traces": "Has the server noticed its end? Is it sampled? See OTEL_TRACES_SAMPLER.",
             "metrics": "Is the metric reader running in the process that serves?",
             "logs": "See OTEL_PYTHON_SSE_LIFECYCLE_EVENTS.",
         }[signal],
@@ -517,6 +519,6 @@ def _forks(seen: Seen) -> Iterator[Finding]:
                 f"The SDK was set up in process {min(makers)}, before the worker {process['pid']} "
                 "was forked from it: gRPC exporters can hang in the worker, and HTTP exporters "
                 "can share a connection with it.",
-                _POST_FORK,
+                _POST_FORK if any("gunicorn" in each for each in seen.command) else _IN_WORKERS,
             )
             return

@@ -23,6 +23,9 @@ from otel_sse.cli.findings import Finding, Report, note, problem, warning
 from otel_sse.cli.output import Output
 
 AGENT: Final = Path(__file__).with_name("agent.py")
+_OF_THE_SDK: Final = frozenset(
+    ("exporter-missing", *(f"{signal}-exporter-off" for signal in variables.SIGNALS))
+)
 _INSPECT_TIMEOUT: Final = 60.0
 # Contrib's instrumentations of what otel-sse instruments too.
 _CONTRIB: Final = ("asgi", "fastapi", "starlette")
@@ -37,6 +40,9 @@ def run(args: argparse.Namespace, command: list[str], output: Output) -> Report:
         else:
             _run_static(args, output, report)
     except KeyboardInterrupt:
+        if not report.data:
+            # Nothing has been looked at.
+            raise
         report.interrupted = True
     return report
 
@@ -132,12 +138,16 @@ def judge_environment(
         loaded: of a process that runs, its instrumentors and whether they are on.
 
     """
-    return [
+    found = [
         *_packages(facts),
         *_instrumentors(environment, facts),
         *_contrib(environment, facts, loaded),
         *variables.judge(environment, facts),
     ]
+    if "sdk-missing" in {each.code for each in found}:
+        # Its extra brings exporters, and the distro that chooses them.
+        found = [each for each in found if each.code not in _OF_THE_SDK]
+    return found
 
 
 def _packages(facts: Mapping[str, Any]) -> Iterator[Finding]:
@@ -175,6 +185,8 @@ def _configurators(facts: Mapping[str, Any]) -> list[str]:
 def _instrumentors(environment: Mapping[str, str], facts: Mapping[str, Any]) -> Iterator[Finding]:
     disabled = variables.disabled_instrumentors(environment)
     states = {each["name"]: each for each in facts["instrumentors"]}
+    # By the error.
+    broken: dict[str, list[str]] = {}
     for name, each in states.items():
         if name in disabled and each["state"] == "fits":
             yield problem(
@@ -190,9 +202,13 @@ def _instrumentors(environment: Mapping[str, str], facts: Mapping[str, Any]) -> 
                 f"pip install '{each['requires']}'",
             )
         elif each["state"] == "broken":
+            broken.setdefault(each["error"], []).append(name)
+    for error, names in broken.items():
+        # Not where a variable has been reported of which it comes.
+        if "OTEL_PROPAGATORS" not in environment or "propagator" not in error.lower():
             yield problem(
                 "instrumentor-broken",
-                f"{name} cannot be loaded: {each['error']}",
+                f"{', '.join(names)} cannot be loaded: {error}",
                 "Install versions that fit one another: pip check.",
             )
     if "*" in disabled:
@@ -210,7 +226,7 @@ def _instrumentors(environment: Mapping[str, str], facts: Mapping[str, Any]) -> 
             )
     # One without a requirement is of servers, and says nothing.
     fitting = (each for each in states.values() if each["state"] == "fits")
-    if states and not any(each["requires"] for each in fitting):
+    if states and not broken and not any(each["requires"] for each in fitting):
         wanted = sorted({str(each["requires"]) for each in states.values() if each["requires"]})
         yield problem(
             "framework-absent",
@@ -270,7 +286,16 @@ def _check_exports(environment: Mapping[str, str], output: Output, report: Repor
                 output.stage("skipped", f"Export {signal}", f"{name}: not tried")
                 continue
             to = otlp.target(signal, environment, name)
+            if not variables.is_endpoint(to.url):
+                output.stage("problem", f"Export {signal}", f"{to.variable} is no URL")
+                continue
             where = f"{to.protocol} to {to.host}:{to.port}"
+            if to.protocol == "grpc" and (proxy := otlp.proxy_of(to)):
+                results[signal] = "proxy"
+                output.stage(
+                    "skipped", f"Export {signal}", f"{where} by the proxy {proxy}: not tried"
+                )
+                continue
             try:
                 if to.protocol in variables.PROTOCOLS:
                     otlp.export(to)

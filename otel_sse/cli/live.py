@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -30,9 +31,12 @@ _READ_SECONDS: Final = 10.0
 _READ_MESSAGES: Final = 5
 # How long the agent has to see a stream that the doctor has open, in seconds.
 _DETECT_SECONDS: Final = 1.0
+# How long the command has to notice that the doctor has left its stream, in seconds.
+_CLOSE_TIMEOUT: Final = 5.0
 _FLUSH_TIMEOUT: Final = 20.0
 _STOP_TIMEOUT: Final = 15.0
 _TICK: Final = 0.1
+_LAUNCHER: Final = "opentelemetry-instrument"
 # Not a line of JSON that a console exporter has written.
 _ERROR: Final = re.compile(r'(?i)^(?!\s*["{}\[\]]).*(error|exception)')
 
@@ -121,18 +125,40 @@ def observe(
         process = _start(command, folder)
         reader = threading.Thread(target=_keep_output, args=(process, seen), daemon=True)
         reader.start()
-        try:
-            _follow(process, folder, url, seconds, seen, output)
-        except KeyboardInterrupt:
-            seen.interrupted = True
-        finally:
-            if process.poll() is None:
-                _stop(process, seen)
-            else:
-                seen.exit_status = process.returncode
-            reader.join(1)
-            _collect(folder, seen)
+        with _interrupted_by(signal.SIGTERM, signal.SIGHUP):
+            try:
+                _follow(process, folder, url, seconds, seen, output)
+            except KeyboardInterrupt:
+                seen.interrupted = True
+            finally:
+                if process.poll() is None:
+                    _stop(process, seen)
+                else:
+                    seen.exit_status = process.returncode
+                reader.join(1)
+                _collect(folder, seen)
+    if seen.exit_status is None:
+        # The launcher has become the command. Where that wrote no state of its own it is none of
+        # Python's, or is isolated.
+        for pid, state in list(seen.processes.items()):
+            if any(Path(each).name == _LAUNCHER for each in state["command"][:2]):
+                del seen.processes[pid]
     return seen
+
+
+@contextlib.contextmanager
+def _interrupted_by(*numbers: signal.Signals) -> Iterator[None]:
+    """These signals are as Ctrl-C: the command has a session of its own, and would go on."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = [(number, signal.signal(number, interrupt)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in previous:
+            signal.signal(number, handler)
 
 
 def _start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
@@ -215,6 +241,9 @@ def _follow(
             # Some messages of it, too.
             wait(lambda: _messages(seen) >= _READ_MESSAGES, _READ_SECONDS / 5)
     if process.poll() is None:
+        if url is not None:
+            # A server without an event loop finds out by its next message that this one has gone.
+            wait(lambda: not any(each["live"] for each in seen.processes.values()), _CLOSE_TIMEOUT)
         output.status("Exporting")
         (folder / "flush").touch()
         wait(lambda: _flushed(seen), _FLUSH_TIMEOUT)

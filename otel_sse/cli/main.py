@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from otel_sse.cli._package import __version__, install
+from otel_sse.cli.variables import HEADER_NAME
 
 _NEEDS: Final = ("anyio", "h2", "httpx", "psutil", "rich")
 _USAGE: Final = 2
@@ -60,6 +61,9 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``otel-sse``; the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stdout is None:
+        # Closed by the shell (``>&-``): the exit status is all that is wanted.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         parser = _parser()
         args, unknown = parser.parse_known_args(_before_command(given))
@@ -246,10 +250,14 @@ def _url(text: str) -> str:
 
 
 def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip() or "\n" in text or "\r" in text or not name.isascii():
+    name, colon, value = (part.strip() for part in text.partition(":"))
+    if not colon or not HEADER_NAME.fullmatch(name):
         raise argparse.ArgumentTypeError(f"{text!r} is no header: write 'Name: value'")
-    return name.strip(), value.strip()
+    if not value.isascii() or not value.replace("\t", " ").isprintable():
+        raise argparse.ArgumentTypeError(
+            f"the value of {name} may have printable ASCII characters alone: encode the others"
+        )
+    return name, value
 
 
 def _data(text: str) -> bytes:

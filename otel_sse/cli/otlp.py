@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import h2.config
 import h2.connection
@@ -59,11 +60,7 @@ class Target:
 
     @property
     def port(self) -> int:
-        try:
-            port = urlsplit(self.url).port
-        except ValueError:
-            port = None
-        return port or (443 if self.secure else 80)
+        return urlsplit(self.url).port or (443 if self.secure else 80)
 
 
 class ExportError(Exception):
@@ -93,21 +90,36 @@ def target(signal: str, environment: Mapping[str, str], name: str = "otlp") -> T
         url = environment.get("OTEL_EXPORTER_OTLP_ENDPOINT") or default
         if not grpc:
             url = f"{url.rstrip('/')}/v1/{signal}"
-    # The gRPC exporter takes host:port, too: that one is secure unless it is made insecure.
-    bare = urlsplit(url).scheme not in ("http", "https")
-    insecure = get("INSECURE").lower() == "true" or urlsplit(url).scheme == "http"
-    pairs = [pair.partition("=") for pair in get("HEADERS").split(",") if "=" in pair]
+    url = url.strip()
+    scheme = url.partition("://")[0].lower() if "://" in url else ""
+    if scheme not in ("http", "https"):
+        # The gRPC exporter takes host:port, too, and whatever scheme: secure unless it is made
+        # insecure.
+        url = f"//{url.partition('://')[2] or url.removeprefix('//')}"
+    pairs = (pair.partition("=") for pair in get("HEADERS").split(",") if "=" in pair)
     return Target(
         signal=signal,
         protocol=protocol,
-        url=f"//{url}" if bare else url,
-        headers=tuple((key.strip().lower(), unquote(value.strip())) for key, _, value in pairs),
+        url=url,
+        headers=tuple(
+            (name.strip().lower(), unquote(value.strip()))
+            for name, _, value in pairs
+            # The exporters leave out any other.
+            if variables.HEADER_NAME.fullmatch(name.strip())
+        ),
         certificate=get("CERTIFICATE"),
-        insecure=insecure,
+        insecure=get("INSECURE").lower() == "true" or scheme == "http",
         variable=own + "ENDPOINT"
         if environment.get(own + "ENDPOINT")
         else "OTEL_EXPORTER_OTLP_ENDPOINT",
     )
+
+
+def proxy_of(to: Target) -> str | None:
+    """The proxy that the exporters go through, by the variables of proxies, without a password."""
+    proxies = getproxies()
+    proxy = proxies.get("https" if to.secure else "http") or proxies.get("all")
+    return None if not proxy or proxy_bypass(to.host) else variables.without_userinfo(proxy)
 
 
 def export(to: Target) -> None:
@@ -123,12 +135,16 @@ def export(to: Target) -> None:
 
 
 def _export_http(to: Target) -> None:
-    _connect(to).close()
-    headers = {"content-type": "application/x-protobuf", **dict(to.headers)}
+    proxy = proxy_of(to)
+    if proxy is None:
+        _connect(to).close()
+    headers = [(b"content-type", b"application/x-protobuf")]
+    # As http.client encodes them.
+    headers += [(name.encode(), value.encode("latin-1", "replace")) for name, value in to.headers]
     try:
         verify: ssl.SSLContext | bool = _tls(to) if to.secure else True
         with (
-            httpx.Client(timeout=TIMEOUT, verify=verify, trust_env=False) as client,
+            httpx.Client(timeout=TIMEOUT, verify=verify, trust_env=proxy is not None) as client,
             client.stream("POST", to.url, content=b"", headers=headers) as response,
         ):
             status = response.status_code
@@ -137,6 +153,12 @@ def _export_http(to: Target) -> None:
             raise _wrong_protocol(to) from error
         raise _no_answer(to) from error
     except (httpx.HTTPError, ssl.SSLError, OSError) as error:
+        if proxy is not None:
+            raise ExportError(
+                "exporter-unreachable",
+                f"the proxy {proxy} does not pass an export on: {error}.",
+                f"Put {to.host} into NO_PROXY where no proxy is wanted.",
+            ) from error
         if _speaks_http2(to):
             raise _wrong_protocol(to) from error
         raise _broken(to, error) from error
@@ -234,7 +256,15 @@ def _connect(to: Target) -> socket.socket:
 
 
 def _tls(to: Target) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=to.certificate or os.environ.get("SSL_CERT_FILE"))
+    try:
+        return ssl.create_default_context(cafile=to.certificate or os.environ.get("SSL_CERT_FILE"))
+    except OSError as error:
+        variable = "OTEL_EXPORTER_OTLP_CERTIFICATE" if to.certificate else "SSL_CERT_FILE"
+        raise ExportError(
+            "exporter-tls",
+            f"the certificate of {variable} cannot be read: {error.strerror or error}.",
+            f"Correct {variable}.",
+        ) from error
 
 
 def _secured(to: Target, sock: socket.socket) -> socket.socket:
@@ -325,5 +355,7 @@ def _refused(to: Target, answer: str, credentials: bool, path: bool) -> ExportEr
         )
     else:
         remedy = "Look into the receiver's log."
-    where = to.url if to.protocol != "grpc" else f"{to.host}:{to.port}"
+    # Without a user's name and password.
+    resource = "" if to.protocol == "grpc" else urlsplit(to.url).path
+    where = f"{to.host}:{to.port}{resource}"
     return ExportError("exporter-refused", f"{where} refused an empty export: {answer}.", remedy)

@@ -1,6 +1,7 @@
 """How a report looks in a terminal, in a pipe, and as JSON."""
 
 import contextlib
+import io
 import json
 import sys
 from typing import Any, Final
@@ -41,6 +42,9 @@ class Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # What its encoding lacks is a payload's, not a reason to fail.
+            sys.stdout.reconfigure(errors="backslashreplace")
         # A pipe is not wrapped: grep and its kin work by lines.
         width = None if sys.stdout.isatty() else 4096
         self.console = _Console(highlight=False, width=width, soft_wrap=width is not None)

@@ -105,7 +105,9 @@ def _report(probe: _Probe, report: Report) -> None:
     if args.resume:
         if probe.second is not None:
             resumed = resume.compare(first, probe.second, probe.steady)
-        report.findings += resume.judge_resume(resumed, first)
+        if resumed is not None or not first.parser.last_id:
+            # Else it was interrupted before it came back.
+            report.findings += resume.judge_resume(resumed, first)
     many = None
     if args.clients > 1:
         many = crowd.Crowd(args.clients)

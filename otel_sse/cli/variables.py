@@ -1,6 +1,7 @@
 """Judges the environment variables that decide whether telemetry comes out. No I/O."""
 
 import difflib
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -8,6 +9,8 @@ from urllib.parse import urlsplit
 from otel_sse.cli._package import OPTION_PREFIX, OPTION_VARIABLES, bad_option
 from otel_sse.cli.findings import Finding, note, problem, warning
 
+# The name of a header (RFC 9110, section 5.6.2).
+HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 SIGNALS: Final = ("traces", "metrics", "logs")
 PROTOCOLS: Final = ("grpc", "http/protobuf")
 # What opentelemetry-distro sets where nothing else is set.
@@ -17,7 +20,19 @@ _DISTRO: Final = {
     "OTEL_LOGS_EXPORTER": "otlp",
     "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
 }
-_INTEGERS: Final = (
+_EXPORTERS: Final = ("OTEL_TRACES_EXPORTER", "OTEL_METRICS_EXPORTER", "OTEL_LOGS_EXPORTER")
+_COMPRESSIONS: Final = ("none", "gzip", "deflate")
+# What names an entry point of a group.
+_NAMING: Final = {
+    "OTEL_PYTHON_CONFIGURATOR": "opentelemetry_configurator",
+    "OTEL_PYTHON_DISTRO": "opentelemetry_distro",
+    "OTEL_PROPAGATORS": "opentelemetry_propagator",
+}
+_NUMBERS: Final = (
+    "OTEL_EXPORTER_OTLP_TIMEOUT",
+    "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+    "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT",
+    "OTEL_EXPORTER_OTLP_LOGS_TIMEOUT",
     "OTEL_METRIC_EXPORT_INTERVAL",
     "OTEL_METRIC_EXPORT_TIMEOUT",
     "OTEL_BSP_SCHEDULE_DELAY",
@@ -40,7 +55,9 @@ _WHAT: Final = {"traces": "spans", "metrics": "metrics", "logs": "log events"}
 def effective(environment: Mapping[str, str], facts: Mapping[str, Any]) -> dict[str, str]:
     """The environment with the defaults of opentelemetry-distro where that is installed."""
     defaults = _DISTRO if "opentelemetry-distro" in facts["versions"] else {}
-    return {**defaults, **{name: value for name, value in environment.items() if value}}
+    # The distro leaves an exporter alone that is set, also to nothing.
+    kept = {name: value for name, value in environment.items() if value or name in _EXPORTERS}
+    return {**defaults, **kept}
 
 
 def exporters(signal: str, environment: Mapping[str, str]) -> list[str]:
@@ -65,14 +82,17 @@ def protocol(signal: str, environment: Mapping[str, str], name: str = "otlp") ->
 
 def judge(environment: Mapping[str, str], facts: Mapping[str, Any]) -> list[Finding]:
     """Everything that a look at the variables shows. ``environment`` is the effective one."""
-    return [
+    found = [
         *_disabled(environment),
         *_exporters(environment, facts),
         *_sampler(environment, facts),
+        *_names(environment, facts),
         *_values(environment),
         *_options(environment),
         *_misspelt(environment, facts["variables"]),
     ]
+    # What is wrong in a variable of all signals is found for each of them.
+    return list(dict.fromkeys(found))
 
 
 def _disabled(environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -92,11 +112,18 @@ def _exporters(environment: Mapping[str, str], facts: Mapping[str, Any]) -> Iter
             # Streams are seen by any of the three; each of them is still missed.
             make = problem if signal == "traces" else warning
             value = environment.get(variable)
-            how = f"{variable} is {value}" if value else f"{variable} is not set"
+            how = f"{variable} is {'empty' if value == '' else value or 'not set'}"
             yield make(
                 f"{signal}-exporter-off",
                 f"{how}: no {_WHAT[signal]} are exported.",
                 f"Set {variable}=otlp.",
+            )
+        elif any(not each.strip() for each in environment[variable].split(",")):
+            yield problem(
+                "bad-variable",
+                f"{variable} is {environment[variable]!r}, which has an empty name: nothing of "
+                "OpenTelemetry starts.",
+                "Take out the comma.",
             )
         for name in names:
             yield from _exporter(signal, name, variable, environment, facts)
@@ -113,11 +140,13 @@ def _exporter(
     if name in ("otlp", "otlp_proto_grpc", "otlp_proto_http"):
         chosen = protocol(signal, environment, name)
         if chosen not in PROTOCOLS:
+            own = f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL"
+            source = own if environment.get(own) else "OTEL_EXPORTER_OTLP_PROTOCOL"
             yield problem(
                 "bad-variable",
-                f"The OTLP protocol of {signal} is {chosen!r}, which the Python SDK does not know: "
-                "nothing of OpenTelemetry starts.",
-                f"Set OTEL_EXPORTER_OTLP_PROTOCOL to one of {', '.join(PROTOCOLS)}.",
+                f"{source} is {chosen!r}, which the Python SDK does not know: nothing of "
+                "OpenTelemetry starts.",
+                f"Set it to one of {', '.join(PROTOCOLS)}.",
             )
             return
         point = "otlp_proto_grpc" if chosen == "grpc" else "otlp_proto_http"
@@ -199,28 +228,70 @@ def _sampler(environment: Mapping[str, str], facts: Mapping[str, Any]) -> Iterat
 
 
 def _values(environment: Mapping[str, str]) -> Iterator[Finding]:
-    for name in _INTEGERS:
+    for name in _NUMBERS:
         value = environment.get(name)
         if value is not None:
             try:
-                good = float(value) > 0
+                # The SDK takes no fraction where it batches.
+                good = (int if name.startswith(("OTEL_BSP", "OTEL_BLRP")) else float)(value) > 0
             except ValueError:
                 good = False
             if not good:
                 yield problem(
                     "bad-variable",
-                    f"{name} is {value!r}: it takes a number more than 0.",
+                    f"{name} is {value!r}: it takes a number of more than 0.",
                     f"Correct or unset {name}.",
                 )
-    for signal in ("", *SIGNALS):
-        infix = f"{signal.upper()}_" if signal else ""
-        endpoint = environment.get(f"OTEL_EXPORTER_OTLP_{infix}ENDPOINT")
-        chosen = protocol(signal, environment) if signal else protocol("", environment)
-        if endpoint and chosen == "http/protobuf" and urlsplit(endpoint).scheme not in _SCHEMES:
+    for kind in ("BSP", "BLRP"):
+        queue, batch = f"OTEL_{kind}_MAX_QUEUE_SIZE", f"OTEL_{kind}_MAX_EXPORT_BATCH_SIZE"
+        try:
+            small = int(environment.get(queue, 2048)) < int(environment.get(batch, 512))
+        except ValueError:
+            continue
+        if small:
             yield problem(
                 "bad-variable",
-                f"OTEL_EXPORTER_OTLP_{infix}ENDPOINT is {endpoint!r}, which is no URL.",
+                f"{batch} is more than {queue}: the SDK makes no exporter.",
+                f"Set {queue} to as much, or more.",
+            )
+    for name, value in environment.items():
+        if name.endswith(("_COUNT_LIMIT", "_LENGTH_LIMIT")) and not value.isdecimal():
+            yield problem(
+                "bad-variable",
+                f"{name} is {value!r}: it takes a whole number. No SDK is set up.",
+                f"Correct or unset {name}.",
+            )
+    for signal in ("", *SIGNALS):
+        infix = f"{signal.upper()}_" if signal else ""
+        compression = environment.get(f"OTEL_EXPORTER_OTLP_{infix}COMPRESSION", "none")
+        if compression.strip().lower() not in _COMPRESSIONS:
+            yield problem(
+                "bad-variable",
+                f"OTEL_EXPORTER_OTLP_{infix}COMPRESSION is {compression!r}: there is no exporter.",
+                f"Set it to one of {', '.join(_COMPRESSIONS)}.",
+            )
+        chosen = protocol(signal, environment)
+        variable = f"OTEL_EXPORTER_OTLP_{infix}ENDPOINT"
+        endpoint = environment.get(variable, "").strip()
+        over_http = chosen == "http/protobuf"
+        if endpoint and not is_endpoint(endpoint):
+            yield problem(
+                "bad-variable",
+                f"{variable} is {without_userinfo(endpoint)!r}, which is no URL.",
+                "Write it as http://HOST:PORT.",
+            )
+        elif endpoint and over_http and urlsplit(endpoint).scheme not in _SCHEMES:
+            yield problem(
+                "bad-variable",
+                f"{variable} is {without_userinfo(endpoint)!r}, which is no URL.",
                 "Write the scheme before it: http:// or https://.",
+            )
+        elif over_http and not signal and endpoint.rstrip("/").endswith(_PATHS):
+            yield problem(
+                "bad-variable",
+                f"{variable} is {without_userinfo(endpoint)!r}: the exporters append the path of "
+                "their signal to it.",
+                "Leave out the path, or set the variable of that signal.",
             )
         headers = environment.get(f"OTEL_EXPORTER_OTLP_{infix}HEADERS", "")
         if any("=" not in pair for pair in headers.split(",") if pair.strip()):
@@ -232,7 +303,39 @@ def _values(environment: Mapping[str, str]) -> Iterator[Finding]:
             )
 
 
+def is_endpoint(text: str) -> bool:
+    """Whether ``text``, a URL or HOST:PORT, names a host, and no port that cannot be."""
+    try:
+        parts = urlsplit(text if "://" in text else f"//{text.removeprefix('//')}")
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def without_userinfo(url: str) -> str:
+    """``url`` without a user's name and password."""
+    before, slashes, rest = url.rpartition("//")
+    host, slash, path = rest.partition("/")
+    return f"{before}{slashes}{host.rpartition('@')[2]}{slash}{path}"
+
+
 _SCHEMES: Final = ("http", "https")
+_PATHS: Final = tuple(f"/v1/{signal}" for signal in SIGNALS)
+
+
+def _names(environment: Mapping[str, str], facts: Mapping[str, Any]) -> Iterator[Finding]:
+    """What names parts of the SDK that have to be installed."""
+    for variable, group in _NAMING.items():
+        known = {each["name"] for each in facts["entry_points"] if each["group"] == group}
+        given = [each.strip() for each in environment.get(variable, "").split(",")]
+        for name in filter(None, given):
+            if known and name not in {*known, "none"}:
+                yield problem(
+                    "bad-variable",
+                    f"{variable} names {name!r}, which no installed package provides: nothing of "
+                    "OpenTelemetry starts.",
+                    f"Set it to one of {', '.join(sorted(known))}.",
+                )
 
 
 def _options(environment: Mapping[str, str]) -> Iterator[Finding]:

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from e2e.commands import BIN, Done, otel_sse
+from e2e.commands import BIN, OTEL_SSE, Done, environment, otel_sse
 from e2e.environments import with_version, without
 from e2e.otlp_servers import grpc_receiver, http_answering, silent
 from helpers.otlp import Receiver
@@ -484,6 +486,98 @@ async def test_an_endpoint_without_tls_is_asked_for_it() -> None:
         secure = endpoint.replace("http:", "https:")
         done = await checked(OTEL_EXPORTER_OTLP_ENDPOINT=secure)
     assert done.problems == {"exporter-tls"}, done
+
+
+async def test_a_certificate_that_cannot_be_read_is_named() -> None:
+    """Not the endpoint, nor its protocol."""
+    with grpc_receiver() as (endpoint, _):
+        secure = endpoint.replace("http:", "https:")
+        nowhere = {"OTEL_EXPORTER_OTLP_CERTIFICATE": "/no/such/file"}
+        done = await checked(OTEL_EXPORTER_OTLP_ENDPOINT=secure, **nowhere)
+    assert done.problems == {"exporter-tls"}, done
+    assert "OTEL_EXPORTER_OTLP_CERTIFICATE" in done.finding("exporter-tls")["summary"]
+
+
+async def test_a_proxy_is_asked_where_the_exporters_ask_it(receiver: Receiver) -> None:
+    """Over HTTP; over gRPC nothing is claimed. Its password is not shown."""
+    proxy = f"http://me:s3cret@127.0.0.1:{refusing_port()}"
+    variables = {"http_proxy": proxy, "no_proxy": "", "NO_PROXY": ""}
+    done = await checked(**over_http(receiver.endpoint), **variables)
+    assert done.problems == {"exporter-unreachable"}, done
+    assert "NO_PROXY" in done.finding("exporter-unreachable")["remedy"]
+    assert "s3cret" not in str(done)
+    done = await checked(OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint, **variables)
+    assert (done.status, done.document["exports"]) == (
+        0,
+        dict.fromkeys(("traces", "metrics", "logs"), "proxy"),
+    )
+
+
+async def test_a_header_of_any_text_is_sent_as_the_exporter_sends_it(receiver: Receiver) -> None:
+    """What is no name of a header is left out, as it is there."""
+    headers = {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer %C3%BC,bad header=1"}
+    done = await checked(**over_http(receiver.endpoint), **headers)
+    assert done.status == 0, done
+
+
+async def test_a_bad_propagator_is_one_problem(receiver: Receiver) -> None:
+    """Though no instrumentor can be loaded with it."""
+    done = await checked(**over_http(receiver.endpoint), OTEL_PROPAGATORS="b4")
+    assert done.problems == {"bad-variable"}, done
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_what_ends_the_doctor_ends_the_command(
+    number: signal.Signals, receiver: Receiver
+) -> None:
+    """As ``timeout`` does in CI: the report so far comes, and no server is left."""
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        *(OTEL_SSE, "doctor", "--json", "--", INSTRUMENT, *uvicorn(port)),
+        cwd=APPS,
+        env=environment(**ALONE, **receiver.environment),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    async for line in process.stderr:
+        if b"Open a stream now" in line:
+            process.send_signal(number)
+    assert process.stdout is not None
+    document = json.loads(await process.stdout.read())
+    await process.wait()
+    assert document["interrupted"] is True
+    assert document["stages"][0]["status"] == "ok"
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_the_launcher_is_not_taken_for_the_command(receiver: Receiver) -> None:
+    """An isolated Python shows nothing of itself: that is the problem, not how it is started."""
+    isolated = ["python", "-I", "-m", *uvicorn(free_port()), "--app-dir", str(APPS)]
+    done = await examine(receiver, INSTRUMENT, *isolated)
+    assert "no-python" in done.problems, done
+    assert "not-instrumented" not in done.problems, done
+
+
+async def test_a_server_with_a_reloader_has_its_spans(receiver: Receiver, tmp_path: Path) -> None:
+    """It notices by its next message that the doctor has gone, and exports after that."""
+    app = tmp_path / "reloaded.py"
+    app.write_text(
+        "import time\n"
+        "from flask import Flask, Response\n"
+        "app = Flask(__name__)\n"
+        "def ticks():\n"
+        "    while True:\n"
+        "        yield 'data: 1\\n\\n'\n"
+        "        time.sleep(0.5)\n"
+        "@app.get('/events')\n"
+        "def events():\n"
+        "    return Response(ticks(), mimetype='text/event-stream')\n"
+    )
+    flask = ["flask", "--app", str(app), "run", "--debug", "--port", str(free_port())]
+    done = await examine(receiver, INSTRUMENT, *flask)
+    assert done.stages["traces_exported"] == "ok", done
 
 
 async def test_the_exports_of_the_command_fail(receiver: Receiver) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gzip
+import itertools
 import os
 import pty
 import subprocess
@@ -217,6 +218,48 @@ async def test_a_full_disk_is_one_sentence(command: str, options: list[str]) -> 
     assert process.returncode == 2
     assert err.endswith(b"otel-sse cannot write its report: No space left on device\n")
     assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize("header", ["a b: c", ": c", "a: \N{LATIN SMALL LETTER U WITH DIAERESIS}"])
+async def test_what_is_no_header_is_wrong_usage(header: str) -> None:
+    """Before anything is sent."""
+    done = await otel_sse("probe", "-H", header, "http://127.0.0.1:9/")
+    assert (done.status, done.out) == (2, "")
+    assert "Traceback" not in done.err
+
+
+async def test_an_output_without_its_letters_is_no_failure() -> None:
+    """A payload's are escaped then; an output that is closed is left alone."""
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.start()
+        await exchange.send("data: \N{SNOWMAN}\n\n".encode())
+        await exchange.end()
+
+    async with serve(answer) as url:
+        done = await otel_sse("probe", url, env={"PYTHONIOENCODING": "ascii"})
+        assert "\\u2603" in done.out, done
+        assert "Traceback" not in done.err
+        process = await asyncio.create_subprocess_shell(
+            f"{OTEL_SSE} probe {url} >&-", env=environment(), stderr=asyncio.subprocess.PIPE
+        )
+        _, err = await process.communicate()
+    assert (process.returncode, b"Traceback" in err) == (done.status, False), err
+
+
+async def test_a_resume_that_was_interrupted_judges_no_reconnection() -> None:
+    """Messages had ids; that it did not come back is Ctrl-C's doing."""
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.start()
+        for number in itertools.count():
+            await exchange.send(f"id: {number}\ndata: {number}\n\n".encode())
+            await asyncio.sleep(0.05)
+
+    async with serve(answer) as url:
+        done = await otel_sse("probe", "--resume", "--for", "60s", url, interrupt_at="data: 5")
+    assert "with id" in done.out
+    assert "not-resumable" not in done.out, done
 
 
 async def test_faults_of_the_format_are_reported() -> None:

@@ -15,6 +15,8 @@ from otel_sse.cli.otlp import target
         ),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://c"}, ("grpc", "c", 443, True)),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "c:4317"}, ("grpc", "c", 4317, True)),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "grpc://c:4317"}, ("grpc", "c", 4317, True)),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": " http://c:4317 "}, ("grpc", "c", 4317, False)),
         (
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "c:4317", "OTEL_EXPORTER_OTLP_INSECURE": "true"},
             ("grpc", "c", 4317, False),
@@ -48,6 +50,7 @@ def test_the_path_of_a_signal() -> None:
 
 
 def test_headers_are_decoded() -> None:
-    """Percent-encoded, in lower case, as gRPC wants them."""
-    to = target("metrics", {"OTEL_EXPORTER_OTLP_HEADERS": "Authorization=Bearer%20x, b=c=d"})
+    """Percent-encoded, in lower case, as gRPC wants them; what is no header is left out."""
+    given = "Authorization=Bearer%20x, b=c=d, no name=1"
+    to = target("metrics", {"OTEL_EXPORTER_OTLP_HEADERS": given})
     assert to.headers == (("authorization", "Bearer x"), ("b", "c=d"))

@@ -15,6 +15,7 @@ POINTS = [
     {"group": "opentelemetry_traces_sampler", "name": "always_off"},
     {"group": "opentelemetry_traces_sampler", "name": "parentbased_always_off"},
     {"group": "opentelemetry_traces_sampler", "name": "traceidratio"},
+    {"group": "opentelemetry_propagator", "name": "tracecontext"},
 ]
 FACTS: dict[str, Any] = {
     "versions": {"opentelemetry-distro": "1"},
@@ -58,6 +59,18 @@ def test_without_the_distro_nothing_is_exported() -> None:
         ("OTEL_TRACES_SAMPLER", "sometimes", "bad-variable"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "10s", "bad-variable"),
         ("OTEL_BSP_SCHEDULE_DELAY", "0", "bad-variable"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "1.5", "bad-variable"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096", "bad-variable"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon", "bad-variable"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip", "bad-variable"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many", "bad-variable"),
+        ("OTEL_TRACES_EXPORTER", "", "traces-exporter-off"),
+        ("OTEL_TRACES_EXPORTER", "otlp,", "bad-variable"),
+        ("OTEL_PROPAGATORS", "tracecontext,b4", "bad-variable"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json", "bad-variable"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1", "bad-variable"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:port", "bad-variable"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", ":4317", "bad-variable"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "secret", "bad-variable"),
         ("OTEL_PYTHON_SSE_STALL_SECONDS", "soon", "bad-variable"),
         ("OTEL_PYTHON_SSE_EXCLUDED_URLS", "(", "bad-variable"),
@@ -88,7 +101,11 @@ def test_the_ratio_of_a_sampler(ratio: str, code: str) -> None:
         {"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4317"},
         {"OTEL_TRACES_EXPORTER": "console,otlp"},
         {"OTEL_EXPORTER_OTLP_HEADERS": "a=b,c=d"},
-        {"OTEL_METRIC_EXPORT_INTERVAL": "1000"},
+        {"OTEL_METRIC_EXPORT_INTERVAL": "1000.5"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": " http://localhost:4317 "},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "grpc://localhost:4317"},
+        {"OTEL_EXPORTER_OTLP_COMPRESSION": "GZIP"},
+        {"OTEL_PROPAGATORS": "tracecontext, none"},
     ],
 )
 def test_good_variables_are_not_complained_of(environment: dict[str, str]) -> None:
@@ -103,9 +120,12 @@ def test_an_endpoint_without_its_scheme_is_bad_over_http() -> None:
     ) == ["bad-variable"]
 
 
-def test_an_unknown_protocol_is_bad_for_each_signal() -> None:
-    """http/json is in the specification, and not in Python."""
-    assert codes(OTEL_EXPORTER_OTLP_PROTOCOL="http/json") == ["bad-variable"] * 3
+def test_a_path_of_a_signal_is_bad_where_it_is_appended() -> None:
+    """Over HTTP, in the variable of all signals."""
+    http = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+    url = "http://localhost:4318/v1/traces"
+    assert codes(**http, OTEL_EXPORTER_OTLP_ENDPOINT=url) == ["bad-variable"]
+    assert codes(**http, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=url) == []
 
 
 def test_a_missing_otlp_exporter_names_the_one_that_is_there() -> None:
@@ -121,6 +141,11 @@ def test_a_missing_otlp_exporter_names_the_one_that_is_there() -> None:
 
 
 def test_secrets_are_not_shown() -> None:
-    """Headers hold tokens."""
-    found = judge(effective({"OTEL_EXPORTER_OTLP_HEADERS": "s3cret"}, FACTS), FACTS)
+    """Headers hold tokens, and URLs passwords."""
+    variables = {
+        "OTEL_EXPORTER_OTLP_HEADERS": "s3cret",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://me:s3cret@localhost:port",
+    }
+    found = judge(effective(variables, FACTS), FACTS)
+    assert len(found) == 2
     assert "s3cret" not in str(found)
