@@ -23,7 +23,7 @@ import contextvars
 from contextvars import ContextVar, copy_context
 from threading import get_ident
 from time import perf_counter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
@@ -203,6 +203,16 @@ class Request:
         self._inside: contextvars.Context | None = None
         self.known_state: RequestState | None = None
         self.over = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Request:
+        """An application may copy its scope or its environ, which hold this: the copy is of the
+        same request.
+        """
+        return self
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """It may pickle them as well: another process has no such request."""
+        return type(None), ()
 
     @property
     def state(self) -> RequestState:

@@ -1,8 +1,10 @@
 """ASGI messages of any kind pass through the middleware unchanged."""
 
 import asyncio
+import copy
 import gc
 import inspect
+import pickle
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -53,6 +55,27 @@ async def test_a_scope_that_has_next_to_nothing_is_served(backend: Backend) -> N
     assert unknown.attributes["http.request.method"] == "_OTHER"
     assert known.attributes["http.request.method"] == "GET"
     assert "url.path" not in {**unknown.attributes, **known.attributes}
+
+
+async def test_a_scope_can_be_copied_and_pickled(backend: Backend) -> None:
+    """A deep copy is of the same request, which is recorded once; a pickle holds nothing of it."""
+    pickled: list[Any] = []
+
+    async def inside(scope: Any, receive: Any, send: Any) -> None:
+        for message in (START, MESSAGE, END):
+            await send(message)
+
+    observed = middleware(backend, inside)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        pickled.append(pickle.loads(pickle.dumps(scope)))
+        await observed(copy.deepcopy(scope), receive, send)
+
+    await Stream(middleware(backend, app)).task
+    (span,) = backend.spans()
+    assert span.attributes["sse.messages"] == 1
+    await Stream(observed, **pickled[0]).task
+    assert len(backend.spans()) == 2
 
 
 @pytest.mark.filterwarnings("error")

@@ -1,6 +1,7 @@
 """The observer of a WSGI request: what passes unchanged, and what is recorded."""
 
 import contextvars
+import copy
 import gc
 import threading
 import weakref
@@ -52,6 +53,20 @@ async def test_every_piece_is_recorded(backend: Backend) -> None:
     assert b"".join(body) == STREAM
     body.close()
     await assert_reported(backend, STREAM, route=None)
+
+
+def test_an_environ_can_be_copied(backend: Backend) -> None:
+    """A deep copy is of the same request, which is recorded once."""
+    inside = streaming(iter(PIECES), backend)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        del environ["wsgi.errors"]
+        return inside(copy.deepcopy(environ), start_response)
+
+    body, _ = call(otel_sse.SSEWSGIMiddleware(app, **backend.providers))
+    assert b"".join(body) == STREAM
+    body.close()
+    assert len(backend.spans()) == 1
 
 
 def test_what_is_known_of_a_request_is_recorded(backend: Backend) -> None:
