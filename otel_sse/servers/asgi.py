@@ -32,11 +32,13 @@ from otel_sse.telemetry.telemetry import Telemetry
 
 
 def wrap_asgi_app(
-    run: Callable[..., Awaitable[None]],
+    run: Callable[..., Awaitable[Any]],
     holder: Any = None,
     route_of: RouteOf | None = None,
-) -> Callable[[Any, Scope, Receive, Send], Awaitable[None]]:
+) -> Callable[[Any, Scope, Receive, Send], Awaitable[Any]]:
     """An ASGI ``__call__`` that runs ``run`` with the same arguments and records its stream.
+
+    It returns what ``run`` does: nothing, or else the server reports it.
 
     Args:
         run: takes the owner of the call, scope, receive and send.
@@ -48,13 +50,12 @@ def wrap_asgi_app(
 
     """
 
-    async def call(owner: Any, scope: Scope, receive: Receive, send: Send) -> None:
+    async def call(owner: Any, scope: Scope, receive: Receive, send: Send) -> Any:
         telemetry: Telemetry | None = (owner if holder is None else holder).telemetry
         if telemetry is None or scope["type"] != "http":
             if telemetry is not None and scope["type"] == "lifespan":
                 send = _exporting(telemetry, send)
-            await run(owner, scope, receive, send)
-            return
+            return await run(owner, scope, receive, send)
         outer: RequestObserver | None = scope.get(KEY)
         # The paths are read now: routing changes them, and so do some applications.
         around = None if outer is None else outer.router
@@ -63,8 +64,7 @@ def wrap_asgi_app(
         router: Router = (route_of, owner, path, scope.get("root_path", ""), around)
         if outer is not None:
             outer.router = router
-            await _run_nested(outer, run, owner, scope, receive, send)
-            return
+            return await _run_nested(outer, run, owner, scope, receive, send)
         observer = RequestObserver(telemetry, scope, receive, send, router)
         previous = current_request.get()
         current_request.set(observer)
@@ -72,7 +72,7 @@ def wrap_asgi_app(
         # Not held by this frame, which lives as long as the stream.
         del router
         try:
-            await run(owner, scope, observer.receive, observer.send)
+            result = await run(owner, scope, observer.receive, observer.send)
         except BaseException as error:
             if observer.stream is not None:
                 observer.stream.close(error, cut=is_server_stopping(send))
@@ -83,13 +83,14 @@ def wrap_asgi_app(
         finally:
             scope.pop(KEY, None)
             observer.finish(previous)
+        return result
 
     return call
 
 
 def as_coroutine_function(
-    call: Callable[[Any, Scope, Receive, Send], Awaitable[None]], original: Callable[..., Any]
-) -> Callable[[Any, Scope, Receive, Send], Awaitable[None]]:
+    call: Callable[[Any, Scope, Receive, Send], Awaitable[Any]], original: Callable[..., Any]
+) -> Callable[[Any, Scope, Receive, Send], Awaitable[Any]]:
     """``call``, which takes the place of ``original`` and returns a coroutine of another function.
 
     By a coroutine function servers and test clients know ASGI 3 from ASGI 2. Python 3.12 can mark
@@ -99,8 +100,8 @@ def as_coroutine_function(
         return inspect.markcoroutinefunction(wraps(original)(call))
 
     @wraps(original)
-    async def awaiting(owner: Any, scope: Scope, receive: Receive, send: Send) -> None:
-        await call(owner, scope, receive, send)
+    async def awaiting(owner: Any, scope: Scope, receive: Receive, send: Send) -> Any:
+        return await call(owner, scope, receive, send)
 
     return awaiting
 
@@ -152,15 +153,14 @@ def _exporting(telemetry: Telemetry, send: Send) -> Send:
 
 async def _run_nested(
     outer: RequestObserver, run: Any, owner: Any, scope: Scope, receive: Receive, send: Send
-) -> None:
+) -> Any:
     """Runs a part of a request that is observed already.
 
     Where middleware in between has wrapped ``send``, which may encode the bytes or have a span of
     its own, the request is observed from inside that.
     """
     if send == outer.send:
-        await run(owner, scope, receive, send)
-        return
+        return await run(owner, scope, receive, send)
     scope[KEY] = outer.inner = inner = outer.nested(send)
     state = outer.state
     context = state.context
@@ -168,7 +168,7 @@ async def _run_nested(
         # A stream that starts in here has the span that is current now as its parent.
         state.context = otel_context.get_current()
     try:
-        await run(owner, scope, receive, inner.send)
+        return await run(owner, scope, receive, inner.send)
     except Exception as error:
         # Closed here: what is outside may go on waiting for a client that does not read.
         inner.close(error)

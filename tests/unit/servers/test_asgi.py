@@ -36,6 +36,25 @@ async def test_a_server_that_takes_anything_gets_the_very_objects(backend: Backe
     assert backend.value("sse.server.active_connections") == 0
 
 
+@pytest.mark.parametrize("kind", ["http", "lifespan", "websocket"])
+async def test_a_server_gets_what_the_application_returns(kind: str, backend: Backend) -> None:
+    """It ought to return nothing: uvicorn says so of one that does, and closes the connection."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> Any:
+        return scope["type"]
+
+    async def around(scope: Any, receive: Any, send: Any) -> Any:
+        async def through(message: Any) -> None:
+            await send(message)
+
+        same = await observed(scope, receive, send)
+        return same, await observed(scope, receive, through)
+
+    observed = middleware(backend, app)
+    scope = http_scope(type=kind)
+    assert await middleware(backend, around)(scope, never, never) == (kind, kind)
+
+
 async def test_a_scope_that_has_next_to_nothing_is_served(backend: Backend) -> None:
     """Tests of applications leave out what a server always gives. What is not known is left out."""
 
