@@ -197,7 +197,9 @@ class Stream(Stalls):
             if messages and parser.final:
                 self._on_final_message()
         except Exception:
-            telemetry.failures.log_failure_once("a message")
+            # What is no bytes is the application's error, which the server may report or pass over.
+            if isinstance(chunk, Chunk):
+                telemetry.failures.log_failure_once("a message")
 
     def _rotate_full(self, now: float, error: BaseException | None) -> None:
         # In a finalizer it stays full, until the next message.

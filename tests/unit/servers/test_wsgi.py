@@ -236,6 +236,19 @@ def test_the_chunk_that_was_not_sent_does_not_count(backend: Backend) -> None:
     assert len(cleaned) == 1
 
 
+def test_text_that_a_server_passes_over_is_no_warning_of_ours(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """WSGI has bytes alone; waitress takes text of which it has nothing to send."""
+    pieces: list[Any] = ["data: 1\n\n", *PIECES]
+    body, _ = call(streaming(iter(pieces), backend))
+    assert list(body) == pieces
+    body.close()
+    (span,) = backend.spans("SSE")
+    assert span.attributes["sse.messages"] > 0
+    assert not caplog.records
+
+
 def test_an_iterable_that_is_never_closed_is_closed_as_garbage(backend: Backend) -> None:
     body, _ = call(streaming(iter(PIECES), backend))
     next(body)
