@@ -4,6 +4,9 @@ A plugin of pytest (``-p peer_plugin``), and a program that runs Django's tests
 (``python peer_plugin.py runtests.py ...``). ``PEERS_RESULT`` names the file of the outcomes.
 With ``PEERS_INSTRUMENTED=1`` all instrumentors are on before the suite is imported, with an SDK
 that exports to memory; the figures of what they recorded are in the result, too.
+
+Processes that a suite starts import it by ``sitecustomize.py``, so that a server in one of them is
+instrumented as well. They and forked ones leave a line in a file for each stream and each warning.
 """
 
 import json
@@ -19,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 _outcomes: dict[str, str] = {}
+# Where another process than the suite's leaves what it has recorded.
+_CHILDREN = Path(os.environ["PEERS_RESULT"]).with_suffix(".children")
+_main = int(os.environ.setdefault("PEERS_MAIN", str(os.getpid())))
 # Of a test's three phases the worst counts.
 _RANK = {"passed": 0, "skipped": 1, "failed": 2}
 
@@ -35,15 +41,12 @@ class _Instrumented:
         )
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+        from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
-        self.spans = InMemorySpanExporter()
         self.reader = InMemoryMetricReader()
         # Of instrumentors alone: suites that set the global providers find them untouched.
         traces = TracerProvider()
-        traces.add_span_processor(SimpleSpanProcessor(self.spans))
+        traces.add_span_processor(self._processor(SpanProcessor))
         logs = LoggerProvider()
         logs.add_log_record_processor(SimpleLogRecordProcessor(InMemoryLogRecordExporter()))
         providers = {
@@ -52,6 +55,8 @@ class _Instrumented:
             "logger_provider": logs,
         }
         del trace, metrics, _logs
+        # Of each closed stream its messages, and the warnings.
+        self.closed: list[int] = []
         self.warnings: list[str] = []
         handler = logging.Handler(logging.WARNING)
         handler.emit = self._note  # type: ignore[method-assign]
@@ -60,24 +65,41 @@ class _Instrumented:
             if point.name.startswith("sse_"):
                 point.load()().instrument(**providers)
 
+    def _processor(self, base: type[Any]) -> Any:
+        def on_end(_: Any, span: Any) -> None:
+            attributes = span.attributes or {}
+            if "sse.close.reason" in attributes:
+                self._add("closed", attributes["sse.messages"])
+
+        return type("Processor", (base,), {"on_end": on_end})()
+
     def _note(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if record.exc_info and record.exc_info[1] is not None:
             last = traceback.extract_tb(record.exc_info[2])[-1]
             text += f" ({record.exc_info[1]!r}, {Path(last.filename).name}:{last.lineno})"
-        self.warnings.append(text)
+        self._add("warnings", text)
+
+    def _add(self, name: str, item: int | str) -> None:
+        if os.getpid() == _main:
+            getattr(self, name).append(item)
+        else:
+            with _CHILDREN.open("a") as file:
+                file.write(json.dumps([name, item]) + "\n")
 
     def collect(self) -> None:
         """As a metric reader does between exports: streams are looked at while they live."""
         self.reader.get_metrics_data()
 
     def figures(self) -> dict[str, Any]:
-        closed = [
-            (span.attributes or {})["sse.messages"]
-            for span in self.spans.get_finished_spans()
-            if "sse.close.reason" in (span.attributes or {})
-        ]
-        return {"streams": len(closed), "messages": sum(closed), "warnings": self.warnings}
+        lines = _CHILDREN.read_text().splitlines() if _CHILDREN.exists() else []
+        for name, item in map(json.loads, lines):
+            getattr(self, name).append(item)
+        return {
+            "streams": len(self.closed),
+            "messages": sum(self.closed),
+            "warnings": self.warnings,
+        }
 
 
 _telemetry = _Instrumented() if os.environ.get("PEERS_INSTRUMENTED") == "1" else None
@@ -89,6 +111,8 @@ def _record(test: str, outcome: str) -> None:
 
 
 def _write() -> None:
+    if os.getpid() != _main:
+        return
     figures = _telemetry.figures() if _telemetry is not None else {}
     result = {"outcomes": _outcomes, **figures}
     Path(os.environ["PEERS_RESULT"]).write_text(json.dumps(result))

@@ -37,15 +37,21 @@ _PYTEST: Final = (
     "no:cacheprovider",
     "--continue-on-collection-errors",
 )
+# What pytest takes a file for its own by.
+_PYTEST_SECTION: Final = re.compile(r"^\[(tool[.:])?pytest\b", re.MULTILINE)
 _TIMEOUT: Final = 1200.0
 _AGAIN: Final = 2
 _WAYS: Final = ("without", "with", "every")
-# What decides that a response is an event stream, and what takes its place for ``every``.
+# What decides that a response is an event stream, and what takes its place for ``every``: the looks
+# at any header that come first in ASGI and WSGI, at its text, and at its media type.
 _DETECTION: Final = (
+    (r"len\(value\) > 16 and len\(name\) == 12 and value\.lower\(\)\.find\(.*?\) >= 0", "True"),
+    (r'len\(name\) == 12 and len\(value\) > 16 and "stream" in value\.lower\(\)', "True"),
     (r'"stream" (not )?in ', r'"" \1in '),
+    (r"MEDIA_TYPE not in headers\b", '"" not in headers'),
     (r"_last_media_type\(content_type\) == MEDIA_TYPE", "True"),
 )
-_DETECTIONS: Final = 7
+_DETECTIONS: Final = 12
 
 
 @dataclass(frozen=True)
@@ -240,7 +246,7 @@ def _prepare(name: str, suite: Suite, wheel: Path) -> tuple[Path, Path, str]:
     _uv("pip", "install", "--python", python, "--offline", "--no-deps", "--reinstall", wheel)
     (source,) = sources.iterdir()
     configured = (source / each for each in ("pyproject.toml", "setup.cfg", "tox.ini"))
-    if not any(each.exists() and "pytest" in each.read_text() for each in configured):
+    if not any(each.exists() and _PYTEST_SECTION.search(each.read_text()) for each in configured):
         # Else pytest goes up to this project's own.
         (source / "pytest.ini").touch()
     return python, source, source.name.rpartition("-")[2]
@@ -268,10 +274,15 @@ def _outcomes(
     """One run of the suite, or of ``tests``; what it printed is in a log beside the result."""
     home = source.parents[1]
     result = home / f"{way}.json"
-    result.unlink(missing_ok=True)
+    for each in (result, result.with_suffix(".children")):
+        each.unlink(missing_ok=True)
     paths = [str(Path(__file__).parent), *([str(home / "every")] if way == "every" else [])]
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("OTEL_", "PEERS_"))
+        },
         "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join(paths),
         "PEERS_RESULT": str(result),
