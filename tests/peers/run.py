@@ -212,6 +212,87 @@ _SUITES: Final = {
             *("test/with_dummyserver/test_chunked_transfer.py", "--timeout=60"),
         ),
     ),
+    "uvicorn": Suite(
+        "uvicorn",
+        (
+            *("uvicorn[standard]", "pytest", "pytest-mock", "pytest-timeout", "pytest-xdist"),
+            *("pytest-codspeed", "trustme", "cryptography", "httpx2", "a2wsgi", "wsproto", "zttp"),
+        ),
+        ("tests", "--timeout=60", "-o", "addopts="),
+        "uvicorn",
+    ),
+    "hypercorn": Suite(
+        "hypercorn",
+        (
+            *("hypercorn[h3]", "httpx", "hypothesis", "mock", "pytest", "pytest-asyncio"),
+            *("pytest-timeout", "pytest-trio", "trio"),
+        ),
+        ("tests", "--timeout=60", "-o", "addopts="),
+    ),
+    "gunicorn": Suite(
+        "gunicorn",
+        (
+            *("gunicorn[gevent,http2,tornado]", "pytest", "pytest-asyncio", "pytest-timeout"),
+            *("pytest-cov", "uvloop", "httpx[http2]", "inotify"),
+        ),
+        ("tests", "--timeout=60", "-o", "addopts="),
+        "gunicorn",
+    ),
+    "waitress": Suite(
+        "waitress", ("pytest", "pytest-timeout"), ("tests", "--timeout=60", "-o", "addopts=")
+    ),
+    "daphne": Suite(
+        "daphne",
+        ("django", "hypothesis", "pytest", "pytest-asyncio", "pytest-timeout"),
+        # Their servers are not instrumented: each imports daphne.server once more, after a fork.
+        ("tests", "--timeout=120"),
+        "daphne",
+    ),
+    "a2wsgi": Suite(
+        "a2wsgi",
+        ("pytest", "pytest-asyncio", "pytest-timeout", "httpx", "starlette", "baize", "asgiref"),
+        ("tests", "--timeout=60"),
+        "a2wsgi",
+    ),
+    "sanic": Suite(
+        "sanic",
+        (
+            *("sanic[http3]", "sanic-testing", "pytest", "pytest-timeout", "pytest-benchmark"),
+            *("beautifulsoup4", "chardet<4", "docutils", "pygments", "uvicorn", "cryptography"),
+            *("pytest-asyncio", "ruff", "bandit", "slotscheck"),
+        ),
+        ("tests", "--timeout=60"),
+        "sanic",
+    ),
+    "launchdarkly-eventsource": Suite(
+        "launchdarkly-eventsource",
+        (
+            *("launchdarkly-eventsource[async]", "mock", "pytest", "pytest-asyncio"),
+            "pytest-timeout",
+        ),
+        ("--timeout=60", "ld_eventsource/testing"),
+    ),
+    "aiohttp-sse-client2": Suite(
+        "aiohttp-sse-client2",
+        ("pytest", "pytest-asyncio", "pytest-aiohttp", "pytest-timeout"),
+        ("tests", "--timeout=60", "-o", "asyncio_mode=auto"),
+        "aiohttp_sse_client2",
+    ),
+    "fastmcp": Suite(
+        "fastmcp",
+        (
+            *("fastmcp[apps,openai]", "dirty-equals", "fastapi", "httpx", "opentelemetry-sdk"),
+            *("inline-snapshot", "psutil", "pytest", "pytest-asyncio", "pytest-env"),
+            *("pytest-retry", "pytest-timeout", "hypothesis", "pytest-examples", "pydocket"),
+            "cryptography",
+        ),
+        (
+            *("tests/server/http", "tests/server/auth", "tests/server/mount", "tests/client"),
+            *("tests/server/providers/proxy", "tests/server/test_event_store.py"),
+            *("tests/server/test_streamable_http_no_redirect.py", "tests/deprecated"),
+            *("tests/integration_tests", "--timeout=60", "-o", "pythonpath=fastmcp_tasks"),
+        ),
+    ),
 }
 
 
