@@ -272,12 +272,6 @@ _SUITES: Final = {
         ),
         ("--timeout=60", "ld_eventsource/testing"),
     ),
-    "aiohttp-sse-client2": Suite(
-        "aiohttp-sse-client2",
-        ("pytest", "pytest-asyncio", "pytest-aiohttp", "pytest-timeout"),
-        ("tests", "--timeout=60", "-o", "asyncio_mode=auto"),
-        "aiohttp_sse_client2",
-    ),
     "fastmcp": Suite(
         "fastmcp",
         (
