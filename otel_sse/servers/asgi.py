@@ -26,7 +26,7 @@ from otel_sse.servers.asgi_observer import (
     Send,
 )
 from otel_sse.servers.middleware import Middleware
-from otel_sse.stream.request import RequestState, current_request
+from otel_sse.stream.request import Request, RequestState, current_request
 from otel_sse.stream.sharing import shutdown_handler
 from otel_sse.telemetry.telemetry import Telemetry
 
@@ -65,24 +65,26 @@ def wrap_asgi_app(
         if outer is not None:
             outer.router = router
             return await _run_nested(outer, run, owner, scope, receive, send)
-        observer = RequestObserver(telemetry, scope, receive, send, router)
+        request = Request()
+        observer = RequestObserver(telemetry, request, scope, receive, send, router)
         previous = current_request.get()
-        current_request.set(observer)
+        current_request.set(request)
         scope[KEY] = observer
         # Not held by this frame, which lives as long as the stream.
         del router
         try:
             result = await run(owner, scope, observer.receive, observer.send)
         except BaseException as error:
-            if observer.stream is not None:
-                observer.stream.close(error, cut=is_server_stopping(send))
+            _close(request, send, error)
             raise
         else:
-            if observer.stream is not None:
-                observer.stream.close(cut=is_server_stopping(send))
+            # Asked here, since to call a function takes longer.
+            if request.known_state is not None:
+                _close(request, send)
         finally:
             scope.pop(KEY, None)
-            observer.finish(previous)
+            observer.scope = None
+            request.finish(previous)
         return result
 
     return call
@@ -107,9 +109,9 @@ def as_coroutine_function(
 
 
 def request_of(scope: Scope) -> RequestObserver | None:
-    """The request of ``scope``, while it is observed."""
-    request: RequestObserver | None = scope.get(KEY)
-    return request
+    """The observer of the request of ``scope``, while there is one."""
+    observer: RequestObserver | None = scope.get(KEY)
+    return observer
 
 
 def note_route(scope: Scope, route: str | None) -> None:
@@ -130,10 +132,18 @@ def attach_early(scope: Scope) -> RequestState | None:
 
     """
     observer: RequestObserver | None = scope.get(KEY)
-    if observer is None or observer.state.span is not None or scope.get("method") == "HEAD":
+    if observer is None or scope.get("method") == "HEAD":
         return None
-    observer.state.attach()
-    return observer.state
+    state = observer.request.state
+    if state.span is not None:
+        return None
+    state.attach()
+    return state
+
+
+def _close(request: Request, send: Send, error: BaseException | None = None) -> None:
+    if request.stream is not None:
+        request.stream.close(error, cut=is_server_stopping(send))
 
 
 def _exporting(telemetry: Telemetry, send: Send) -> Send:
@@ -162,7 +172,7 @@ async def _run_nested(
     if send == outer.send:
         return await run(owner, scope, receive, send)
     scope[KEY] = outer.inner = inner = outer.nested(send)
-    state = outer.state
+    state = outer.request.state
     context = state.context
     if state.stream is None:
         # A stream that starts in here has the span that is current now as its parent.
@@ -177,6 +187,7 @@ async def _run_nested(
         # The span that is the parent in here may not be one outside.
         state.detach()
         scope[KEY], outer.inner = outer, None
+        inner.scope = None
         outer.router = outer.router and outer.router[4]
         if state.stream is None:
             state.context = context

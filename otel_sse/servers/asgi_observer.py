@@ -18,7 +18,7 @@ from otel_sse.process.server_facts import find_transport, route_in_scope
 from otel_sse.process.server_stops import is_server_stopping
 from otel_sse.servers.content import Content
 from otel_sse.stream.info import ServerStreamInfo
-from otel_sse.stream.request import Request
+from otel_sse.stream.request import HeldInScope, Request
 from otel_sse.stream.server import ServerStream
 from otel_sse.stream.sharing import open_server_stream, shutdown_handler
 from otel_sse.telemetry.telemetry import Telemetry
@@ -48,10 +48,16 @@ _PLAIN: Final = (list, tuple, type(None))
 _BODIES: Final = ("http.response.body", "http.response.pathsend")
 
 
-class RequestObserver(Request):
+class RequestObserver(HeldInScope):
     """Observes the messages of one request.
 
+    Apart from the request itself: that is in the context variables of every task that the
+    application starts, and must not keep the scope and the server's objects for as long as such a
+    task lives. This one lives as long as what has ``send`` or ``receive``.
+
     Attributes:
+        request: the request, for which there may be several observers.
+        scope: its scope; None once the application's call has returned.
         inner: the observer that observes in its place, inside of a middleware.
         router: how to find the route, until the stream starts.
         content: what its messages hold before a content coding, where the framework shows that.
@@ -61,27 +67,28 @@ class RequestObserver(Request):
     __slots__ = (
         "_passes",
         "_receive",
-        "_scope",
         "_send",
         "_stream",
         "_telemetry",
         "content",
         "inner",
+        "request",
         "router",
+        "scope",
     )
 
     def __init__(
         self,
         telemetry: Telemetry,
-        scope: Scope,
+        request: Request,
+        scope: Scope | None,
         receive: Receive,
         send: Send,
         router: Router | None,
     ) -> None:
-        # super() would take as long as all of the rest.
-        Request.__init__(self)
         self._telemetry = telemetry
-        self._scope = scope
+        self.request = request
+        self.scope = scope
         self._receive = receive
         self._send = send
         # The stream that it observes; an observer of the same request may observe it instead.
@@ -94,9 +101,9 @@ class RequestObserver(Request):
 
     def nested(self, send: Send) -> RequestObserver:
         """An observer of the same request, of what comes to ``send``."""
-        inner = RequestObserver(self._telemetry, self._scope, self._receive, send, self.router)
-        inner.known_state = self.state
-        return inner
+        return RequestObserver(
+            self._telemetry, self.request, self.scope, self._receive, send, self.router
+        )
 
     def close(self, error: Exception) -> None:
         """The application raised ``error``; what is around it may not have ended yet."""
@@ -106,7 +113,7 @@ class RequestObserver(Request):
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            self.state.mark_disconnected(cut=is_server_stopping(self._receive))
+            self.request.state.mark_disconnected(cut=is_server_stopping(self._receive))
         return message
 
     async def send(self, message: Message) -> None:
@@ -182,11 +189,11 @@ class RequestObserver(Request):
             if message["type"] != "http.response.start":
                 return
             content_type = _joined(message.get("headers", ()), b"content-type")
-            if not is_event_stream(self._scope.get("method", ""), message["status"], content_type):
-                return
+            scope, request = self.scope, self.request
             # After the application has returned nothing would close what a task of it starts.
-            returned = KEY not in self._scope
-            if returned or self.inner is not None or self.stream is not None:
+            if scope is None or self.inner is not None or request.stream is not None:
+                return
+            if not is_event_stream(scope.get("method", ""), message["status"], content_type):
                 return
             router, self.router = self.router, None
             headers = message.get("headers", ())
@@ -194,10 +201,10 @@ class RequestObserver(Request):
             if self.content is not None and not self.content.is_needed(encoded):
                 self.content = None
             encoded = encoded and self.content is None
-            info = self._stream_info(message["status"], router, encoded)
+            info = self._stream_info(scope, message["status"], router, encoded)
             if info is None:
                 return
-            stream = self._stream = open_server_stream(self._telemetry, info, self.state)
+            stream = self._stream = open_server_stream(self._telemetry, info, request.state)
             shutdown_handler.observe_server(self._send)
             if stream is None:
                 return
@@ -214,17 +221,16 @@ class RequestObserver(Request):
             self._telemetry.failures.log_failure_once("a stream's start")
 
     def _stream_info(
-        self, status: int, router: Router | None, encoded: bool
+        self, scope: Scope, status: int, router: Router | None, encoded: bool
     ) -> ServerStreamInfo | None:
         """What is known of the stream; None where its URL is excluded."""
-        scope = self._scope
         headers = scope.get("headers", ())
         scheme, path = scope.get("scheme", "http"), scope.get("path", "")
         host = _text(headers, b"host")
         if self._telemetry.config.excludes(f"{scheme}://{host}{path}"):
             return None
         client = scope.get("client")
-        route, whole = self._route(router)
+        route, whole = _route(scope, router)
         return ServerStreamInfo(
             method=scope.get("method", ""),
             route=route,
@@ -241,34 +247,35 @@ class RequestObserver(Request):
             encoded=encoded,
         )
 
-    def _route(self, router: Router | None) -> tuple[str | None, bool]:
-        """The route through all routers, and whether it matches the whole path."""
-        routers: list[Router] = []
-        while router is not None:
-            routers.insert(0, router)
-            router = router[4]
-        route = reached = None
-        for route_of, owner, path, root_path, _ in routers:
-            # Mounts are followed into the routers below them. Where middleware stands in between,
-            # the next router goes on from where the last one ended.
-            if route_of is None or reached not in (None, root_path):
-                continue
-            scope = {**self._scope, "path": path, "root_path": root_path}
-            try:
-                part, whole = route_of(owner, scope)
-            except Exception:
-                # A router of another make: a missing route never costs the stream.
-                _log.debug("otel_sse: the route is unknown", exc_info=True)
-                break
-            if route and part and not part.startswith("/"):
-                # Django's begin without one.
-                part = f"/{part}"
-            route = (route or "") + (part or "") or None
-            if whole:
-                return route, True
-            reached = scope["root_path"]
-        template = route_in_scope(self._scope)
-        return (route, False) if template is None else (template, True)
+
+def _route(of: Scope, router: Router | None) -> tuple[str | None, bool]:
+    """The route through all routers, and whether it matches the whole path."""
+    routers: list[Router] = []
+    while router is not None:
+        routers.insert(0, router)
+        router = router[4]
+    route = reached = None
+    for route_of, owner, path, root_path, _ in routers:
+        # Mounts are followed into the routers below them. Where middleware stands in between,
+        # the next router goes on from where the last one ended.
+        if route_of is None or reached not in (None, root_path):
+            continue
+        scope = {**of, "path": path, "root_path": root_path}
+        try:
+            part, whole = route_of(owner, scope)
+        except Exception:
+            # A router of another make: a missing route never costs the stream.
+            _log.debug("otel_sse: the route is unknown", exc_info=True)
+            break
+        if route and part and not part.startswith("/"):
+            # Django's begin without one.
+            part = f"/{part}"
+        route = (route or "") + (part or "") or None
+        if whole:
+            return route, True
+        reached = scope["root_path"]
+    template = route_in_scope(of)
+    return (route, False) if template is None else (template, True)
 
 
 def _starts_no_stream(message: Message) -> bool:

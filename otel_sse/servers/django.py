@@ -61,7 +61,7 @@ class DjangoASGIHooks(Hooks):
             observed = request_of(scope)
             if self.telemetry is None or observed is None:
                 return await original(handler, request)
-            _note_parent(observed)
+            _note_parent(observed.request)
             try:
                 response = await original(handler, request)
             finally:

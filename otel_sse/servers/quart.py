@@ -46,7 +46,7 @@ def _handle(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable
     async def handle(connection: Any, request: Any, send: Send) -> None:
         await original(connection, request, send)
         observed = request_of(connection.scope)
-        stream = None if observed is None else observed.stream
+        stream = None if observed is None else observed.request.stream
         if stream is not None and not stream.is_over():
             stream.close(TimeoutError())
 

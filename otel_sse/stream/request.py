@@ -178,7 +178,21 @@ class RequestState:
         dropped[reason] = dropped.get(reason, 0) + n
 
 
-class Request:
+class HeldInScope:
+    """What the scope or the environ of a request holds; an application may copy or pickle these."""
+
+    __slots__ = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """The copy is of the same request."""
+        return self
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Another process has no such request."""
+        return type(None), ()
+
+
+class Request(HeldInScope):
     """A request that may become a stream.
 
     Most do not, so it holds no more than what has to be known from the start: the rest is in
@@ -203,16 +217,6 @@ class Request:
         self._inside: contextvars.Context | None = None
         self.known_state: RequestState | None = None
         self.over = False
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Request:
-        """An application may copy its scope or its environ, which hold this: the copy is of the
-        same request.
-        """
-        return self
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """It may pickle them as well: another process has no such request."""
-        return type(None), ()
 
     @property
     def state(self) -> RequestState:

@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 import otel_sse
 from helpers.asgi import START, AppError, http_scope
 from otel_sse.servers.asgi_observer import RequestObserver
+from otel_sse.stream.request import Request
 from otel_sse.stream.request_span import RequestSpan
 from otel_sse.stream.server import ServerStream
 from otel_sse.telemetry.segment import Segment
@@ -31,7 +32,7 @@ SLACK = 2_000
 # Seconds in which the throttle has to emit everything.
 PATIENCE = 60
 
-OURS = (ServerStream, Segment, EventStreamParser, RequestObserver, RequestSpan)
+OURS = (ServerStream, Segment, EventStreamParser, RequestObserver, Request, RequestSpan)
 MESSAGE = {"type": "http.response.body", "body": b"event: tick\ndata: x\n\n", "more_body": True}
 END = {"type": "http.response.body", "body": b"", "more_body": False}
 REASONS = ("completed", "client_disconnect", "unknown", "error", "unknown")

@@ -5,6 +5,7 @@ import copy
 import gc
 import inspect
 import pickle
+import weakref
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -294,8 +295,8 @@ async def test_other_kinds_of_bytes_count_too(body: Any, backend: Backend) -> No
 async def test_what_starts_after_the_application_has_returned_is_no_connection(
     backend: Backend,
 ) -> None:
-    """A task that outlives the application's call answers: the server gets it, and nothing stays
-    live.
+    """A task that outlives the application's call answers, and receives: it reaches the server,
+    and nothing stays live.
     """
     late = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
@@ -304,13 +305,65 @@ async def test_what_starts_after_the_application_has_returned_is_no_connection(
         async def answer() -> None:
             await late.wait()
             await send(START)
+            received.append(await receive())
 
         tasks.append(asyncio.ensure_future(answer()))
 
+    received: list[Any] = []
     stream = Stream(SSEMiddleware(app, **backend.providers))
+    stream.disconnected.set()
     await stream.task
     late.set()
     await tasks[0]
     assert stream.sent == [START]
+    assert received == [{"type": "http.disconnect"}]
     assert backend.value("sse.server.active_connections") == 0
     assert otel_sse.connections() == []
+
+
+class Held:
+    """What an application or a server holds for a request: weak references find out until when."""
+
+
+class Cycle:
+    """What a server's ``send`` and ``receive`` are bound to, as uvicorn's are."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    async def receive(self) -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+
+@pytest.mark.parametrize("media_type", [b"application/json", b"text/event-stream"])
+async def test_a_task_that_outlives_its_request_keeps_nothing_of_it(
+    media_type: bytes, backend: Backend
+) -> None:
+    """A task has a copy of the context variables, and may keep ``current()``: neither keeps the
+    scope, with the body that the application has put there, nor the server's objects.
+    """
+    stays = asyncio.Event()
+    kept: list[Any] = []
+    held: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["state"] = Held()
+        held.add(scope["state"])
+        kept.append((asyncio.ensure_future(stays.wait()), otel_sse.current()))
+        await receive()
+        await send({**START, "headers": [(b"content-type", media_type)]})
+        await send(END)
+
+    async def serve() -> None:
+        cycle = Cycle()
+        held.add(cycle)
+        await middleware(backend, app)(http_scope(), cycle.receive, cycle.send)
+
+    await asyncio.ensure_future(serve())
+    gc.collect()
+    assert list(held) == []
+    stays.set()
+    await kept[0][0]

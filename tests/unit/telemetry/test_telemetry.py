@@ -445,12 +445,13 @@ async def test_metrics_are_exact_while_threads_collect(backend: Backend) -> None
 async def test_nothing_of_ours_outlives_its_stream(backend: Backend) -> None:
     """After a thousand streams no connection, request or responder remains."""
     from otel_sse.servers.asgi_observer import RequestObserver
+    from otel_sse.stream.request import Request
     from otel_sse.stream.request_span import RequestSpan
     from otel_sse.stream.server import ServerStream
 
     def ours() -> set[int]:
         gc.collect()
-        kinds = (ServerStream, RequestSpan, RequestObserver)
+        kinds = (ServerStream, RequestSpan, RequestObserver, Request)
         return {id(each) for each in gc.get_objects() if type(each) in kinds}
 
     before = ours()
