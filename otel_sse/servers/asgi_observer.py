@@ -112,8 +112,12 @@ class RequestObserver(HeldInScope):
 
     async def receive(self) -> Message:
         message = await self._receive()
-        if message["type"] == "http.disconnect":
-            self.request.state.mark_disconnected(cut=is_server_stopping(self._receive))
+        try:
+            if message["type"] == "http.disconnect":
+                self.request.state.mark_disconnected(cut=is_server_stopping(self._receive))
+        except Exception:
+            # Not an ASGI message: the application gets it as it would without us.
+            pass
         return message
 
     async def send(self, message: Message) -> None:

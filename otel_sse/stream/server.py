@@ -92,7 +92,7 @@ class ServerStream(Stream):
             # Cancelled while it waited: the server has the bytes.
             if chunk is None:
                 return
-            self.on_send(bytes(chunk), began, perf_counter(), error)
+            self.on_send(chunk, began, perf_counter(), error)
         elif isinstance(error, OSError) and (error.errno or not isinstance(error, TimeoutError)):
             self._send_error = error
             self.mark_disconnected()

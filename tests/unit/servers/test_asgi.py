@@ -11,7 +11,7 @@ from unittest.mock import AsyncMock
 
 import pytest
 from helpers.asgi import START, Fed, Stream, http_scope, middleware
-from helpers.asgi_messages import END, MESSAGE, SENDINGS, never
+from helpers.asgi_messages import END, MESSAGE, SENDINGS, body, never
 from helpers.backend import Backend
 
 import otel_sse
@@ -367,3 +367,44 @@ async def test_a_task_that_outlives_its_request_keeps_nothing_of_it(
     assert list(held) == []
     stays.set()
     await kept[0][0]
+
+
+@pytest.mark.parametrize("message", [None, {}, 7, [], {"body": b""}], ids=repr)
+async def test_what_is_received_is_the_applications_to_judge(
+    message: Any, backend: Backend
+) -> None:
+    """What a server or a test gives in place of an ASGI message comes to the application."""
+    got: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        got.append(await receive())
+
+    async def receive() -> Any:
+        return message
+
+    await middleware(backend, app)(http_scope(), receive, never)
+    assert got == [message]
+
+
+async def test_a_text_body_whose_send_is_cancelled_ends_by_the_cancellation(
+    backend: Backend,
+) -> None:
+    """Middleware outside may encode it: that we cannot count it changes nothing."""
+    sending = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send(body("data: x\n\n"))
+
+    async def send(message: Any) -> None:
+        if "body" in message:
+            sending.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.ensure_future(middleware(backend, app)(http_scope(), never, send))
+    await sending.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (span,) = backend.spans("SSE")
+    assert span.attributes["sse.close.reason"] == "unknown"
