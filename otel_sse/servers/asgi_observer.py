@@ -65,6 +65,7 @@ class RequestObserver(HeldInScope):
     """
 
     __slots__ = (
+        "__weakref__",
         "_passes",
         "_receive",
         "_send",

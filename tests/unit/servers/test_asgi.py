@@ -408,3 +408,16 @@ async def test_a_text_body_whose_send_is_cancelled_ends_by_the_cancellation(
         await task
     (span,) = backend.spans("SSE")
     assert span.attributes["sse.close.reason"] == "unknown"
+
+
+async def test_weak_references_to_the_servers_ends_can_be_made(backend: Backend) -> None:
+    """As to a server's own methods."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert weakref.WeakMethod(send)() == send
+        assert weakref.WeakMethod(receive)() == receive
+        await send(START)
+
+    stream = Stream(middleware(backend, app))
+    await stream.task
+    assert stream.sent == [START]
