@@ -57,6 +57,9 @@ def wrap_asgi_app(
                 send = _exporting(telemetry, send)
             return await run(owner, scope, receive, send)
         outer: RequestObserver | None = scope.get(KEY)
+        if outer is not None and outer.request.over:
+            # In a copy of the scope of another request.
+            outer = None
         # The paths are read now: routing changes them, and so do some applications.
         around = None if outer is None else outer.router
         # A test may call an application with less than a server gives it.

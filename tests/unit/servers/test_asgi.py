@@ -421,3 +421,25 @@ async def test_weak_references_to_the_servers_ends_can_be_made(backend: Backend)
     stream = Stream(middleware(backend, app))
     await stream.task
     assert stream.sent == [START]
+
+
+async def test_a_copied_scope_that_is_used_after_its_request_is_of_a_new_one(
+    backend: Backend,
+) -> None:
+    """An application may call itself with the scope of an earlier request: the stream counts."""
+    scopes: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scopes.append(dict(scope))
+        for message in (START, MESSAGE, END):
+            await send(message)
+
+    mw = middleware(backend, app)
+    await Stream(mw).task
+    for _ in range(2):
+        cycle = Cycle()
+        await mw(scopes[-1], cycle.receive, cycle.send)
+        assert cycle.sent == [START, MESSAGE, END]
+    assert backend.value("sse.server.connections") == 3
+    assert backend.value("sse.server.messages") == 3
+    assert backend.value("sse.server.active_connections") == 0
