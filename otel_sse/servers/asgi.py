@@ -67,7 +67,7 @@ def wrap_asgi_app(
         router: Router = (route_of, owner, path, scope.get("root_path", ""), around)
         if outer is not None:
             outer.router = router
-            return await _run_nested(outer, run, owner, scope, receive, send)
+            return await _run_nested(telemetry, outer, run, owner, scope, receive, send)
         request = Request()
         observer = RequestObserver(telemetry, request, scope, receive, send, router)
         previous = current_request.get()
@@ -165,16 +165,22 @@ def _exporting(telemetry: Telemetry, send: Send) -> Send:
 
 
 async def _run_nested(
-    outer: RequestObserver, run: Any, owner: Any, scope: Scope, receive: Receive, send: Send
+    telemetry: Telemetry,
+    outer: RequestObserver,
+    run: Any,
+    owner: Any,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
 ) -> Any:
     """Runs a part of a request that is observed already.
 
     Where middleware in between has wrapped ``send``, which may encode the bytes or have a span of
-    its own, the request is observed from inside that.
+    its own, the request is observed from inside that. So it is for another telemetry.
     """
-    if send == outer.send:
+    if send == outer.send and telemetry is outer.telemetry:
         return await run(owner, scope, receive, send)
-    scope[KEY] = outer.inner = inner = outer.nested(send)
+    scope[KEY] = outer.inner = inner = outer.nested(telemetry, send)
     state = outer.request.state
     context = state.context
     if state.stream is None:

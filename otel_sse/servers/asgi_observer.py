@@ -56,6 +56,7 @@ class RequestObserver(HeldInScope):
     task lives. This one lives as long as what has ``send`` or ``receive``.
 
     Attributes:
+        telemetry: what a stream is recorded with.
         request: the request, for which there may be several observers.
         scope: its scope; None once the application's call has returned.
         inner: the observer that observes in its place, inside of a middleware.
@@ -70,12 +71,12 @@ class RequestObserver(HeldInScope):
         "_receive",
         "_send",
         "_stream",
-        "_telemetry",
         "content",
         "inner",
         "request",
         "router",
         "scope",
+        "telemetry",
     )
 
     def __init__(
@@ -87,7 +88,7 @@ class RequestObserver(HeldInScope):
         send: Send,
         router: Router | None,
     ) -> None:
-        self._telemetry = telemetry
+        self.telemetry = telemetry
         self.request = request
         self.scope = scope
         self._receive = receive
@@ -100,10 +101,10 @@ class RequestObserver(HeldInScope):
         self.router = router
         self.content: Content | None = None
 
-    def nested(self, send: Send) -> RequestObserver:
+    def nested(self, telemetry: Telemetry, send: Send) -> RequestObserver:
         """An observer of the same request, of what comes to ``send``."""
         return RequestObserver(
-            self._telemetry, self.request, self.scope, self._receive, send, self.router
+            telemetry, self.request, self.scope, self._receive, send, self.router
         )
 
     def close(self, error: Exception) -> None:
@@ -186,7 +187,7 @@ class RequestObserver(HeldInScope):
             raise
 
     def _is_stopping(self) -> bool:
-        return self._telemetry.stopping or is_server_stopping(self._send)
+        return self.telemetry.stopping or is_server_stopping(self._send)
 
     def _on_start(self, message: Message) -> None:
         """Starts to record the stream that ``message`` starts, if it does."""
@@ -209,21 +210,21 @@ class RequestObserver(HeldInScope):
             info = self._stream_info(scope, message["status"], router, encoded)
             if info is None:
                 return
-            stream = self._stream = open_server_stream(self._telemetry, info, request.state)
+            stream = self._stream = open_server_stream(self.telemetry, info, request.state)
             shutdown_handler.observe_server(self._send)
             if stream is None:
                 return
             comments = None
             # Only where the body may grow: neither its length nor its coding is settled.
             grows = not encoded and _first(headers, b"content-length") is None
-            if grows and self._telemetry.config.propagate:
+            if grows and self.telemetry.config.propagate:
                 comments = TraceCommentWriter()
             if self.content is not None:
                 self.content.start(stream, comments)
             elif comments is not None:
                 self._send = _with_trace_comments(self._send, comments)
         except Exception:
-            self._telemetry.failures.log_failure_once("a stream's start")
+            self.telemetry.failures.log_failure_once("a stream's start")
 
     def _stream_info(
         self, scope: Scope, status: int, router: Router | None, encoded: bool
@@ -232,7 +233,7 @@ class RequestObserver(HeldInScope):
         headers = scope.get("headers", ())
         scheme, path = scope.get("scheme", "http"), scope.get("path", "")
         host = _text(headers, b"host")
-        if self._telemetry.config.excludes(f"{scheme}://{host}{path}"):
+        if self.telemetry.config.excludes(f"{scheme}://{host}{path}"):
             return None
         client = scope.get("client")
         route, whole = _route(scope, router)

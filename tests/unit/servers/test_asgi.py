@@ -13,6 +13,7 @@ import pytest
 from helpers.asgi import START, Fed, Stream, http_scope, middleware
 from helpers.asgi_messages import END, MESSAGE, SENDINGS, body, never
 from helpers.backend import Backend
+from helpers.streams import assert_silent
 
 import otel_sse
 from otel_sse import SSEMiddleware
@@ -443,3 +444,19 @@ async def test_a_copied_scope_that_is_used_after_its_request_is_of_a_new_one(
     assert backend.value("sse.server.connections") == 3
     assert backend.value("sse.server.messages") == 3
     assert backend.value("sse.server.active_connections") == 0
+
+
+async def test_the_innermost_of_two_meter_providers_has_the_stream(backend: Backend) -> None:
+    """As on WSGI: it is nearest to the application, and the stream is recorded once."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for message in (START, MESSAGE, END):
+            await send(message)
+
+    other = Backend()
+    stream = Stream(middleware(other, middleware(backend, app)))
+    await stream.task
+    assert stream.sent == [START, MESSAGE, END]
+    assert backend.value("sse.server.messages") == 1
+    assert backend.value("sse.server.active_connections") == 0
+    assert_silent(other)
