@@ -150,7 +150,9 @@ class Stream(Stalls):
                 counts.wait_time += wait
                 size = len(chunk)
                 self.io += size
-                self.last_message = began
+                # Two tasks may send: what began first may end last.
+                if began > self.last_message:
+                    self.last_message = began
                 if self._segment.append(began, wait, size, index):
                     self._rotate_full(began, error)
                 return
@@ -176,12 +178,13 @@ class Stream(Stalls):
                 sequence = self.sequence
                 if not series.skip(began):
                     series.record_sample(began)
-                    gap = began - self.last_message if sequence else None
+                    gap = max(began - self.last_message, 0.0) if sequence else None
                     call_sdk(partial(telemetry.record_message, self, size, gap, wait))
                 if not sequence:
                     self.time_to_first_message = first = ended - self.started
                     call_sdk(partial(telemetry.record, semconv.FIRST_MESSAGE, self, first))
-                self.last_message = began
+                if began > self.last_message:
+                    self.last_message = began
                 segment = self._segment
                 full = segment.append(began, wait, size, index)
                 if slow:

@@ -57,7 +57,7 @@ class Stalls(Segments):
     def _check_due(self, now: float, has_message: bool) -> None:
         if has_message and self.stall_state:
             if self.stall_state is StallState.REPORTED:
-                self._telemetry.events.recovered(self, now - self.last_message)
+                self._telemetry.events.recovered(self, self.idle(now))
             self.stall_state = StallState.ACTIVE
         if now >= self.segment_due:
             self.rotate_segment(now)

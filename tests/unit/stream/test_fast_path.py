@@ -10,9 +10,10 @@ from helpers.backend import Backend
 from helpers.server_streams import INFO, TICK, obtain
 from opentelemetry.context import Context
 
-from otel_sse.stream import base, segments, sharing
+from otel_sse.stream import base, segments, sharing, stalls
 from otel_sse.stream.request import Request
 from otel_sse.stream.server import ServerStream
+from otel_sse.telemetry.stall_state import StallState
 from otel_sse.telemetry.telemetry import Telemetry
 from otel_sse.wire.parser import EventStreamParser
 
@@ -176,3 +177,45 @@ def test_every_message_is_recorded_once_configured(backend: Backend) -> None:
         repeat(stream, 50, 2)
         assert len(backend.events("sse.message")) == 50
     sharing.release_telemetry(second, telemetry)
+
+
+@pytest.mark.parametrize("apart", [1e-4, 1.0], ids=["dense", "sparse"])
+def test_a_send_that_ends_behind_a_later_one_takes_no_time_back(
+    apart: float,
+    backend: Backend,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two tasks may send on one stream: it is idle since the send that began last, and no gap
+    between two messages is negative. Dense messages take the fast path, sparse ones are sampled.
+    """
+    monkeypatch.setattr(base, "EventStreamParser", FastPath)
+    FastPath.hits = 0
+    user = object()
+    telemetry = obtain(backend, user)
+    with connected(telemetry) as stream:
+        for number in range(1000):
+            at = STARTED + 1 + number * apart
+            stream.on_send(TICK, at, at)
+            stream.on_send(TICK, at - apart / 2, at + apart / 4)
+            assert stream.idle(at + 5) == pytest.approx(5)
+    sharing.release_telemetry(user, telemetry)
+    ((_, gaps),) = backend.points("sse.server.message.gap")
+    assert gaps.min >= 0
+    assert FastPath.hits > 500
+    assert "sse.server.message.gap" not in caplog.text
+
+
+def test_a_stall_that_ends_by_an_earlier_send_was_not_shorter_than_nothing(
+    backend: Backend,
+) -> None:
+    """A send that began before the last message may end the stall that followed that."""
+    user = object()
+    telemetry = obtain(backend, user)
+    with connected(telemetry) as stream:
+        stream.on_send(TICK, STARTED + 9, STARTED + 9)
+        stream.stall_state, stream.due = StallState.REPORTED, stalls.AT_ONCE
+        stream.on_send(TICK, STARTED + 1, STARTED + 99)
+    sharing.release_telemetry(user, telemetry)
+    (recovered,) = backend.events("sse.connection.recovered")
+    assert recovered.attributes["sse.connection.idle"] == 0
