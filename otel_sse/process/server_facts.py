@@ -132,7 +132,8 @@ FACTS: Final = (
     ),
     Fact(
         "Starlette, Litestar",
-        "an exception that has a handler is wrapped in one that says that the response has started",
+        "an exception that has a handler is wrapped in a RuntimeError or a LitestarException that "
+        "says that the response has started",
         "Starlette 0.35 to 1.10, Litestar 2.0 to 2.24",
         "tests/e2e/test_close_causes.py",
     ),
@@ -201,6 +202,7 @@ FACTS: Final = (
 _BELIEVED_PART: Final = 0.8
 
 _STARLETTE_WRAPPER: Final = "Caught handled exception, but response already started."
+_LITESTAR_ERROR: Final = ("litestar", "LitestarException")
 _LITESTAR_WRAPPER: Final = "Exception caught after response started"
 TRIO_TIMEOUT: Final = "TooSlowError"
 _CONTRIB_ASGI: Final = "opentelemetry.instrumentation.asgi"
@@ -330,10 +332,15 @@ def unwrap_framework_error(error: BaseException) -> BaseException | None:
 
     Starlette and Litestar do that with an exception for which the application has a handler.
     """
-    home, text = type(error).__module__.partition(".")[0], str(error)
-    starlette = home == "builtins" and text == _STARLETTE_WRAPPER
-    litestar = home == "litestar" and _LITESTAR_WRAPPER in text
+    # The text only of theirs: that of an application's may take long, or raise.
+    starlette = type(error) is RuntimeError and error.args == (_STARLETTE_WRAPPER,)
+    litestar = _class_of(type(error)) == _LITESTAR_ERROR and _LITESTAR_WRAPPER in str(error)
     return error.__cause__ if starlette or litestar else None
+
+
+def _class_of(kind: type) -> tuple[str, str]:
+    """The package and the name of a class that need not be installed."""
+    return kind.__module__.partition(".")[0], kind.__name__
 
 
 def is_from_background_task(error: BaseException) -> bool:

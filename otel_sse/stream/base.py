@@ -258,12 +258,19 @@ class Stream(Stalls):
             self._end(completed)
             if self._ended is None or not telemetry.streams.close(self):
                 return
-            reason, error = self._classify(error, cut)
+            try:
+                reason, error = self._classify(error, cut)
+                cause = root_cause(error) if isinstance(error, Exception) else None
+            except Exception:
+                # An exception of the application's may raise wherever it is looked at.
+                telemetry.failures.log_failure_once("a close reason")
+                cause = error if isinstance(error, Exception) else None
+                reason = semconv.UNKNOWN if cause is None else semconv.ERROR
             self.disconnected = True
             totals = self._totals(self._ended)
             totals[semconv.CLOSE_REASON] = reason
-            if isinstance(error, Exception) and reason in (semconv.ERROR, semconv.TIMEOUT):
-                totals[semconv.ERROR_TYPE] = telemetry.error_types.name_of(root_cause(error))
+            if cause is not None and reason in (semconv.ERROR, semconv.TIMEOUT):
+                totals[semconv.ERROR_TYPE] = telemetry.error_types.name_of(cause)
             elif self.status >= 500:
                 totals[semconv.ERROR_TYPE] = str(self.status)
             telemetry.record_close(self, totals)

@@ -19,6 +19,21 @@ def close(reason: str) -> Any:
     return lambda: otel_sse.current().set_close_reason(reason)
 
 
+class Unprintable(Exception):
+    """As of SDKs that read an error's body when it is printed."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class Unreadable(Exception):
+    """One that looks like a group, and raises."""
+
+    @property
+    def exceptions(self) -> Any:
+        raise RuntimeError("no members")
+
+
 CLOSES = [
     # what the application does; reason, error.type
     ([None], "completed", None),
@@ -33,6 +48,8 @@ CLOSES = [
     ([close("error"), AppError()], "error", f"{AppError.__module__}.AppError"),
     ([SystemExit()], "server_shutdown", None),
     ([asyncio.CancelledError()], "unknown", None),
+    ([Unprintable()], "error", f"{__name__}.Unprintable"),
+    ([Unreadable()], "error", f"{__name__}.Unreadable"),
 ]
 
 
@@ -321,3 +338,22 @@ async def test_a_server_error_status_is_the_error_type(status: int, backend: Bac
     assert span.attributes["sse.close.reason"] == "completed"
     assert span.attributes["error.type"] == str(status)
     assert span.status.status_code is StatusCode.ERROR
+
+
+async def test_the_text_of_an_exception_is_not_asked_for(backend: Backend) -> None:
+    """It may take long, and the event loop would stand still."""
+    asked: list[Any] = []
+
+    class Slow(Exception):
+        def __str__(self) -> str:
+            asked.append(self)
+            return ""
+
+    fed = Fed()
+    stream = Stream(middleware(backend, fed))
+    fed.end(Slow())
+    with pytest.raises(Slow):
+        await stream.task
+    (span,) = backend.spans("SSE")
+    assert span.attributes["sse.close.reason"] == "error"
+    assert asked == []
