@@ -123,7 +123,19 @@ FACTS: Final = (
         "23.12 to 25.12",
         "tests/e2e/test_sanic_streams.py",
     ),
-    Fact("trio", "its time-outs are called TooSlowError", "0.25 to 0.35", "tests/e2e/test_trio.py"),
+    Fact(
+        "trio",
+        "its time-outs are called TooSlowError, and its cancellations Cancelled",
+        "0.25 to 0.35",
+        "tests/e2e/test_trio.py",
+    ),
+    Fact(
+        "gevent, eventlet",
+        "their time-outs are called Timeout, and are no Exceptions; a greenlet that is killed gets "
+        "greenlet's GreenletExit",
+        "gevent 21.1 to 26, eventlet 0.36 to 0.41",
+        "tests/unit/stream/test_named_errors.py",
+    ),
     Fact(
         "Litestar",
         "the scope has path_template",
@@ -204,7 +216,10 @@ _BELIEVED_PART: Final = 0.8
 _STARLETTE_WRAPPER: Final = "Caught handled exception, but response already started."
 _LITESTAR_ERROR: Final = ("litestar", "LitestarException")
 _LITESTAR_WRAPPER: Final = "Exception caught after response started"
-TRIO_TIMEOUT: Final = "TooSlowError"
+_TIMEOUTS: Final = frozenset(
+    {("eventlet", "Timeout"), ("gevent", "Timeout"), ("trio", "TooSlowError")}
+)
+_CANCELLATIONS: Final = frozenset({("greenlet", "GreenletExit"), ("trio", "Cancelled")})
 _CONTRIB_ASGI: Final = "opentelemetry.instrumentation.asgi"
 # contrib's instrumentations of clients whose own span is current in their hooks.
 _CONTRIB_CLIENTS: Final = frozenset(
@@ -336,6 +351,20 @@ def unwrap_framework_error(error: BaseException) -> BaseException | None:
     starlette = type(error) is RuntimeError and error.args == (_STARLETTE_WRAPPER,)
     litestar = _class_of(type(error)) == _LITESTAR_ERROR and _LITESTAR_WRAPPER in str(error)
     return error.__cause__ if starlette or litestar else None
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Whether ``error`` is a time-out of trio's, gevent's or eventlet's."""
+    return _is_any(error, _TIMEOUTS)
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Whether trio, gevent or eventlet has cancelled the code that ``error`` has left."""
+    return _is_any(error, _CANCELLATIONS)
+
+
+def _is_any(error: BaseException, names: frozenset[tuple[str, str]]) -> bool:
+    return any(_class_of(kind) in names for kind in type(error).__mro__)
 
 
 def _class_of(kind: type) -> tuple[str, str]:

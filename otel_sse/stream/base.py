@@ -43,7 +43,7 @@ from opentelemetry.trace import SpanKind
 from otel_sse import semconv
 from otel_sse.process import gc_safety
 from otel_sse.process.event_loops import running_loop
-from otel_sse.stream.close_reason import root_cause
+from otel_sse.stream.close_reason import is_error, root_cause
 from otel_sse.stream.info import ClientStreamInfo, ServerStreamInfo
 from otel_sse.stream.stalls import CLOSED, Stalls
 from otel_sse.telemetry.segment import RecordedMessage
@@ -260,7 +260,7 @@ class Stream(Stalls):
                 return
             try:
                 reason, error = self._classify(error, cut)
-                cause = root_cause(error) if isinstance(error, Exception) else None
+                cause = root_cause(error) if error is not None and is_error(error) else None
             except Exception:
                 # An exception of the application's may raise wherever it is looked at.
                 telemetry.failures.log_failure_once("a close reason")

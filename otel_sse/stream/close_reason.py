@@ -12,11 +12,14 @@ import concurrent.futures
 from typing import Final
 
 from otel_sse import semconv
+from otel_sse.process.event_loops import running_loop
 from otel_sse.process.server_facts import (
-    TRIO_TIMEOUT,
+    is_cancellation,
     is_from_background_task,
+    is_timeout,
     unwrap_framework_error,
 )
+from otel_sse.process.signals import in_main_thread
 
 TIMEOUTS: Final = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
 # By name, since neither Starlette nor anyio need be installed.
@@ -41,18 +44,20 @@ def resolve_error(
         send_error: what the send raised that found the peer disconnected.
 
     """
-    if isinstance(error, Exception) and (disconnected or (cut and _is_from_cleanup(error))):
+    if error is None:
+        return None, disconnected
+    if is_error(error) and (disconnected or (cut and _is_from_cleanup(error))):
         # The clean-up's: the stream was over before it.
         return None, disconnected
-    if error is not None and is_from_background_task(error):
+    if is_from_background_task(error):
         # It ran after the stream.
         return None, disconnected
     if _is_from_send(error, send_error):
         return None, True
-    if error is not None and _class_names(error) == {_BROKEN_PIPE}:
+    if _class_names(error) == {_BROKEN_PIPE}:
         context = error.__context__
         # A cancellation, of any event loop, is the cause of the broken pipe.
-        error = error if context is None or isinstance(context, Exception) else context
+        error = error if context is None or is_error(context) else context
     return error, disconnected
 
 
@@ -78,10 +83,8 @@ def classify_close(
     """
     if reason is not None:
         return reason
-    if isinstance(error, Exception):
-        cause = root_cause(error)
-        timed_out = isinstance(cause, TIMEOUTS) or type(cause).__name__ == TRIO_TIMEOUT
-        return semconv.TIMEOUT if timed_out else semconv.ERROR
+    if error is not None and is_error(error):
+        return semconv.TIMEOUT if _is_timeout(root_cause(error)) else semconv.ERROR
     if completed:
         return semconv.COMPLETED
     if disconnected and not cut_first:
@@ -92,6 +95,20 @@ def classify_close(
         return semconv.CLIENT_DISCONNECT
     # Cancelled, or returned in the middle of the body, and nothing explains it.
     return semconv.UNKNOWN
+
+
+def is_error(error: BaseException) -> bool:
+    """Whether it is an exception that the application has raised, rather than one that cancels it
+    or ends the process. Most are an ``Exception``, but an application may have others.
+    """
+    if isinstance(error, Exception):
+        return True
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+        return False
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        # In a thread of a server's pool it ends what the thread does, and nothing else.
+        return not in_main_thread() and running_loop() is None
+    return not is_cancellation(error) and all(map(is_error, _group_members(error)))
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -126,11 +143,11 @@ def _is_from_send(error: BaseException | None, send_error: BaseException | None)
     return False
 
 
-def _is_from_cleanup(error: Exception) -> bool:
+def _is_from_cleanup(error: BaseException) -> bool:
     """Whether ``error`` was raised while the application was being cancelled. A time-out of its own
     is a cancellation, too, but its error.
     """
-    if isinstance(root_cause(error), TIMEOUTS):
+    if _is_timeout(root_cause(error)):
         return False
     cause: BaseException | None = error
     seen: set[int] = set()
@@ -138,9 +155,13 @@ def _is_from_cleanup(error: Exception) -> bool:
         seen.add(id(cause))
         members = _group_members(cause)
         cause = members[0] if len(members) == 1 else cause.__cause__ or cause.__context__
-        if cause is not None and not isinstance(cause, Exception):
+        if cause is not None and not is_error(cause):
             return True
     return False
+
+
+def _is_timeout(error: BaseException) -> bool:
+    return isinstance(error, TIMEOUTS) or is_timeout(error)
 
 
 def _class_names(error: BaseException | None) -> set[str]:

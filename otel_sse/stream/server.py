@@ -12,7 +12,7 @@ from otel_sse import semconv
 from otel_sse.process import gc_safety
 from otel_sse.process.event_loops import any_thread
 from otel_sse.stream.base import Chunk, Stream
-from otel_sse.stream.close_reason import classify_close, resolve_error
+from otel_sse.stream.close_reason import classify_close, is_error, resolve_error
 from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import RequestState
 from otel_sse.stream.threaded import ThreadedStream
@@ -178,7 +178,7 @@ class ServerStream(Stream):
 
     def _classify(self, error: BaseException | None, cut: bool) -> tuple[str, BaseException | None]:
         cut = cut or self._telemetry.stopping
-        if not isinstance(error, Exception) and not self._completed:
+        if not self._completed and (error is None or not is_error(error)):
             # Cancelled or returned: the client may have disconnected long before.
             self.check_disconnected()
         error, self.disconnected = resolve_error(

@@ -1,9 +1,13 @@
 """Why a stream closes, and where the reason is recorded."""
 
 import asyncio
+import builtins
 import concurrent.futures
+import sys
+import threading
 from types import SimpleNamespace
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import pytest
 from helpers.asgi import START, AppError, Fed, Stream, http_scope, middleware
@@ -12,11 +16,16 @@ from helpers.waiting import until
 from opentelemetry.trace import StatusCode
 
 import otel_sse
+from otel_sse import SSEWSGIMiddleware
 from otel_sse.stream.close_reason import classify_close
 
 
 def close(reason: str) -> Any:
     return lambda: otel_sse.current().set_close_reason(reason)
+
+
+class Abort(BaseException):
+    """An application's own, which ``except Exception`` does not catch."""
 
 
 class Unprintable(Exception):
@@ -48,6 +57,7 @@ CLOSES = [
     ([close("error"), AppError()], "error", f"{AppError.__module__}.AppError"),
     ([SystemExit()], "server_shutdown", None),
     ([asyncio.CancelledError()], "unknown", None),
+    ([Abort()], "error", f"{__name__}.Abort"),
     ([Unprintable()], "error", f"{__name__}.Unprintable"),
     ([Unreadable()], "error", f"{__name__}.Unreadable"),
 ]
@@ -357,3 +367,56 @@ async def test_the_text_of_an_exception_is_not_asked_for(backend: Backend) -> No
     (span,) = backend.spans("SSE")
     assert span.attributes["sse.close.reason"] == "error"
     assert asked == []
+
+
+@pytest.mark.parametrize("raised", [SystemExit("bad job"), KeyboardInterrupt()], ids=repr)
+def test_an_exit_in_a_thread_of_a_servers_pool_is_an_error(
+    raised: BaseException, backend: Backend
+) -> None:
+    """It ends that request alone, and the server goes on."""
+
+    def app(_: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Type", "text/event-stream")])
+        yield b"data: 1\n\n"
+        raise raised
+
+    def serve() -> None:
+        environ: dict[str, Any] = {}
+        setup_testing_defaults(environ)
+        with pytest.raises(type(raised)):
+            list(SSEWSGIMiddleware(app, **backend.providers)(environ, lambda *_: None))
+        served.append(True)
+
+    served: list[bool] = []
+    thread = threading.Thread(target=serve)
+    thread.start()
+    thread.join()
+    assert served
+    (span,) = backend.spans("SSE")
+    assert span.attributes["sse.close.reason"] == "error"
+    assert span.attributes["error.type"] == type(raised).__name__
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="has no groups of exceptions")
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ([Abort()], "error"),
+        ([Abort(), AppError()], "error"),
+        ([asyncio.CancelledError()], "unknown"),
+        ([asyncio.CancelledError(), AppError()], "unknown"),
+    ],
+    ids=repr,
+)
+async def test_a_group_is_an_error_where_none_of_it_is_a_cancellation(
+    members: list[BaseException], reason: str, backend: Backend
+) -> None:
+    """What a task of a group raises while it is being cancelled is its clean-up's."""
+    group: Any = getattr(builtins, "BaseExceptionGroup", None)
+    fed = Fed()
+    stream = Stream(middleware(backend, fed))
+    fed.end(group("in tasks", members))
+    with pytest.raises(group):
+        await stream.task
+    (span,) = backend.spans("SSE")
+    assert span.attributes["sse.close.reason"] == reason

@@ -11,13 +11,11 @@ from typing import Any
 
 import pytest
 from helpers.backend import Backend
-from helpers.server_streams import INFO, TICK, obtain
+from helpers.server_streams import TICK, obtain, opened
 from helpers.waiting import wait_until
-from opentelemetry.context import Context
 
 from otel_sse.process import gc_safety
 from otel_sse.stream import sharing
-from otel_sse.stream.request import Request
 from otel_sse.stream.server import ServerStream
 from otel_sse.telemetry.series import Counts
 from otel_sse.telemetry.telemetry import Telemetry
@@ -32,14 +30,6 @@ def telemetry(backend: Backend) -> Iterator[Telemetry]:
     telemetry = obtain(backend, user)
     yield telemetry
     sharing.release_telemetry(user, telemetry)
-
-
-def opened(telemetry: Telemetry) -> ServerStream:
-    request = Request().state
-    request.context = Context()
-    stream = sharing.open_server_stream(telemetry, INFO, request)
-    assert stream is not None
-    return stream
 
 
 def send(stream: ServerStream, count: int) -> None:

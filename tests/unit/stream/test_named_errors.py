@@ -2,10 +2,12 @@
 
 import importlib
 import pkgutil
+from contextvars import copy_context
 from typing import Any
 
 import pytest
 from helpers.backend import Backend
+from helpers.server_streams import obtain, opened
 from opentelemetry.context import Context
 
 from otel_sse import semconv
@@ -35,6 +37,16 @@ REASONS = {
 }
 
 
+# What leaves an application that is served.
+SERVED = {
+    ("eventlet", "Timeout"): semconv.TIMEOUT,
+    ("gevent", "Timeout"): semconv.TIMEOUT,
+    ("greenlet", "GreenletExit"): semconv.UNKNOWN,
+    ("trio", "Cancelled"): semconv.UNKNOWN,
+    ("trio", "TooSlowError"): semconv.TIMEOUT,
+}
+
+
 def kind_of(package: str, name: str) -> Any:
     """The class of that name that the package's own modules define."""
     root = importlib.import_module(package)
@@ -61,3 +73,20 @@ def test_an_error_that_is_known_by_its_name_has_its_reason(
     stream.close(kind.__new__(kind))
     ((attributes, _),) = backend.points("sse.client.connection.duration")
     assert attributes["sse.close.reason"] == REASONS[package, name]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("package", "name"), sorted(SERVED))
+def test_a_time_out_or_a_cancellation_that_is_no_asyncios_has_its_reason(
+    package: str, name: str, backend: Backend
+) -> None:
+    """On the server too, where some of them are no ``Exception``."""
+    pytest.importorskip(package)
+    kind = kind_of(package, name)
+    user = object()
+    telemetry = obtain(backend, user)
+    copy_context().run(opened, telemetry).close(kind.__new__(kind))
+    sharing.release_telemetry(user, telemetry)
+    ((attributes, _),) = backend.points("sse.server.connection.duration")
+    assert attributes["sse.close.reason"] == SERVED[package, name]
+    assert ("error.type" in attributes) == (SERVED[package, name] == semconv.TIMEOUT)
