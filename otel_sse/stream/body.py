@@ -8,9 +8,10 @@ have been removed meanwhile. At the stream's end it gets its class back.
 from __future__ import annotations
 
 import threading
+from abc import ABCMeta
 from collections.abc import Callable, Generator, Mapping
 from functools import wraps
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any, ClassVar, Final
 
 from otel_sse.stream.nested import ObservedStream
@@ -177,16 +178,39 @@ def observing_class(kind: type, reader: type[BodyReader]) -> type:
 
 
 def _make_class(kind: type, reader: type[BodyReader]) -> type:
-    names = ("__module__", "__qualname__", "__doc__")
-    namespace: dict[str, Any] = {name: getattr(kind, name) for name in names}
-    namespace["__slots__"] = ()
-    for name in reader.methods:
-        if hasattr(kind, name):
-            namespace[name] = reader.make_method(kind, name)
+    namespace: dict[str, Any] = {
+        name: reader.make_method(kind, name) for name in reader.methods if hasattr(kind, name)
+    }
     # Not io's, which is none of Python's.
     if isinstance(getattr(kind, "__del__", None), FunctionType):
         namespace["__del__"] = _freeing(kind)
-    made: type = type(kind)(kind.__name__, (kind,), namespace)
+    return make_subclass(kind, namespace)
+
+
+class _Silent:
+    """A base whose subclasses are announced to no other one."""
+
+    def __init_subclass__(cls) -> None:
+        """In place of the application's own."""
+
+
+def make_subclass(kind: type, namespace: dict[str, Any]) -> type:
+    """A subclass of ``kind``, of the same name and layout, for objects that are ``kind``'s.
+
+    An application's ``__init_subclass__`` or metaclass is not called: it may register classes, or
+    refuse them.
+    """
+    names = ("__module__", "__qualname__", "__doc__")
+    namespace = {
+        **{name: getattr(kind, name) for name in names},
+        "__slots__": (),
+        **namespace,
+    }
+    announces = isinstance(kind.__init_subclass__, MethodType)
+    meta: Any = type(kind)
+    # ABCMeta keeps a cache for each class.
+    new: Any = (ABCMeta if issubclass(meta, ABCMeta) else type).__new__
+    made: type = new(meta, kind.__name__, (_Silent, kind) if announces else (kind,), namespace)
     return made
 
 

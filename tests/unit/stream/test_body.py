@@ -1,6 +1,7 @@
-"""Bodies that are read like files, where they are freed."""
+"""Bodies that are read like files: their classes, and where they are freed."""
 
 import gc
+from http.client import HTTPResponse
 from typing import Any, ClassVar
 
 import pytest
@@ -81,3 +82,49 @@ def test_a_body_without_a_finalizer_gets_none() -> None:
     _Reader(_Stream()).observe(body)  # type: ignore[arg-type]
     assert type(body) is not _PlainBody
     assert not hasattr(body, "__del__")
+
+
+class _Registry(type):
+    """A metaclass that registers classes, and wants an argument."""
+
+    known: ClassVar[list[str]] = []
+
+    def __new__(cls, name: str, *args: Any, key: str) -> Any:
+        cls.known.append(key)
+        return super().__new__(cls, name, *args)
+
+    def __init__(cls, *args: Any, key: str) -> None:
+        super().__init__(*args)
+        cls.key = key
+
+
+class _Registered(_PlainBody, metaclass=_Registry, key="body"):
+    pass
+
+
+class _Final(_PlainBody):
+    def __init_subclass__(cls) -> None:
+        raise TypeError("final")
+
+
+class _FinalResponse(HTTPResponse):
+    def __init_subclass__(cls) -> None:
+        raise TypeError("final")
+
+    def __init__(self) -> None:
+        self.fp = None
+
+
+@pytest.mark.parametrize("kind", [_Registered, _Final, _FinalResponse])
+def test_an_applications_class_does_not_notice_ours(kind: Any) -> None:
+    """Neither its ``__init_subclass__`` nor its metaclass, which may refuse a subclass."""
+    stream: Any = _Stream()
+    body = kind()
+    _Reader(stream).observe(body)
+    assert type(body) is not kind
+    assert isinstance(body, kind)
+    assert (type(body).__name__, type(body).__module__) == (kind.__name__, kind.__module__)
+    body.close()
+    assert type(body) is kind
+    assert stream.calls == ["close"]
+    assert _Registry.known == ["body"]
