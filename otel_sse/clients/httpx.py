@@ -1,10 +1,10 @@
 """httpx and httpx2, and what reads by them: httpx-sse, the SDKs of OpenAI, Anthropic and MCP.
 
 A client sends each request singly, behind its redirects and authentication: there a response is
-detected as an event stream, and its byte stream gets a ``ClientStream``. The classes of those byte
-streams are patched to record what is read. Where the content is encoded, its decoder is wrapped:
-the reader may have the bytes decoded or not, and the decoder may find the body incomplete only
-behind its end. Transports of other classes may send by another client; see ``stream.nested``.
+detected as an event stream, and its byte stream gets a ``ClientStream``, and a subclass of its own
+class that records what is read. Where the content is encoded, its decoder is wrapped: the reader
+may have the bytes decoded or not, and the decoder may find the body incomplete only behind its end.
+Transports of other classes may send by another client; see ``stream.nested``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import (
     Iterable,
     Iterator,
 )
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from importlib import import_module
 from time import perf_counter
 from types import ModuleType
@@ -27,6 +27,7 @@ from opentelemetry import context as otel_context
 
 from otel_sse.instrumentor import Hooks
 from otel_sse.process import gc_safety
+from otel_sse.stream.body import make_subclass
 from otel_sse.stream.info import ClientStreamInfo
 from otel_sse.stream.nested import ObservedStream, TransportCall, iterate_within
 from otel_sse.stream.sharing import open_client_stream, record_failed_connect
@@ -42,10 +43,6 @@ class HttpxHooks(Hooks):
         client = import_module(module.__name__ + "._client")
         self._patch(client.Client, "_send_single_request", partial(self._send, module))
         self._patch(client.AsyncClient, "_send_single_request", partial(self._send_async, module))
-        self._patch(client.BoundSyncStream, "__iter__", _iterate)
-        self._patch(client.BoundSyncStream, "close", _close)
-        self._patch(client.BoundAsyncStream, "__aiter__", _iterate_async)
-        self._patch(client.BoundAsyncStream, "aclose", _close_async)
 
     def _send(self, package: Any, original: Any) -> Any:
         @wraps(original)
@@ -137,7 +134,9 @@ class HttpxHooks(Hooks):
             if call is not None:
                 call.observed = stream is not None
             if stream is not None or call is not None:
+                kind: Any = type(response.stream)
                 vars(response.stream)[_KEY] = _Reader(stream, decoder, call, client)
+                response.stream.__class__ = _observing_class(kind)
         except Exception:
             telemetry.failures.log_failure_once("a stream's start")
 
@@ -259,24 +258,35 @@ class _Reader:
             self.stream.on_chunk(raw)
 
 
-def _iterate(original: Any) -> Any:
-    @wraps(original)
+@cache
+def _observing_class(kind: Any) -> type:
+    """The subclass of a byte stream's class that records what is read."""
+
     def iterate(byte_stream: Any) -> Any:
-        reader = vars(byte_stream).get(_KEY)
-        chunks = original(byte_stream)
-        return chunks if reader is None else _read(chunks, reader)
+        return _read(kind.__iter__(byte_stream), vars(byte_stream)[_KEY])
 
-    return iterate
+    def iterate_async(byte_stream: Any) -> Any:
+        return _read_async(kind.__aiter__(byte_stream), vars(byte_stream)[_KEY])
 
+    def close(byte_stream: Any) -> None:
+        # Before the close, which breaks a read in another thread or task.
+        vars(byte_stream)[_KEY].on_close()
+        kind.close(byte_stream)
 
-def _iterate_async(original: Any) -> Any:
-    @wraps(original)
-    def iterate(byte_stream: Any) -> Any:
-        reader = vars(byte_stream).get(_KEY)
-        chunks = original(byte_stream)
-        return chunks if reader is None else _read_async(chunks, reader)
+    async def aclose(byte_stream: Any) -> None:
+        vars(byte_stream)[_KEY].on_close()
+        await kind.aclose(byte_stream)
 
-    return iterate
+    methods = {"__iter__": iterate, "__aiter__": iterate_async, "close": close, "aclose": aclose}
+    # Looked up at each call, above: another instrumentation may patch them at any time.
+    return make_subclass(
+        kind,
+        {
+            name: wraps(getattr(kind, name))(method)
+            for name, method in methods.items()
+            if hasattr(kind, name)
+        },
+    )
 
 
 def _read(chunks: Any, reader: _Reader) -> Generator[bytes, None, None]:
@@ -324,30 +334,6 @@ async def _within(call: TransportCall, chunks: Any) -> AsyncGenerator[bytes, Non
         if chunk is None:
             return
         yield chunk
-
-
-def _close(original: Any) -> Any:
-    @wraps(original)
-    def close(byte_stream: Any) -> None:
-        # Before the close, which breaks a read in another thread or task.
-        _on_close(byte_stream)
-        original(byte_stream)
-
-    return close
-
-
-def _close_async(original: Any) -> Any:
-    @wraps(original)
-    async def aclose(byte_stream: Any) -> None:
-        _on_close(byte_stream)
-        await original(byte_stream)
-
-    return aclose
-
-
-def _on_close(byte_stream: Any) -> None:
-    if _KEY in vars(byte_stream):
-        vars(byte_stream)[_KEY].on_close()
 
 
 class _Decoder:

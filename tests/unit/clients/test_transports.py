@@ -220,6 +220,21 @@ async def test_a_stream_that_is_passed_on_keeps_its_place(backend: Backend) -> N
     assert first.parent == second.parent == server.context
 
 
+@pytest.mark.parametrize("package", [httpx, httpx2])
+def test_a_byte_stream_is_recorded_after_uninstrument(package: Any, backend: Backend) -> None:
+    """Read, or closed, after that; its class has the name that it had."""
+    with package.Client(transport=_mock(package, [FIRST, FIRST])) as client:
+        with instrumented(backend):
+            read = client.send(client.build_request("GET", "http://mock/"), stream=True)
+            given_up = client.send(client.build_request("GET", "http://mock/"), stream=True)
+        assert type(read.stream).__name__ == "BoundSyncStream"
+        assert read.read() == FIRST * 2
+        given_up.close()
+    reasons = [each.attributes["sse.close.reason"] for each in backend.spans("SSE")]
+    assert reasons == ["completed", "client_close"]
+    assert backend.value("sse.client.active_connections") == 0
+
+
 def test_an_interrupt_is_the_readers_own(telemetry: Backend) -> None:
     """A program that only reads may use it for anything, such as to end one answer of many: its
     handler stays as it is, and every stream is still reported.
