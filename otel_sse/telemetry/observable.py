@@ -131,12 +131,14 @@ class ObservableInstruments:
 
     def _observe(self, meter: Meter, metric: Metric, kind: str, read: Read) -> None:
         failures = self._failures
+        cumulative = kind != "gauge"
 
         def callback(_: CallbackOptions) -> Sequence[Observation]:
             if metric.name in failures.failed_components:
                 return ()
             try:
-                return list(read(self._current_snapshot(metric.name)))
+                snapshot = self._current_snapshot(metric.name)
+                return list(read(snapshot)) if cumulative or snapshot.in_use else ()
             except Exception:
                 failures.log_failure_once(metric.name)
                 return ()

@@ -72,17 +72,10 @@ class StreamRegistry:
         with self.lock:
             return list(self.live)
 
-    def rows(
-        self, *, only_if_live: bool
-    ) -> tuple[dict[MetricSeries, SeriesSnapshot], list[LiveStream]]:
-        """Each series without the live streams' own numbers, and those streams, as of one moment.
-
-        ``only_if_live``: no series where no stream is live.
-        """
+    def rows(self) -> tuple[dict[MetricSeries, SeriesSnapshot], list[LiveStream]]:
+        """Each series without the live streams' own numbers, and those streams, at one moment."""
         with self.lock:
-            live = list(self.live)
-            series = () if only_if_live and not live else self._series.values()
-            return {each: SeriesSnapshot(each) for each in series}, live
+            return {each: SeriesSnapshot(each) for each in self._series.values()}, list(self.live)
 
     def overdue(self, now: float) -> list[LiveStream]:
         """Streams that ended long ago, while the application's call has not returned."""

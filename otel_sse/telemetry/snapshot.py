@@ -99,6 +99,7 @@ class Snapshot:
         stall_seconds: the stall threshold; 0: off.
         type_names: the event types by their index.
         number: of this collection; see ``MAX_BACKLOGS``.
+        in_use: there is an instrumentor or a live stream, so there are gauges.
 
     """
 
@@ -110,8 +111,11 @@ class Snapshot:
         stall_seconds: float,
         type_names: Sequence[str],
         number: int,
+        *,
+        in_use: bool,
     ) -> None:
         self.rows = rows
+        self.in_use = in_use
         self.type_names = type_names
         # Streams whose stall is new, and streams whose segment is old.
         self.stalled: list[LiveStream] = []

@@ -1,8 +1,9 @@
 """All that one role of one meter provider emits: the parts of this package, wired together.
 
 Shared by all instrumentors, since the SDK drops the callbacks of an instrument that is made twice
-and cannot forget one. So a ``Telemetry`` stays for good; once the last instrumentor has released
-it and its last stream has closed, its callbacks yield nothing.
+and cannot forget one. So a ``Telemetry`` stays for good. Once the last instrumentor has released it
+and its last stream has closed, its counters stand still, as the SDK's own do, and its gauges are
+gone.
 
 Counters are observable: streams count in plain numbers, and only a collection adds these up.
 Whatever raises in here is logged once; an instrument that raised is switched off.
@@ -180,10 +181,16 @@ class Telemetry:
         self.flush()
 
     def _snapshot(self, now: float) -> Snapshot:
-        rows, live = self.streams.rows(only_if_live=not self.instrumentors)
+        rows, live = self.streams.rows()
         stall_seconds = self.config.stall_seconds
         snapshot = Snapshot(
-            rows, live, now, stall_seconds, self.event_types.names, next(self._numbers)
+            rows,
+            live,
+            now,
+            stall_seconds,
+            self.event_types.names,
+            next(self._numbers),
+            in_use=bool(self.instrumentors or live),
         )
         snapshot.due += self.streams.overdue(now)
         return snapshot

@@ -84,7 +84,7 @@ def test_loops_that_come_and_go_leave_their_counts_to_the_next(
     for _ in range(20):
         asyncio.run(serve(telemetry, 10))
         gc.collect()
-    rows, _ = telemetry.streams.rows(only_if_live=False)
+    rows, _ = telemetry.streams.rows()
     assert [len(each.by_loop) for each in rows] == [int(HAS_GIL)]
     assert backend.value("sse.server.messages") == 20 * 2 * 10
 
