@@ -41,6 +41,8 @@ _KEY: Final = "_otel_sse"
 class HttpxHooks(Hooks):
     def install(self, module: ModuleType) -> None:
         client = import_module(module.__name__ + "._client")
+        # How a client chooses its transport, unless a subclass does.
+        self._choices = [kind._transport_for_url for kind in (client.Client, client.AsyncClient)]
         self._patch(client.Client, "_send_single_request", partial(self._send, module))
         self._patch(client.AsyncClient, "_send_single_request", partial(self._send_async, module))
 
@@ -48,7 +50,7 @@ class HttpxHooks(Hooks):
         @wraps(original)
         def send(client: Any, request: Any) -> Any:
             started = perf_counter()
-            call = _transport_call(package, client, request)
+            call = self._transport_call(package, client, request)
             try:
                 if call is None:
                     response = original(client, request)
@@ -67,7 +69,7 @@ class HttpxHooks(Hooks):
         @wraps(original)
         async def send(client: Any, request: Any) -> Any:
             started = perf_counter()
-            call = _transport_call(package, client, request)
+            call = self._transport_call(package, client, request)
             try:
                 if call is None:
                     response = await original(client, request)
@@ -81,6 +83,26 @@ class HttpxHooks(Hooks):
             return response
 
         return send
+
+    def _transport_call(self, package: Any, client: Any, request: Any) -> TransportCall | None:
+        """None for a transport of the package: it sends by no other client. What an application
+        does that one calls is the application's own.
+        """
+        try:
+            choose = client._transport_for_url
+            # A choice of the application's may be another one each time, so it is made once.
+            if getattr(choose, "__func__", None) not in self._choices:
+                return TransportCall()
+            transport = type(choose(request.url))
+        except Exception:
+            return None  # the client raises it again
+        known = (
+            package.HTTPTransport,
+            package.AsyncHTTPTransport,
+            package.WSGITransport,
+            package.ASGITransport,
+        )
+        return None if transport in known else TransportCall()
 
     def _on_failure(self, request: Any, started: float, error: Exception) -> None:
         if self.telemetry is not None:
@@ -139,23 +161,6 @@ class HttpxHooks(Hooks):
                 response.stream.__class__ = _observing_class(kind)
         except Exception:
             telemetry.failures.log_failure_once("a stream's start")
-
-
-def _transport_call(package: Any, client: Any, request: Any) -> TransportCall | None:
-    """None for a transport of the package: it sends by no other client. What an application does
-    that one calls is the application's own.
-    """
-    try:
-        transport = type(client._transport_for_url(request.url))
-    except Exception:
-        return None  # the client raises it again
-    known = (
-        package.HTTPTransport,
-        package.AsyncHTTPTransport,
-        package.WSGITransport,
-        package.ASGITransport,
-    )
-    return None if transport in known else TransportCall()
 
 
 def _is_decodable(package: Any, headers: Any) -> bool:

@@ -221,6 +221,35 @@ async def test_a_stream_that_is_passed_on_keeps_its_place(backend: Backend) -> N
 
 
 @pytest.mark.parametrize("package", [httpx, httpx2])
+async def test_a_clients_own_choice_of_a_transport_is_made_once(
+    package: Any, telemetry: Backend
+) -> None:
+    """For each request: one that takes them in turn gets each in its turn."""
+
+    class Rotating:
+        chosen = 0
+
+        def _transport_for_url(self, _: Any) -> Any:
+            self.chosen += 1
+            return _mock(package, [b"data: %d\n\n" % self.chosen])
+
+    class Client(Rotating, package.Client):  # type: ignore[misc]
+        pass
+
+    class AsyncClient(Rotating, package.AsyncClient):  # type: ignore[misc]
+        def _transport_for_url(self, url: Any) -> Any:
+            super()._transport_for_url(url)
+            return package.MockTransport(lambda _: package.Response(200, text=str(self.chosen)))
+
+    with Client() as client:
+        read = [client.get("http://mock/").content for _ in range(3)]
+    assert read == [b"data: 1\n\n", b"data: 2\n\n", b"data: 3\n\n"]
+    assert telemetry.value("sse.client.messages") == 3
+    async with AsyncClient() as client:
+        assert [(await client.get("http://mock/")).text for _ in range(3)] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("package", [httpx, httpx2])
 def test_a_byte_stream_is_recorded_after_uninstrument(package: Any, backend: Backend) -> None:
     """Read, or closed, after that; its class has the name that it had."""
     with package.Client(transport=_mock(package, [FIRST, FIRST])) as client:
