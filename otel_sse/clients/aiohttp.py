@@ -81,15 +81,15 @@ class AiohttpHooks(Hooks):
 
     def _send(self, original: Any) -> Any:
         @wraps(original)
-        async def send(session: Any, method: str, url: Any, **kwargs: Any) -> Any:
+        async def send(session: Any, method: str, str_or_url: Any, **kwargs: Any) -> Any:
             decompress = kwargs.get("auto_decompress")
             request = _Request(session.auto_decompress if decompress is None else decompress)
             token = _request.set(request)
             try:
-                return await original(session, method, url, **kwargs)
+                return await original(session, method, str_or_url, **kwargs)
             except Exception as error:
                 if not request.answered and self.telemetry is not None:
-                    known = partial(_failed_info, session, method, url, kwargs, request)
+                    known = partial(_failed_info, session, method, str_or_url, kwargs, request)
                     record_failed_connect(self.telemetry, known, error)
                 raise
             finally:
@@ -259,11 +259,6 @@ class _Timer:
             raise
 
 
-# Looked up once: a message may be taken in many lines.
-_take: Final = StreamReader._read_nowait_chunk
-_read_until: Final = StreamReader.readuntil
-
-
 class _Reader(StreamReader):
     __slots__ = ()
 
@@ -278,7 +273,7 @@ class _Reader(StreamReader):
                 timer.counted_offset += new
                 timer.failure = None
                 timer.stream.on_chunk(piece[-new:])
-        chunk = _take(self, n)
+        chunk = StreamReader._read_nowait_chunk(self, n)
         if self._eof and not self._buffer:
             timer.stream.close(completed=True)
         return chunk
@@ -293,12 +288,12 @@ class _Reader(StreamReader):
         elif self._buffer:
             piece = self._buffer[0]
             if len(piece) <= self._high_water and piece.find(separator, self._buffer_offset) >= 0:
-                return _read_until(self, separator)
+                return StreamReader.readuntil(self, separator)
         return self._read_until(separator, options)
 
     async def _read_until(self, separator: bytes, options: dict[str, Any]) -> bytes:
         try:
-            return await _read_until(self, separator, **options)
+            return await StreamReader.readuntil(self, separator, **options)
         except (HttpProcessingError, ValueError) as error:
             # A line too long: what it has read of it is lost to the reader.
             timer: Any = self._timer
@@ -316,3 +311,9 @@ class _Reader(StreamReader):
         super().set_exception(exc, *args, **kwargs)
         timer: Any = self._timer
         timer.close_on_error(exc)
+
+
+# A reader's representation has its class's name.
+_Reader.__name__ = StreamReader.__name__
+_Reader.__qualname__ = StreamReader.__qualname__
+_Reader.__module__ = StreamReader.__module__

@@ -181,6 +181,25 @@ def test_a_coroutine_function_stays_one(backend: Backend) -> None:
     assert wrong == []
 
 
+@pytest.mark.filterwarnings(r"ignore:\s*Eventlet is deprecated")
+def test_the_parameters_of_a_clients_method_keep_their_names(backend: Backend) -> None:
+    """Under every hook of a client: a subclass may pass each of them by its name."""
+    checked, renamed = 0, []
+    for owner, name, original, ours in all_patches(backend):
+        if "otel_sse.clients" not in getattr(ours, "__globals__", {}).get("__name__", ""):
+            continue
+        checked += 1
+        _, *taken = inspect.signature(ours, follow_wrapped=False).parameters.values()
+        known = inspect.signature(original).parameters
+        renamed += [
+            f"{owner}.{name}({each.name})"
+            for each in taken
+            if each.kind is each.POSITIONAL_OR_KEYWORD and each.name not in known
+        ]
+    assert checked > 10
+    assert renamed == []
+
+
 def test_a_response_is_an_application_of_asgi_3(backend: Backend) -> None:
     """As uvicorn sees it, which asks whether its call is a coroutine function."""
     instrumentor = SSEStarletteInstrumentor()

@@ -264,6 +264,41 @@ def test_a_byte_stream_is_recorded_after_uninstrument(package: Any, backend: Bac
     assert backend.value("sse.client.active_connections") == 0
 
 
+@pytest.mark.filterwarnings("ignore:Inheritance class Session")
+async def test_a_session_may_name_its_arguments(server: StreamServer, telemetry: Backend) -> None:
+    """One that passes the URL by name reads as it does without us."""
+
+    class Session(aiohttp.ClientSession):
+        async def _request(self, method: str, str_or_url: Any, **options: Any) -> Any:
+            return await super()._request(method=method, str_or_url=str_or_url, **options)
+
+    async with Session() as session, session.get(server.url + "/all") as response:
+        assert await response.read() == STREAM
+
+
+async def test_a_reader_of_aiohttp_passes_for_one(
+    server: StreamServer, telemetry: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shows its name, and what another library patches later is called."""
+    calls = []
+    async with aiohttp.ClientSession() as session, session.get(server.url + "/all") as response:
+        assert repr(response.content).startswith("<StreamReader")
+        kind = type(response.content)
+        assert (kind.__module__, kind.__qualname__) == ("aiohttp.streams", "StreamReader")
+        for name in ("readuntil", "_read_nowait_chunk"):
+            original = getattr(aiohttp.StreamReader, name)
+
+            def patched(*args: Any, original: Any = original, **kwargs: Any) -> Any:
+                calls.append(original.__name__)
+                return original(*args, **kwargs)
+
+            monkeypatch.setattr(aiohttp.StreamReader, name, patched)
+        lines = [line async for line in response.content]
+    assert b"".join(lines) == STREAM
+    assert calls.count("readuntil") >= len(lines)
+    assert calls.count("_read_nowait_chunk") >= len(lines)
+
+
 def test_an_interrupt_is_the_readers_own(telemetry: Backend) -> None:
     """A program that only reads may use it for anything, such as to end one answer of many: its
     handler stays as it is, and every stream is still reported.
