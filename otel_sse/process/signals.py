@@ -6,7 +6,8 @@ SDK's. So nothing that is called from here takes a lock or waits; it starts a th
 Two cases, both from the first stream on; before that, nothing is touched:
 
 - A server has installed a handler. It is wrapped: ours runs first and then calls it. The wrapper
-  has the attributes of what it wraps, since frameworks find their server by its handler.
+  has the attributes of what it wraps, since frameworks find their server by its handler, and equals
+  it, since a bound method is found again by ``==``.
 - SIGTERM has its default action. Ours stands in its place, since the action would end the process
   at once, and nothing would be exported.
 
@@ -47,6 +48,12 @@ class _Wrapper:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._handler, name)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or bool(self._handler == other)
+
+    def __hash__(self) -> int:
+        return hash(self._handler)
 
 
 class StopSignals:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType, SimpleNamespace
+from types import FrameType, MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,7 +117,9 @@ def test_a_forked_child_gets_back_what_was_there() -> None:
 
 
 def test_a_servers_handler_is_found_through_ours() -> None:
-    """sse-starlette finds uvicorn's Server by the handler's ``__self__``."""
+    """sse-starlette finds uvicorn's Server by the handler's ``__self__``; others compare it, to see
+    whether it is still theirs.
+    """
 
     class Server:
         calls = 0
@@ -132,7 +134,10 @@ def test_a_servers_handler_is_found_through_ours() -> None:
         made.prepare()
         found: Any = signal.getsignal(signal.SIGTERM)
         assert found.__self__ is server
-        assert found != server.handle_exit
+        assert not isinstance(found, MethodType)
+        assert found == server.handle_exit
+        assert found != Server().handle_exit
+        assert hash(found) == hash(server.handle_exit)
         found(signal.SIGTERM, None)
         assert server.calls == 1
     finally:
