@@ -17,6 +17,7 @@ from helpers.servers import serve_asgi
 from helpers.waiting import until
 from opentelemetry import baggage, context, trace
 from opentelemetry.propagate import extract
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
     ALWAYS_ON,
@@ -24,7 +25,7 @@ from opentelemetry.sdk.trace.sampling import (
     Sampler,
     SamplingResult,
 )
-from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
+from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, NoOpTracer, Span, SpanKind
 
 import otel_sse
 from otel_sse import SSEMiddleware
@@ -158,6 +159,34 @@ async def test_the_proxy_stands_for_the_parent_span_until_the_stream_starts(
     assert stream.kind is SpanKind.INTERNAL
     assert stream.parent.span_id == http.context.span_id
     assert http.attributes["sse.connection.id"] == stream.attributes["sse.connection.id"]
+
+
+async def test_the_proxy_passes_for_the_span_that_records(backend: Backend) -> None:
+    """Processors and samplers look whether the parent is a span of the SDK before they read it."""
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        seen.append(trace.get_current_span())
+        await send(END)
+
+    with backend.tracer.start_as_current_span("GET", kind=SpanKind.SERVER):
+        await run(backend, app)
+    (proxy,) = seen
+    assert isinstance(proxy, ReadableSpan)
+    assert isinstance(proxy, Span)
+    assert isinstance(proxy, RequestSpan)
+
+
+def test_the_proxy_passes_for_no_span_that_records_nothing() -> None:
+    """A tracer without an SDK would return it as its own span, and it may stand for one that
+    records later.
+    """
+    proxy = RequestSpan(NonRecordingSpan(INVALID_SPAN.get_span_context()))
+    within = trace.set_span_in_context(proxy)
+    assert not isinstance(proxy, NonRecordingSpan)
+    assert trace.get_current_span(within) is proxy
+    assert NoOpTracer().start_span("none", within) is not proxy
 
 
 async def test_a_request_that_is_no_stream_shows_others_no_span(backend: Backend) -> None:
