@@ -51,8 +51,9 @@ App = Callable[[Environ, StartResponse], Iterable[bytes]]
 RouteOf = Callable[[Environ], "str | None"]
 Headers = list[tuple[str, str]]
 
-# The key of the observer in the environ of its request.
-KEY: Final = "otel_sse"
+# The key of the observer in the environ of its request. One without a dot would be a CGI variable,
+# and had to be a string.
+KEY: Final = "otel_sse.request"
 # That of one that is over.
 _NO_ENVIRON: Final[Environ] = {}
 _BYTES: Final = (bytes, bytearray, memoryview)

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 from wsgiref.util import FileWrapper, setup_testing_defaults
+from wsgiref.validate import validator
 
 import flask
 import greenlet
@@ -21,7 +22,11 @@ from helpers.waiting import until, wait_until
 from opentelemetry import trace
 
 import otel_sse
-from otel_sse.frameworks import SSEBottleInstrumentor, SSEDjangoInstrumentor, SSEFlaskInstrumentor
+from otel_sse.frameworks import (
+    SSEBottleInstrumentor,
+    SSEDjangoInstrumentor,
+    SSEFlaskInstrumentor,
+)
 from otel_sse.stream.request import Request, current_request
 
 TYPED = [("Content-Type", "text/event-stream")]
@@ -214,6 +219,21 @@ def test_a_server_finds_what_it_looks_at(backend: Backend) -> None:
     assert len(closed) == 1
     reasons = [each.attributes["sse.close.reason"] for each in backend.spans("SSE")]
     assert reasons == ["client_disconnect", "client_disconnect", "completed"]
+
+
+def test_a_strict_server_takes_our_environ(backend: Backend) -> None:
+    """The standard library's check of the application's side, and of the server's."""
+    inner = otel_sse.SSEWSGIMiddleware(validator(plain), **backend.providers)
+    body, _ = call(
+        validator(otel_sse.SSEWSGIMiddleware(inner, **backend.providers)), QUERY_STRING=""
+    )
+    assert list(body) == [b"plain"]
+    body.close()
+
+
+def plain(_: Any, start_response: Any) -> Any:
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"plain"]
 
 
 def test_the_chunk_that_was_not_sent_does_not_count(backend: Backend) -> None:
