@@ -31,6 +31,7 @@ from typing import Any, Final
 from opentelemetry import context as otel_context
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import SpanKind, get_current_span
+from wrapt import ObjectProxy
 
 from otel_sse.process import gc_safety
 from otel_sse.process.server_pools import note_pool_of_request
@@ -233,6 +234,32 @@ class RequestObserver(PausedRequest):
             self.observed.mark_disconnected(cut=self._telemetry.stopping)
             self.observed.on_response_end(delivered=False)
 
+    def close_body(
+        self, close: Callable[[], object] | None, *, exhausted: bool, chunk: object
+    ) -> None:
+        """The server closes the response: after its end if that is ``exhausted``, else while
+        ``chunk`` is sent. ``close`` is the application's own.
+        """
+        error: BaseException | None = None
+        if not exhausted:
+            if isinstance(chunk, (*_BYTES, type(None))):
+                self.disconnected()
+            else:
+                error = TypeError("a chunk that is no bytes")
+        try:
+            if close is not None:
+                self.resume()
+                try:
+                    close()
+                finally:
+                    self.suspend()
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self.end(error)
+            del error
+
     def abandon(self, *, exhausted: bool) -> None:
         """The response was freed without a close; ``exhausted``: at its end."""
         if not exhausted:
@@ -421,29 +448,10 @@ class _Body:
     def close(self) -> None:
         observer, self._observer = self._observer, None
         close = getattr(self._body, "close", None)
-        if observer is None:
-            if close is not None:
-                close()
-            return
-        error: BaseException | None = None
-        if not self._exhausted:
-            if isinstance(self._chunk, (*_BYTES, type(None))):
-                observer.disconnected()
-            else:
-                error = TypeError("a chunk that is no bytes")
-        try:
-            if close is not None:
-                observer.resume()
-                try:
-                    close()
-                finally:
-                    observer.suspend()
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            observer.end(error)
-            del error
+        if observer is not None:
+            observer.close_body(close, exhausted=self._exhausted, chunk=self._chunk)
+        elif close is not None:
+            close()
 
     def __del__(self) -> None:
         # A server, or what is in between, has not closed it.
@@ -451,13 +459,110 @@ class _Body:
             gc_safety.defer(partial(self._observer.abandon, exhausted=self._exhausted))
 
 
-class _SizedBody(_Body):
-    """Of an iterable with a length: a server may send a content-length by it."""
+class _SizedBody(ObjectProxy):  # type: ignore[type-arg]
+    """It may be gone over more than once: eventlet adds up its chunks for the length of the content
+    before it sends them, gevent while it sends the first one, and middleware may join them. The
+    pass that goes on last, or that is left last, is the one that sends. That is known at the close
+    alone, and its chunks are recorded then, with the times of their sends.
 
-    __slots__ = ()
+    No trace comment is inserted, since the length may have been sent.
+    """
 
-    def __len__(self) -> int:
-        return len(self._body)  # type: ignore[arg-type]
+    def __init__(self, observer: RequestObserver, body: Iterable[bytes]) -> None:
+        super().__init__(body)
+        # None once there is nothing more to observe.
+        self._self_observer: RequestObserver | None = observer
+        # The pass that has gone on, or has been left, last.
+        self._self_last = _Pass()
+
+    def __iter__(self) -> Iterator[bytes]:
+        chunks, each = _lazily(self.__wrapped__), _Pass()
+        while (observer := self._self_observer) is not None:
+            try:
+                chunk = _resumed(observer, chunks)
+            except StopIteration:
+                each.exhausted, self._self_last = True, each
+                return
+            except BaseException as error:
+                self._self_observer = None
+                each.record(observer)
+                observer.end(error)
+                raise
+            if observer.is_over():
+                self._self_observer = None
+                if observer.inner is None:
+                    observer.end()
+            each.chunk, began = chunk or None, perf_counter()
+            try:
+                yield chunk
+            finally:
+                self._self_last = each
+            if chunk:
+                each.sent.append((chunk, began, perf_counter()))
+            each.chunk = None
+        yield from chunks
+
+    def close(self) -> None:
+        observer, self._self_observer = self._self_observer, None
+        close = getattr(self.__wrapped__, "close", None)
+        if observer is not None:
+            last = self._self_last
+            last.record(observer)
+            observer.close_body(close, exhausted=last.exhausted, chunk=last.chunk)
+        elif close is not None:
+            close()
+
+    def __del__(self) -> None:
+        # A server, or what is in between, has not closed it.
+        if self._self_observer is not None:
+            gc_safety.defer(partial(self._self_last.abandon, self._self_observer))
+
+
+class _Pass:
+    """What one pass has come to.
+
+    Attributes:
+        sent: the chunks that have been sent, each with the times of its start and its end.
+        chunk: what is sent now.
+        exhausted: it has reached the end.
+
+    """
+
+    __slots__ = ("chunk", "exhausted", "sent")
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Any, float, float]] = []
+        self.chunk: Any = None
+        self.exhausted = False
+
+    def record(self, observer: RequestObserver) -> None:
+        stream, content = observer.observed, observer.content
+        if stream is None:
+            return
+        for chunk, began, ended in self.sent:
+            stream.on_send(chunk if content is None else content.take(), began, ended)
+        if self.exhausted:
+            stream.on_response_end()
+
+    def abandon(self, observer: RequestObserver) -> None:
+        self.record(observer)
+        observer.abandon(exhausted=self.exhausted)
+
+
+def _lazily(body: Iterable[bytes]) -> Iterator[bytes]:
+    """Calls nothing of the application before the first ``next``."""
+    yield from body
+
+
+def _resumed(observer: RequestObserver, chunks: Iterator[bytes]) -> bytes:
+    """The next chunk, by the application's code where it makes them only now."""
+    observer.resume()
+    try:
+        if observer.observed is not None and observer.state.span is None:
+            observer.observed.attach_context()
+        return next(chunks)
+    finally:
+        observer.suspend()
 
 
 def _joined(headers: Headers, wanted: str) -> str:

@@ -5,15 +5,29 @@ import signal
 
 import pytest
 from e2e.closes import EXPECTED, WSGI_SERVERS, Server
-from e2e.each_close import check, kind_of, request, span_of
+from e2e.each_close import BEGUN, check, kind_of, request, span_of
 from helpers.otlp import Receiver
 from helpers.processes import serve
+from helpers.streams import fetch
 
 
 @pytest.mark.parametrize("server", WSGI_SERVERS.values(), ids=WSGI_SERVERS)
 async def test_each_close_is_reported(server: Server, receiver: Receiver) -> None:
     """On a server that serves each stream in a thread or a greenlet: see ``each_close``."""
     await check(server, receiver)
+
+
+@pytest.mark.parametrize("server", ["gunicorn, gevent_pywsgi", "waitress, raw", "eventlet, raw"])
+async def test_a_list_arrives_whole(server: str, receiver: Receiver) -> None:
+    """Gevent and eventlet go over it twice, for the length of the content, too."""
+    chosen = WSGI_SERVERS[server]
+    with serve(chosen.command, receiver, **chosen.env) as served:
+        await served.started()
+        reply = await fetch(served.port, "/stream/listed")
+        await asyncio.to_thread(served.ended, signal.SIGTERM)
+    assert reply.body == BEGUN + b"data: 2\n\n"
+    (span,) = receiver.spans("SSE")
+    assert kind_of(span) == ("completed", None, 2)
 
 
 @pytest.mark.parametrize("name", ["observed", "app"])

@@ -62,6 +62,8 @@ def raw(environ, start_response):  # type: ignore[no-untyped-def]
     if ending == "late":
         return late(start_response)
     start_response("200 OK", [("Content-Type", TYPE)])
+    if ending == "listed":
+        return [BEGUN, b"data: 2\n\n"]
     return messages(ending)
 
 

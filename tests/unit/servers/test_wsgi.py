@@ -5,7 +5,7 @@ import copy
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from wsgiref.util import FileWrapper, setup_testing_defaults
 from wsgiref.validate import validator
@@ -219,6 +219,129 @@ def test_a_server_finds_what_it_looks_at(backend: Backend) -> None:
     assert len(closed) == 1
     reasons = [each.attributes["sse.close.reason"] for each in backend.spans("SSE")]
     assert reasons == ["client_disconnect", "client_disconnect", "completed"]
+
+
+LISTED = [b"data: 1\n\n", b"data: 2\n\n", b"data: 3\n\n"]
+
+
+def measured_first(body: Any) -> Iterator[bytes]:
+    """As eventlet does."""
+    assert sum(map(len, body)) == 27
+    yield from body
+
+
+def measured_between(body: Any) -> Iterator[bytes]:
+    """As gevent does."""
+    for number, chunk in enumerate(body):
+        if number == 0:
+            assert sum(map(len, body)) == 27
+        yield chunk
+
+
+def peeked(body: Any) -> Iterator[bytes]:
+    assert next(iter(body)) == body[0] == LISTED[0]
+    yield from body
+
+
+@pytest.mark.parametrize("read", [1, 2, 4])
+@pytest.mark.parametrize("server", [iter, measured_first, measured_between, peeked])
+def test_a_list_may_be_gone_over_again(server: Any, read: int, backend: Backend) -> None:
+    """It stays one: what measures it or reads in it finds all of it, and what is counted has been
+    sent.
+    """
+    body, _ = call(streaming(LISTED, backend))
+    assert isinstance(body, list)
+    sending = server(body)
+    chunks = [chunk for chunk, _ in zip(sending, range(read), strict=False)]
+    assert chunks == LISTED[:read]
+    # As where a send fails.
+    del sending
+    body.close()
+    (span,) = backend.spans("SSE")
+    # ``zip`` has asked for one more, which was not sent.
+    assert span.attributes["sse.messages"] == min(read, 3)
+    reason = "completed" if read == 4 else "client_disconnect"
+    assert span.attributes["sse.close.reason"] == reason
+
+
+@pytest.mark.parametrize("propagate", [False, True])
+def test_middleware_may_join_a_list(propagate: bool, backend: Backend) -> None:
+    """And the length that it has is what it would have without us."""
+    body, _ = call(streaming(tuple(LISTED), backend, propagate=propagate))
+    assert b"".join(body) == b"".join(body) == b"".join(LISTED)
+    body.close()
+    assert list(body) == LISTED
+    (span,) = backend.spans("SSE")
+    assert (span.attributes["sse.messages"], span.attributes["sse.io"]) == (3, 27)
+    assert span.attributes["sse.close.reason"] == "completed"
+
+
+def test_a_list_that_is_never_closed_is_recorded_as_garbage(backend: Backend) -> None:
+    body, _ = call(streaming(LISTED, backend))
+    assert list(body) == LISTED
+    del body
+    (span,) = wait_until(lambda: backend.spans("SSE"))
+    assert span.attributes["sse.messages"] == 3
+    assert span.attributes["sse.close.reason"] == "completed"
+
+
+class Sized:
+    """A body with a length, which the application makes piece by piece."""
+
+    def __init__(self, *makes: Callable[[], bytes]) -> None:
+        self.makes = makes
+        self.closed = 0
+
+    def __len__(self) -> int:
+        return len(self.makes)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (each() for each in self.makes)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_sized_body_runs_in_its_stream(backend: Backend) -> None:
+    """Its spans are the stream's children, what it raises is the stream's error, and it is closed
+    once.
+    """
+    tracer = backend.providers["tracer_provider"].get_tracer("application")
+
+    def first() -> bytes:
+        with tracer.start_as_current_span("work"):
+            return b"data: 1\n\n"
+
+    def second() -> bytes:
+        raise LookupError
+
+    sized = Sized(first, second)
+    body, _ = call(streaming(sized, backend))
+    with pytest.raises(LookupError):
+        list(body)
+    body.close()
+    (stream,), (work,) = backend.spans("SSE"), backend.spans("work")
+    assert work.parent.span_id == stream.context.span_id
+    assert stream.attributes["sse.messages"] == 1
+    assert stream.attributes["error.type"] == "LookupError"
+    assert sized.closed == 1
+    assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+def test_a_sized_body_that_starts_late_and_is_no_stream(backend: Backend) -> None:
+    """It passes, piece by piece."""
+
+    def app(_: Any, start_response: Any) -> Any:
+        def first() -> bytes:
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return b"1"
+
+        return Sized(first, lambda: b"2")
+
+    body, _ = call(otel_sse.SSEWSGIMiddleware(app, **backend.providers))
+    assert (len(body), list(body)) == (2, [b"1", b"2"])
+    body.close()
+    assert_silent(backend)
 
 
 def test_a_strict_server_takes_our_environ(backend: Backend) -> None:
