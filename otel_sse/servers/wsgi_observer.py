@@ -222,7 +222,9 @@ class RequestObserver(PausedRequest):
         wrapper = self._environ.get("wsgi.file_wrapper")
         if isinstance(wrapper, type) and isinstance(body, wrapper):
             return self._observe_file(body)
-        return (_SizedBody if hasattr(body, "__len__") else _Body)(self, body)
+        if hasattr(body, "__len__"):
+            return _SizedBody(self, body)
+        return (_MappingBody if hasattr(body, "__getitem__") else _Body)(self, body)
 
     def is_over(self) -> bool:
         """Whether there is nothing to observe: the response is no stream, or observed inside."""
@@ -386,16 +388,65 @@ class RequestObserver(PausedRequest):
 
 
 class _Body:
-    """The iterable of a response that is a stream, or that has not started yet."""
-
-    __slots__ = ("_body", "_chunk", "_exhausted", "_iterator", "_observer", "_yielded")
+    """The iterable of a response that is a stream, or that has not started yet. Middleware that
+    looks at it sees the application's.
+    """
 
     def __init__(self, observer: RequestObserver, body: Iterable[bytes]) -> None:
+        self._chunks = _Chunks(observer, body)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return self._chunks.body.__class__  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._chunks.body, name)
+
+    def __iter__(self) -> Iterator[bytes]:
+        # What can be gone over again is, and is recorded once.
+        chunks = self._chunks
+        return iter(chunks.body) if chunks.exhausted else chunks
+
+    def __next__(self) -> bytes:
+        return next(self._chunks)
+
+    def close(self) -> None:
+        self._chunks.close()
+
+
+class _MappingBody(_Body):
+    """Of an iterable that is a mapping, too: Django's responses are one of their headers."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._chunks.body[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._chunks.body[key] = value
+
+    def __delitem__(self, key: Any) -> None:
+        del self._chunks.body[key]
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self._chunks.body
+
+
+class _Chunks:
+    """Its iterator, a class apart: one that looks up any attribute finds its own more slowly.
+
+    Attributes:
+        body: the application's iterable.
+        exhausted: it has reached its end.
+
+    """
+
+    __slots__ = ("_chunk", "_iterator", "_observer", "_yielded", "body", "exhausted")
+
+    def __init__(self, observer: RequestObserver, body: Any) -> None:
         # None once there is nothing more to observe.
         self._observer: RequestObserver | None = observer
-        self._body = body
+        self.body = body
         self._iterator: Iterator[bytes] | None = None
-        self._exhausted = False
+        self.exhausted = False
         # What the server sends now, and since when.
         self._chunk: bytes | None = None
         self._yielded = 0.0
@@ -417,11 +468,11 @@ class _Body:
             stream.attach_context()
         try:
             if self._iterator is None:
-                self._iterator = iter(self._body)
+                self._iterator = iter(self.body)
             chunk = next(self._iterator)
         except StopIteration:
             observer.suspend()
-            self._exhausted = True
+            self.exhausted = True
             if observer.observed is not None:
                 observer.observed.on_response_end()
             raise
@@ -447,16 +498,16 @@ class _Body:
 
     def close(self) -> None:
         observer, self._observer = self._observer, None
-        close = getattr(self._body, "close", None)
+        close = getattr(self.body, "close", None)
         if observer is not None:
-            observer.close_body(close, exhausted=self._exhausted, chunk=self._chunk)
+            observer.close_body(close, exhausted=self.exhausted, chunk=self._chunk)
         elif close is not None:
             close()
 
     def __del__(self) -> None:
         # A server, or what is in between, has not closed it.
         if self._observer is not None:
-            gc_safety.defer(partial(self._observer.abandon, exhausted=self._exhausted))
+            gc_safety.defer(partial(self._observer.abandon, exhausted=self.exhausted))
 
 
 class _SizedBody(ObjectProxy):  # type: ignore[type-arg]

@@ -344,6 +344,70 @@ def test_a_sized_body_that_starts_late_and_is_no_stream(backend: Backend) -> Non
     assert_silent(backend)
 
 
+class Texts:
+    """It has no length, and may be gone over again."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(LISTED)
+
+
+def test_an_iterable_without_a_length_may_be_gone_over_again(backend: Backend) -> None:
+    """It counts once."""
+    body, _ = call(streaming(Texts(), backend))
+    assert list(body) == list(body) == LISTED
+    body.close()
+    (span,) = backend.spans("SSE")
+    assert span.attributes["sse.messages"] == 3
+
+
+class Reply:
+    """An iterable that middleware may know, with headers as its items, as Django's responses."""
+
+    status_code = 200
+
+    def __init__(self) -> None:
+        self.headers: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(LISTED)
+
+    def __getitem__(self, name: str) -> str:
+        return self.headers[name]
+
+    def __setitem__(self, name: str, value: str) -> None:
+        self.headers[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self.headers[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.headers
+
+
+def test_middleware_finds_the_iterable_in_what_it_gets(backend: Backend) -> None:
+    """Its class, attributes and items; it may have some set, and be referred to weakly."""
+    body, _ = call(streaming(Reply(), backend))
+    assert isinstance(body, Reply)
+    assert body.status_code == 200
+    assert not hasattr(body, "missing")
+    body["X-Mine"] = "1"
+    assert ("X-Mine" in body, body["X-Mine"]) == (True, "1")
+    del body["X-Mine"]
+    assert "X-Mine" not in body
+    body.mine = 2
+    assert body.mine == 2
+    freed: list[Any] = []
+    weakref.finalize(body, freed.append, None)
+    assert list(body) == LISTED
+    body.close()
+    del body
+    assert freed == [None]
+
+    body, _ = call(streaming(iter(LISTED), backend))
+    assert not hasattr(body, "__getitem__")
+    body.close()
+
+
 def test_a_strict_server_takes_our_environ(backend: Backend) -> None:
     """The standard library's check of the application's side, and of the server's."""
     inner = otel_sse.SSEWSGIMiddleware(validator(plain), **backend.providers)
