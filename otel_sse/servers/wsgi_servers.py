@@ -19,6 +19,7 @@ from typing import Any
 from otel_sse.instrumentor import Hooks
 from otel_sse.process.server_facts import pool_of_worker
 from otel_sse.process.server_pools import note_pool
+from otel_sse.servers.observed_app import ObservedApp
 from otel_sse.servers.wsgi import wrap_wsgi_app
 from otel_sse.servers.wsgi_observer import App, Environ, StartResponse
 from otel_sse.stream.sharing import shutdown_handler
@@ -43,11 +44,7 @@ class _ServerHooks(Hooks):
         return init
 
     def _wrap(self, app: App) -> App:
-        @wraps(app, updated=())
-        def application(environ: Environ, start_response: StartResponse) -> Any:
-            return self._call(app, environ, start_response)
-
-        return application
+        return ObservedApp(app, self._call)
 
     def _main_loop(self, original: Any) -> Any:
         @wraps(original)

@@ -16,6 +16,7 @@ import pytest
 from bottle import Bottle
 from django.core.handlers.base import BaseHandler
 from django.core.handlers.wsgi import WSGIHandler
+from gevent.pywsgi import WSGIServer
 from helpers.backend import Backend
 from helpers.streams import PIECES, STREAM, assert_reported, assert_silent
 from helpers.waiting import until, wait_until
@@ -26,7 +27,9 @@ from otel_sse.frameworks import (
     SSEBottleInstrumentor,
     SSEDjangoInstrumentor,
     SSEFlaskInstrumentor,
+    SSEWSGIServerInstrumentor,
 )
+from otel_sse.servers.observed_app import ObservedApp
 from otel_sse.stream.request import Request, current_request
 
 TYPED = [("Content-Type", "text/event-stream")]
@@ -421,6 +424,20 @@ def test_a_strict_server_takes_our_environ(backend: Backend) -> None:
 def plain(_: Any, start_response: Any) -> Any:
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"plain"]
+
+
+def test_a_server_keeps_the_application(backend: Backend) -> None:
+    """Its hooks and its own code may look at it."""
+    app = flask.Flask("shop")
+    SSEWSGIServerInstrumentor().instrument(**backend.providers)
+    try:
+        server = WSGIServer(("127.0.0.1", 0), app)
+    finally:
+        SSEWSGIServerInstrumentor().uninstrument()
+    assert type(server.application) is ObservedApp
+    assert server.application == app
+    assert server.application.name == "shop"
+    assert isinstance(server.application, flask.Flask)
 
 
 def test_the_chunk_that_was_not_sent_does_not_count(backend: Backend) -> None:
