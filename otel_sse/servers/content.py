@@ -66,10 +66,14 @@ class Content:
         """The response has no iterator: this is all of it."""
         self._held.append(whole)
 
-    def observe(self, response: Any, attribute: str) -> None:
-        """Wraps the iterator that ``response`` keeps in ``attribute``."""
+    def observe(self, response: Any, attribute: str, *, is_async: bool = False) -> None:
+        """Wraps the iterator that ``response`` keeps in ``attribute``; ``is_async``: which the
+        framework goes over so. It may be an iterator of both kinds.
+        """
         original = getattr(response, attribute)
-        kind = next(kind for name, kind in _KINDS if hasattr(original, name))
+        kind: type[_Parts] = _AsyncIteratorParts
+        if not is_async:
+            kind = next(kind for name, kind in _KINDS if hasattr(original, name))
         setattr(response, attribute, kind(self, original))
         self._response, self._attribute = weakref.ref(response), attribute
 
@@ -150,8 +154,8 @@ class _AsyncIteratorParts(_Parts):
         return self.content.passes(await self.original.__anext__())
 
 
-_KINDS: Final = (
-    ("__anext__", _AsyncIteratorParts),
+# By what the iterable has.
+_KINDS: Final[tuple[tuple[str, type[_Parts]], ...]] = (
     ("__next__", _IteratorParts),
     ("__iter__", _IterableParts),
 )

@@ -19,12 +19,12 @@ from opentelemetry import context as otel_context
 from opentelemetry.trace import NonRecordingSpan, get_current_span, set_span_in_context
 
 from otel_sse.instrumentor import Hooks
-from otel_sse.semconv import MEDIA_TYPE
 from otel_sse.servers.asgi import note_route, request_of, wrap_asgi_app
 from otel_sse.servers.content import MAX_HELD, Content
 from otel_sse.servers.wsgi import observer_of, wrap_wsgi_app
 from otel_sse.stream.request import Request
 from otel_sse.telemetry.telemetry import Telemetry
+from otel_sse.wire.media_type import is_event_stream
 
 
 class DjangoHooks(Hooks):
@@ -90,17 +90,19 @@ def _note_content(telemetry: Telemetry | None, request: Any, response: Any) -> N
     """Notes what an event stream holds, before what is around the view encodes it."""
     try:
         headers = response.headers
-        if MEDIA_TYPE not in headers.get("Content-Type", "").lower():
+        content_type = headers.get("Content-Type", "")
+        if not is_event_stream(request.method, response.status_code, content_type):
             return
         scope = getattr(request, "scope", None)
         observed = observer_of(request.environ) if scope is None else request_of(scope)
         if observed is None or observed.content is not None or "Content-Encoding" in headers:
             return
         # A synchronous iterator is read whole in another thread, before any of it is sent.
-        apart = scope is not None and not getattr(response, "is_async", False)
+        is_async = getattr(response, "is_async", False)
+        apart = scope is not None and not is_async
         content = Content(response.charset, float("inf") if apart else MAX_HELD)
         if response.streaming:
-            content.observe(response, "_iterator")
+            content.observe(response, "_iterator", is_async=is_async)
         else:
             content.hold(response.content)
         observed.content = content

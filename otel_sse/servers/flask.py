@@ -16,11 +16,11 @@ from typing import Any
 from flask import Flask, request
 
 from otel_sse.instrumentor import Hooks
-from otel_sse.semconv import MEDIA_TYPE
 from otel_sse.servers.content import Content
 from otel_sse.servers.wsgi import observer_of, wrap_wsgi_app
 from otel_sse.servers.wsgi_observer import Environ, RequestObserver, may_be_event_stream
 from otel_sse.telemetry.telemetry import Telemetry
+from otel_sse.wire.media_type import is_event_stream
 
 
 class FlaskHooks(Hooks):
@@ -55,7 +55,8 @@ def _observe_content(telemetry: Telemetry, response: Any) -> RequestObserver | N
     """Notes what an event stream holds, before it may be encoded; gives its observer."""
     try:
         headers = response.headers
-        if MEDIA_TYPE not in headers.get("Content-Type", "").lower():
+        content_type = headers.get("Content-Type", "")
+        if not is_event_stream(request.method, response.status_code, content_type):
             return None
         observer = observer_of(request.environ)
         if observer is None or "Content-Encoding" in headers or response.direct_passthrough:

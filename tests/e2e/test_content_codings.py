@@ -214,6 +214,16 @@ def bottle_in_middleware() -> Any:
     return encoding(app)
 
 
+@case(ASGI, "/both/1", "both/<room>", **GZIPPED)
+def django_asgi_both() -> Any:
+    return django_app(f"{__name__}.OwnAsyncViews")
+
+
+@case(WSGI, "/both/1", "both/<room>", **GZIPPED)
+def django_both() -> Any:
+    return django_wsgi_app(f"{__name__}.OwnAsyncViews")
+
+
 def call(app: Any, **environ: Any) -> tuple[Any, list[Any]]:
     """What the application returns, and what it has started the response with."""
     started: list[Any] = []
@@ -271,6 +281,28 @@ def raising() -> Iterator[bytes]:
     raise LookupError
 
 
+class Both:
+    """An iterator of either kind: Django takes it as a synchronous one."""
+
+    def __init__(self) -> None:
+        self.pieces = pieces()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self.pieces)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return next(self.pieces)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+
 def view(body: Callable[[], Any]) -> Any:
     return lambda *_, **__: StreamingHttpResponse(body(), content_type=SSE)
 
@@ -279,6 +311,7 @@ urlpatterns = [
     path("endless/<room>", view(endless)),
     path("aendless/<room>", view(aendless)),
     path("raising/<room>", view(raising)),
+    path("both/<room>", view(Both)),
 ]
 
 
@@ -416,6 +449,21 @@ async def test_without_a_coding_an_iterator_is_the_applications(
     app.after_request(lambda response: kept.append(response) or response)
     async with serve_wsgi(app) as port:
         assert (await fetch(port, "/rooms/1")).body == STREAM
+    assert type(kept[0].response) is types.GeneratorType
+
+
+def test_what_has_no_body_keeps_its_iterator(instrument: Callable[..., None]) -> None:
+    """The answer to a HEAD, which Django goes over to leave it out."""
+    instrument()
+    body, _ = call(
+        django_wsgi_app(f"{__name__}.Keeping"), PATH_INFO="/threads/1", REQUEST_METHOD="HEAD"
+    )
+    assert type(Keeping.kept.pop()._iterator) is types.GeneratorType
+    body.close()
+    kept: list[flask.Response] = []
+    app = flask_app()
+    app.after_request(lambda response: kept.append(response) or response)
+    body, _ = call(app, PATH_INFO="/rooms/1", REQUEST_METHOD="HEAD")
     assert type(kept[0].response) is types.GeneratorType
 
 
