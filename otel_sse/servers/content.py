@@ -122,11 +122,15 @@ class Content:
 
 
 class _Parts:
-    """An iterable, as a response keeps it."""
+    """An iterable, as a response keeps it. Middleware that looks at it sees the application's."""
 
     def __init__(self, content: Content, original: Any) -> None:
         self.content = content
         self.original = original
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return self.original.__class__  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.original, name)
@@ -146,6 +150,14 @@ class _IteratorParts(_Parts):
         return self.content.passes(next(self.original))
 
 
+class _GeneratorParts(_IteratorParts):
+    def send(self, value: Any) -> Any:
+        return self.content.passes(self.original.send(value))
+
+    def throw(self, *error: Any) -> Any:
+        return self.content.passes(self.original.throw(*error))
+
+
 class _AsyncIteratorParts(_Parts):
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
@@ -156,6 +168,7 @@ class _AsyncIteratorParts(_Parts):
 
 # By what the iterable has.
 _KINDS: Final[tuple[tuple[str, type[_Parts]], ...]] = (
+    ("throw", _GeneratorParts),
     ("__next__", _IteratorParts),
     ("__iter__", _IterableParts),
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import inspect
 import threading
 import time
 import types
@@ -465,6 +466,43 @@ def test_what_has_no_body_keeps_its_iterator(instrument: Callable[..., None]) ->
     app.after_request(lambda response: kept.append(response) or response)
     body, _ = call(app, PATH_INFO="/rooms/1", REQUEST_METHOD="HEAD")
     assert type(kept[0].response) is types.GeneratorType
+
+
+def test_middleware_finds_the_iterator_in_what_it_gets(
+    backend: Backend, instrument: Callable[..., None]
+) -> None:
+    """A generator is one to it: it may send and throw into it, and every part counts."""
+
+    def answering() -> Iterator[str]:
+        got = yield "data: 1\n\n"
+        try:
+            yield f"data: {got}\n\n"
+        except LookupError:
+            yield "data: 3\n\n"
+
+    def driving(parts: Any) -> Iterator[str]:
+        yield next(parts)
+        yield parts.send("2")
+        yield parts.throw(LookupError())
+        assert next(parts, None) is None
+
+    app = flask_app(answering)
+
+    @app.after_request
+    def drive(response: flask.Response) -> flask.Response:
+        assert inspect.isgenerator(response.response)
+        response.response = driving(response.response)
+        response.headers["Content-Encoding"] = "own"
+        return response
+
+    instrument()
+    body, _ = call(app, PATH_INFO="/rooms/1")
+    assert list(body) == [b"data: %d\n\n" % number for number in (1, 2, 3)]
+    body.close()
+    (span,) = backend.spans("SSE")
+    assert span.attributes is not None
+    assert (span.attributes["sse.messages"], span.attributes["sse.io"]) == (3, 27)
+    assert closed(backend) == ("completed", None)
 
 
 def test_uninstrument_leaves_nothing(instrument: Callable[..., None]) -> None:
