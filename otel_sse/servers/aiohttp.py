@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web, web_app
 from aiohttp.web_protocol import RequestHandler
-from opentelemetry.propagators.textmap import Getter
+from opentelemetry.propagators.textmap import DefaultGetter
 
 from otel_sse.instrumentor import Hooks
 from otel_sse.process.server_facts import is_aiohttp_peer_lost
@@ -336,12 +336,12 @@ def _stop_observing(request: Any) -> None:
         vars(request.writer).pop(name, None)
 
 
-class _HeaderGetter(Getter[Any]):
+class _HeaderGetter(DefaultGetter):
     def get(self, carrier: Any, key: str) -> list[str] | None:
+        # An application's own kind of request may have another mapping.
+        if not hasattr(carrier, "getall"):
+            return super().get(carrier, key)
         return carrier.getall(key, None)  # type: ignore[no-any-return]
-
-    def keys(self, carrier: Any) -> list[str]:
-        return list(carrier.keys())
 
 
 _getter: Final = _HeaderGetter()

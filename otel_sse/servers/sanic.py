@@ -21,7 +21,7 @@ from time import perf_counter
 from types import ModuleType
 from typing import Any, Final
 
-from opentelemetry.propagators.textmap import Getter
+from opentelemetry.propagators.textmap import DefaultGetter
 from sanic import Request as SanicRequest
 from sanic import Sanic
 from sanic.exceptions import RequestCancelled
@@ -282,12 +282,12 @@ def _asgi_route(_: Any, scope: dict[str, Any]) -> tuple[str | None, bool]:
     return route, route is not None
 
 
-class _HeaderGetter(Getter[Any]):
+class _HeaderGetter(DefaultGetter):
     def get(self, carrier: Any, key: str) -> list[str] | None:
+        # An application's own kind of request may have another mapping.
+        if not hasattr(carrier, "getall"):
+            return super().get(carrier, key)
         return carrier.getall(key, None)  # type: ignore[no-any-return]
-
-    def keys(self, carrier: Any) -> list[str]:
-        return list(carrier.keys())
 
 
 _getter: Final = _HeaderGetter()

@@ -20,7 +20,7 @@ from time import perf_counter
 from types import ModuleType
 from typing import Any, Final
 
-from opentelemetry.propagators.textmap import Getter
+from opentelemetry.propagators.textmap import DefaultGetter
 from tornado import web
 from tornado.http1connection import HTTP1ServerConnection
 from tornado.routing import PathMatches
@@ -352,12 +352,12 @@ def _template(matcher: PathMatches, method: Any) -> str:
     return first + "".join(f"{{{name}}}{part}" for name, part in zip(names, rest, strict=False))
 
 
-class _HeaderGetter(Getter[Any]):
+class _HeaderGetter(DefaultGetter):
     def get(self, carrier: Any, key: str) -> list[str] | None:
+        # An application's own kind of request may have another mapping.
+        if not hasattr(carrier, "get_list"):
+            return super().get(carrier, key)
         return carrier.get_list(key) or None
-
-    def keys(self, carrier: Any) -> list[str]:
-        return list(carrier)
 
 
 _getter: Final = _HeaderGetter()

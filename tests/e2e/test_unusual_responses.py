@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from helpers.asgi import TRACEPARENT
 from helpers.backend import Backend
 from helpers.servers import serve_aiohttp, serve_asgi
 from helpers.streams import Reply, fetch
@@ -20,6 +21,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route, Router
 
 from otel_sse import SSEMiddleware
+from otel_sse.servers import aiohttp as aiohttp_server
+from otel_sse.servers import sanic as sanic_server
+from otel_sse.servers import tornado as tornado_server
 
 Instrument = Callable[..., None]
 MESSAGES = 3
@@ -287,6 +291,51 @@ async def test_a_request_that_a_middleware_has_cloned(
     (span,) = backend.spans("SSE")
     assert span.attributes["client.address"] == "192.0.2.7"
     assert span.attributes["sse.messages"] == 1
+
+
+async def test_a_request_whose_headers_are_a_plain_mapping(
+    instrument: Instrument, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an application's own kind of aiohttp request may have them: its parent is known."""
+
+    class Plain(web.Request):
+        @property
+        def headers(self) -> Any:
+            return {"traceparent": TRACEPARENT[1].decode()}
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        plain = Plain(
+            request._message,
+            request._payload,
+            request._protocol,
+            request._payload_writer,
+            request._task,
+            request._loop,
+            client_max_size=0,
+        )
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(plain)
+        await response.write(b"data: 1\n\n")
+        return response
+
+    app = web.Application()
+    app.router.add_get("/events", handler)
+    instrument()
+    async with serve_aiohttp(app) as port:
+        await fetch(port, "/events")
+        await until(lambda: backend.spans("SSE"))
+    (span,) = backend.spans("SSE")
+    assert span.parent is not None
+    assert f"{span.parent.span_id:016x}" in TRACEPARENT[1].decode()
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("server", [aiohttp_server, sanic_server, tornado_server])
+def test_headers_are_read_from_any_mapping(server: Any) -> None:
+    """A framework's own gives all values of a header, a plain one the one that it has."""
+    assert server._getter.get({"traceparent": "x"}, "traceparent") == ["x"]
+    assert server._getter.get({}, "traceparent") is None
+    assert server._getter.keys({"traceparent": "x"}) == ["traceparent"]
 
 
 # Routes.
