@@ -181,5 +181,5 @@ class _Reader(BodyReader):
     def on_exception(self, body: Any, original: Original, kind: Any, error: Any, *args: Any) -> Any:
         """Observes what ends the request without a whole response."""
         inner = error.real_error if isinstance(error, StreamClosedError) else None
-        self.end(body, inner or error)
+        self.end(body, error if inner is None else inner)
         return original(kind, error, *args)

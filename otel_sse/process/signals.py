@@ -85,7 +85,7 @@ class StopSignals:
         for number in _stop_signals(interrupts):
             handler = _handler(number)
             ours, _ = self._wrapped.get(number, (None, None))
-            if not callable(handler) or handler is ours or handler == self._on_default:
+            if not callable(handler) or handler is ours or handler is self._on_default:
                 continue
             # The interpreter and asyncio compare their own handlers by identity: leave those.
             if handler is signal.default_int_handler or isinstance(handler, partial):
@@ -103,7 +103,7 @@ class StopSignals:
             for number, (ours, previous) in self._wrapped.items():
                 if _handler(number) is ours:
                     signal.signal(number, previous)
-            if _handler(signal.SIGTERM) == self._on_default:
+            if _handler(signal.SIGTERM) is self._on_default:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._wrapped.clear()
 

@@ -74,7 +74,9 @@ class AiohttpHooks(Hooks):
                     state = observed.state
                     if observed.raised is None and is_aiohttp_peer_lost(protocol):
                         state.mark_disconnected()
-                    observed.stream.close(observed.raised or state.error)
+                    observed.stream.close(
+                        state.error if observed.raised is None else observed.raised
+                    )
                     state.error = None
                 # aiohttp makes a task for each request: there was none before it.
                 observed.finish(None)

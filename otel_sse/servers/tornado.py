@@ -246,7 +246,7 @@ class _Response:
         for name in _OBSERVED:
             vars(self._handler).pop(name, None)
         _live.pop(self._key, None)
-        self._stream.close(error or self._state.error, cut=self._state.cut)
+        self._stream.close(self._state.error if error is None else error, cut=self._state.cut)
 
     def _on_done(self, future: asyncio.Future[None]) -> None:
         if self._pending is not None and self._pending[0] is future:

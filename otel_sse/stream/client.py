@@ -254,7 +254,8 @@ def _causes(error: BaseException, *, contexts: bool = False) -> list[BaseExcepti
     # Bounded: causes may form a circle.
     while each is not None and len(found) < _MAX_CAUSES:
         found.append(each)
-        each = each.__cause__ or (each.__context__ if contexts else None)
+        cause = each.__cause__
+        each = each.__context__ if cause is None and contexts else cause
     return found
 
 

@@ -139,7 +139,7 @@ def _is_from_send(error: BaseException | None, send_error: BaseException | None)
         if error is send_error:
             return True
         seen.add(id(error))
-        error = error.__cause__ or error.__context__
+        error = _came_from(error)
     return False
 
 
@@ -154,7 +154,7 @@ def _is_from_cleanup(error: BaseException) -> bool:
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
         members = _group_members(cause)
-        cause = members[0] if len(members) == 1 else cause.__cause__ or cause.__context__
+        cause = members[0] if len(members) == 1 else _came_from(cause)
         if cause is not None and not is_error(cause):
             return True
     return False
@@ -162,6 +162,12 @@ def _is_from_cleanup(error: BaseException) -> bool:
 
 def _is_timeout(error: BaseException) -> bool:
     return isinstance(error, TIMEOUTS) or is_timeout(error)
+
+
+def _came_from(error: BaseException) -> BaseException | None:
+    """What ``error`` was raised from, or while handling it."""
+    # Not by ``or``: an exception may be false.
+    return error.__context__ if error.__cause__ is None else error.__cause__
 
 
 def _class_names(error: BaseException | None) -> set[str]:

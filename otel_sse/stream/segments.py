@@ -61,7 +61,7 @@ class Segments(StreamIdentity):
 
     def context(self, span: Span | None = None) -> Context:
         """The context of what is recorded: of ``span``, or of the current segment."""
-        return set_span_in_context(span or self._segment.span)
+        return set_span_in_context(self._segment.span if span is None else span)
 
     def rotate_segment(self, now: float) -> None:
         """Ends the segment and starts the next one; see the head of this file."""

@@ -29,7 +29,7 @@ class Providers:
 
     @property
     def meter_provider(self) -> MeterProvider:
-        return self.meter or metrics.get_meter_provider()
+        return metrics.get_meter_provider() if self.meter is None else self.meter
 
     def flush_spans_and_logs(self, failures: FailureLog) -> None:
         """Exports what their queues hold, and waits for it: never to be called on an event loop.
@@ -37,8 +37,8 @@ class Providers:
         Both at once: an exporter that does not answer costs its time-out once.
         """
         providers = (
-            self.logger or _logs.get_logger_provider(),
-            self.tracer or trace.get_tracer_provider(),
+            _logs.get_logger_provider() if self.logger is None else self.logger,
+            trace.get_tracer_provider() if self.tracer is None else self.tracer,
         )
         run_in_parallel([partial(_flush, each, failures) for each in providers])
 

@@ -3,14 +3,18 @@
 import asyncio
 import contextlib
 import logging
+from functools import partial
 from typing import Any
 
 import pytest
+from aiohttp import web as aiohttp_web
 from helpers import oracle
+from helpers.aiohttp_apps import aiohttp_app, start_stream
 from helpers.backend import Backend
 from helpers.coexistence import Caller, Http, NoHttp, Work, assert_placed, together
 from helpers.framework_cases import Instrument
 from helpers.raw_client import RawClient
+from helpers.servers import serve_aiohttp
 from helpers.streams import STREAM, Reply, assert_reported, closed, fetch
 from helpers.tornado_apps import Streaming, serve_tornado, tornado_app
 from helpers.waiting import until
@@ -477,3 +481,50 @@ async def test_a_stream_that_is_live_at_uninstrument_is_reported_whole(backend: 
     assert span.attributes["sse.close.reason"] == "completed"
     for handler in handlers:
         assert not {"flush", "_handle_request_exception"} & set(vars(handler))
+
+
+class EmptyError(Exception):
+    """An error that is false, as one that holds a list of errors may be."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+class AmbiguousError(Exception):
+    """An error that has no truth value, as an array has none."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("ambiguous")
+
+
+@pytest.mark.parametrize("server", ["tornado", "aiohttp"])
+@pytest.mark.parametrize("kind", [EmptyError, AmbiguousError])
+async def test_an_error_that_is_not_true_is_one(
+    kind: type[Exception],
+    server: str,
+    backend: Backend,
+    instrument: Instrument,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In aiohttp.web, too: nothing asks for its truth."""
+    caplog.set_level(logging.CRITICAL)
+    instrument()
+
+    async def tornado(handler: web.RequestHandler) -> None:
+        handler.write(b"data: 1\n\n")
+        await handler.flush()
+        raise kind
+
+    async def aiohttp(request: aiohttp_web.Request) -> aiohttp_web.StreamResponse:
+        await (await start_stream(request)).write(b"data: 1\n\n")
+        raise kind
+
+    serving = {
+        "tornado": partial(serve_tornado, tornado_app("/events", tornado)),
+        "aiohttp": partial(serve_aiohttp, aiohttp_app("/events", aiohttp)),
+    }
+    async with serving[server]() as port:
+        client = await RawClient.get(port, "/events")
+        await until(lambda: backend.spans("SSE"))
+        await client.close()
+    assert closed(backend) == ("error", f"{__name__}.{kind.__name__}")

@@ -17,7 +17,7 @@ from opentelemetry.trace import StatusCode
 
 import otel_sse
 from otel_sse import SSEWSGIMiddleware
-from otel_sse.stream.close_reason import classify_close
+from otel_sse.stream.close_reason import classify_close, resolve_error
 
 
 def close(reason: str) -> Any:
@@ -420,3 +420,21 @@ async def test_a_group_is_an_error_where_none_of_it_is_a_cancellation(
         await stream.task
     (span,) = backend.spans("SSE")
     assert span.attributes["sse.close.reason"] == reason
+
+
+class EmptyError(ConnectionError):
+    """An error that is false."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+def test_a_cause_that_is_false_is_one() -> None:
+    """What was raised from the send's error comes of that, whatever was handled beside it."""
+    send_error, error = EmptyError(), RuntimeError()
+    error.__context__ = ValueError()
+    error.__cause__ = send_error
+    assert resolve_error(error, disconnected=False, cut=False, send_error=send_error) == (
+        None,
+        True,
+    )
