@@ -16,10 +16,12 @@ from functools import lru_cache, wraps
 from time import perf_counter
 from types import ModuleType
 from typing import Any, Final
+from weakref import WeakSet
 
 from aiohttp import hdrs, web, web_app
 from aiohttp.web_protocol import RequestHandler
 from opentelemetry.propagators.textmap import DefaultGetter
+from wrapt import CallableObjectProxy
 
 from otel_sse.instrumentor import Hooks
 from otel_sse.process.server_facts import is_aiohttp_peer_lost
@@ -49,7 +51,8 @@ class AiohttpHooks(Hooks):
         self._patch(RequestHandler, "finish_response", _on_finish)
         self._patch(RequestHandler, "handle_error", _on_error)
         self._patch(RequestHandler, "shutdown", self._shutdown)
-        self._patch(web_app, "_cached_build_middleware", self._innermost)
+        self._patch(web_app, "_cached_build_middleware", _observe_innermost)
+        self._patch(web.View, "_iter", _observe_view)
         self._patch(web.StreamResponse, "_write_headers", self._write_headers)
 
     def _frame(self, original: Any) -> Any:
@@ -101,17 +104,6 @@ class AiohttpHooks(Hooks):
             return result
 
         return call
-
-    def _innermost(self, original: Any) -> Any:
-        @wraps(original)
-        def build(handler: Handler, apps: Any) -> Any:
-            return original(handler if self.telemetry is None else _innermost(handler), apps)
-
-        for name in ("cache_clear", "cache_info"):
-            # Of what aiohttp caches it with, which ``wraps`` does not copy.
-            if hasattr(original, name):
-                setattr(build, name, getattr(original, name))
-        return build
 
     def _write_headers(self, original: Any) -> Any:
         @wraps(original)
@@ -217,32 +209,74 @@ def _is_no_stream(response: Any) -> bool:
         return False
 
 
-# More handlers than most applications have; one that is dropped from the cache is wrapped anew.
-@lru_cache(maxsize=1024)
-def _innermost(handler: Handler) -> Handler:
-    """``handler``, with a note of the context that the middlewares have made for it, and of the
-    error that leaves it within a stream: a middleware may answer that by another response.
+class _InnermostHandler(CallableObjectProxy):  # type: ignore[type-arg]
+    """The handler as the innermost middleware gets it, which may look it up or ask what it is."""
 
-    The same handler gives the same object, because aiohttp caches the chains that it builds.
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        handler = self.__wrapped__
+        if kwargs or len(args) != 1:
+            # None of aiohttp's own calls.
+            return handler(*args, **kwargs)
+        request = args[0]
+        return _handle(request, handler, request)
+
+
+def _observe_innermost(original: Any) -> Any:
+    """What builds the chain of the middlewares around a handler."""
+    uncached = getattr(original, "__wrapped__", original)
+
+    # A cache in place of aiohttp's, in which a handler is equal to its proxy.
+    @lru_cache(maxsize=1024)
+    @wraps(uncached)
+    def build(handler: Handler, apps: Any) -> Any:
+        if isinstance(handler, type):
+            # It stays itself: no proxy passes for a subclass of an abstract class.
+            _views.add(handler)
+        else:
+            handler = _InnermostHandler(handler)
+        return uncached(handler, apps)
+
+    return build
+
+
+# Classes of views that have middlewares.
+_views: Final[WeakSet[type]] = WeakSet()
+
+
+def _observe_view(original: Any) -> Any:
+    """What an instance of ``View`` is awaited by."""
+
+    @wraps(original)
+    def call(view: Any) -> Any:
+        if type(view) in _views:
+            request = view.request
+            match = getattr(request, "_match_info", None)
+            # Another handler may await a view, too.
+            if getattr(match, "handler", None) is type(view):
+                return _handle(request, original, view)
+        # No coroutine of our own around one.
+        return original(view)
+
+    return call
+
+
+async def _handle(request: Any, handler: Handler, argument: Any) -> Any:
+    """Calls ``handler`` with a note of the context that the middlewares have made for it, and of
+    the error that leaves it within a stream: a middleware may answer that by another response.
     """
-
-    @wraps(handler)
-    async def innermost(request: Any) -> Any:
-        observed: Request | None = getattr(request.writer, _KEY, None)
-        if observed is None or observed.stream is not None:
-            return await handler(request)
-        observed.enter_middleware()
-        try:
-            return await handler(request)
-        except BaseException as error:
-            if observed.stream is not None:
-                observed.state.error = error
-            raise
-        finally:
-            # What the middlewares do after the handler is not the stream's.
-            observed.detach()
-
-    return innermost
+    observed: Request | None = getattr(getattr(request, "writer", None), _KEY, None)
+    if observed is None or observed.stream is not None:
+        return await handler(argument)
+    observed.enter_middleware()
+    try:
+        return await handler(argument)
+    except BaseException as error:
+        if observed.stream is not None:
+            observed.state.error = error
+        raise
+    finally:
+        # What the middlewares do after the handler is not the stream's.
+        observed.detach()
 
 
 def _stream_info(response: Any, request: Any, telemetry: Telemetry) -> ServerStreamInfo | None:

@@ -44,9 +44,10 @@ async def pass_on(request: Request, call_next: Any) -> Any:
     return await call_next(request)
 
 
+@pytest.mark.parametrize("view", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
 async def test_a_middlewares_work_after_an_aiohttp_handler(
-    fails: bool, instrument: Instrument, backend: Backend
+    fails: bool, view: bool, instrument: Instrument, backend: Backend
 ) -> None:
     """The handler has ended, by an error or without an end of the body: what a middleware does then
     is not below the stream, which is open yet.
@@ -62,6 +63,10 @@ async def test_a_middlewares_work_after_an_aiohttp_handler(
             raise AppError
         return response
 
+    class View(web.View):
+        async def get(self) -> web.StreamResponse:
+            return await events(self.request)
+
     @web.middleware
     async def absorb(request: web.Request, handler: Any) -> Any:
         try:
@@ -73,7 +78,7 @@ async def test_a_middlewares_work_after_an_aiohttp_handler(
                 pass
 
     app = web.Application(middlewares=[absorb])
-    app.router.add_get("/events", events)
+    app.router.add_get("/events", View if view else events)
     instrument()
     async with serve_aiohttp(app) as port:
         client = await RawClient.get(port, "/events")
@@ -83,6 +88,48 @@ async def test_a_middlewares_work_after_an_aiohttp_handler(
     assert inside.parent == stream.context
     assert after.parent is None
     assert stream.attributes["sse.close.reason"] == ("error" if fails else "completed")
+
+
+@pytest.mark.parametrize("kind", ["function", "view", "view of a function"])
+async def test_a_stream_inside_a_middlewares_span_of_aiohttp(
+    kind: str, instrument: Instrument, backend: Backend
+) -> None:
+    """Its parent is that span, and not one that the handler has of its own; also where aiohttp had
+    built its middlewares before it was instrumented.
+    """
+
+    async def events(request: web.Request) -> web.StreamResponse:
+        with backend.tracer.start_as_current_span("own"):
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            await response.write(b"data: 1\n\n")
+            return response
+
+    class View(web.View):
+        async def get(self) -> web.StreamResponse:
+            return await events(self.request)
+
+    async def delegate(request: web.Request) -> web.StreamResponse:
+        with backend.tracer.start_as_current_span("delegating"):
+            return await View(request)
+
+    @web.middleware
+    async def around(request: web.Request, handler: Any) -> web.StreamResponse:
+        with backend.tracer.start_as_current_span("around"):
+            answer: web.StreamResponse = await handler(request)
+            return answer
+
+    handlers: dict[str, Any] = {"function": events, "view": View, "view of a function": delegate}
+    app = web.Application(middlewares=[around])
+    app.router.add_get("/events", handlers[kind])
+    app.router.add_get("/view", View)
+    async with serve_aiohttp(app) as port:
+        await fetch(port, "/events")
+        instrument()
+        await fetch(port, "/view")
+        await fetch(port, "/events")
+        (stream,) = await until(lambda: backend.spans("SSE /events"))
+    assert stream.parent == backend.spans("around")[-1].context
 
 
 async def test_a_routes_own_span_around_a_data_sender(

@@ -1,5 +1,6 @@
 """A request that is no stream: nothing of ours is in its context, and no parent changes."""
 
+import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -181,3 +182,65 @@ async def test_a_runtime_context_with_tokens_of_its_own(
     assert query.parent is not None
     assert query.parent.span_id == stream.context.span_id
     assert caplog.records == []
+
+
+class View(web.View):
+    async def get(self) -> web.Response:
+        return web.Response()
+
+
+class Api:
+    async def get(self, request: web.Request) -> web.Response:
+        return web.Response()
+
+
+async def public(request: web.Request, user: str = "nobody") -> web.Response:
+    return web.Response(text=user)
+
+
+async def test_a_middleware_of_aiohttp_finds_the_handler_that_it_gets(
+    instrument: Instrument,
+) -> None:
+    """The innermost one, as one that asks for a password unless it knows the handler: by looking it
+    up, by its object or by its class, which is the very one.
+    """
+    api = Api()
+    found: list[Any] = []
+
+    @web.middleware
+    async def innermost(request: web.Request, handler: Any) -> web.StreamResponse:
+        if inspect.isclass(handler):
+            found.append((handler is View, issubclass(handler, web.View)))
+        else:
+            owner = getattr(handler, "__self__", None)
+            found.append((handler in {public}, handler == api.get, owner is api))
+            assert inspect.iscoroutinefunction(handler)
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    instrument()
+    app = web.Application(middlewares=[innermost])
+    app.router.add_get("/public", public)
+    app.router.add_get("/api", api.get)
+    app.router.add_view("/view", View)
+    async with serve_aiohttp(app) as port:
+        for path in ("/public", "/api", "/view"):
+            assert (await fetch(port, path)).status == 200
+    assert found == [(True, False, False), (False, True, True), (True, True)]
+
+
+async def test_a_middleware_of_aiohttp_calls_its_handler_with_more(
+    instrument: Instrument,
+) -> None:
+    """As one does that passes a user to it."""
+
+    @web.middleware
+    async def innermost(request: web.Request, handler: Any) -> web.StreamResponse:
+        answer: web.StreamResponse = await handler(request, user="ada")
+        return answer
+
+    instrument()
+    app = web.Application(middlewares=[innermost])
+    app.router.add_get("/", public)
+    async with serve_aiohttp(app) as port:
+        assert (await fetch(port, "/")).body == b"ada"

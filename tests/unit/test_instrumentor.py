@@ -76,6 +76,7 @@ PATCHED = [
     (RequestHandler, "handle_error"),
     (web.StreamResponse, "_write_headers"),
     (web_app, "_cached_build_middleware"),
+    (web.View, "_iter"),
     (tornado_web.RequestHandler, "_execute"),
     (tornado_web.RequestHandler, "flush"),
     (tornado_web, "_has_stream_request_body"),
@@ -167,6 +168,7 @@ def test_a_coroutine_function_stays_one(backend: Backend) -> None:
     awaited = [
         (RequestHandler, "finish_response"),
         (web.StreamResponse, "_write_headers"),
+        (web.View, "_iter"),
         (_HTTPConnection, "headers_received"),
     ]
     wrong = []
