@@ -105,8 +105,9 @@ FACTS: Final = (
     ),
     Fact(
         "Tornado",
-        "a handler keeps what it has not flushed in _write_buffer, its response's headers in "
-        "_headers, and _headers_written and _finished; its connection has a stream with closed, "
+        "a handler passes what it flushes through its _transforms to write_headers or write of its "
+        "connection, and has its response's headers in _headers, and _headers_written and "
+        "_finished; its connection has a stream with closed, "
         "_write_buffer and socket, and calls _close_callback when that closes; a server that stops "
         "closes its HTTP1ServerConnections; _has_stream_request_body is called after prepare; "
         "_handle_request_exception gets what leaves a handler",

@@ -1,8 +1,9 @@
 """Tornado.
 
 ``RequestHandler._execute`` is the frame of a request, a task of its own. A response starts with the
-handler's first ``flush``; where that is an event stream, the handler's own ``flush`` is observed
-from there: every way of writing a body passes there, before it is compressed and chunked.
+handler's first ``flush``. Where that is an event stream, a transform of the handler sees the chunk
+of each flush, before it is compressed, and the ``write`` of its connection is observed, which sends
+that: every way of writing a body passes there, also the ``flush`` of a handler's own class.
 
 A flush gives a future, and an application need not await it. While it is pending its chunk is
 still to be recorded: with the wait until it is done, or with none once the application has gone on
@@ -37,12 +38,13 @@ from otel_sse.wire.media_type import is_event_stream
 from otel_sse.wire.opaque import is_encoded
 from otel_sse.wire.trace_comment import TraceCommentWriter
 
-Flush = Callable[[bool], "asyncio.Future[None]"]
+Send = Callable[..., "asyncio.Future[None]"]
 
 # In a handler: our ``Request``.
 _KEY: Final = "_otel_sse"
-# What is observed of a handler from the start of its stream to its close.
-_OBSERVED: Final = ("flush", "_handle_request_exception")
+# What is observed of a handler, and of its connection, from the start of its stream to its close.
+_OF_HANDLER: Final = ("_handle_request_exception", "detach")
+_OF_CONNECTION: Final = ("write_headers", "write")
 
 
 class TornadoHooks(Hooks):
@@ -71,7 +73,7 @@ class TornadoHooks(Hooks):
                 raise
             finally:
                 if request.stream is not None:
-                    response = _live.get(_key_of(handler))
+                    response = _live.get(request)
                     if response is not None:
                         response.on_return()
                     request.state.error = None
@@ -96,9 +98,10 @@ class TornadoHooks(Hooks):
     def _flush(self, original: Any) -> Any:
         @wraps(original)
         def call(handler: Any, include_footers: bool = False) -> Any:
+            if getattr(handler, "_headers_written", True):
+                return original(handler, include_footers)
             telemetry, request = self.telemetry, getattr(handler, _KEY, None)
-            started = getattr(handler, "_headers_written", True)
-            if telemetry is None or request is None or started or request.stream is not None:
+            if telemetry is None or request is None or request.stream is not None:
                 return original(handler, include_footers)
             try:
                 # Not by get, which takes thrice the time.
@@ -108,14 +111,11 @@ class TornadoHooks(Hooks):
                 content_type = ""
             if "stream" not in content_type.lower():
                 return original(handler, include_footers)
-            response = None
             try:
-                response = _start(handler, request, content_type, telemetry)
+                _start(handler, request, content_type, telemetry)
             except Exception:
                 telemetry.failures.log_failure_once("a stream's start")
-            if response is None:
-                return original(handler, include_footers)
-            return response.flush_by(partial(original, handler), include_footers)
+            return original(handler, include_footers)
 
         return call
 
@@ -134,33 +134,36 @@ class TornadoHooks(Hooks):
         return call
 
 
-def _start(
-    handler: Any, observed: Request, content_type: str, telemetry: Telemetry
-) -> _Response | None:
+def _start(handler: Any, observed: Request, content_type: str, telemetry: Telemetry) -> None:
     """Starts to record the stream that the next flush of ``handler`` starts, if it does."""
     request, headers = handler.request, handler._headers
     if not is_event_stream(request.method, handler.get_status(), content_type):
-        return None
+        return
     if telemetry.config.excludes(f"{request.protocol}://{request.host}{request.path}"):
-        return None
+        return
     info = _stream_info(handler)
     stream = open_handler_stream(telemetry, info, observed)
     if stream is None:
-        return None
+        return
     grows = not info.encoded and "Content-Length" not in headers
     comments = TraceCommentWriter() if grows and telemetry.config.propagate else None
-    return _Response(handler, observed, stream, comments)
+    _Response(handler, observed, stream, comments)
 
 
 class _Response:
-    """Observes a handler whose response is an event stream."""
+    """Observes a handler whose response is an event stream; it is one of the handler's transforms,
+    the first.
+    """
 
     __slots__ = (
+        "_chunk",
         "_comments",
-        "_flush",
+        "_connection",
+        "_detach",
+        "_ends",
         "_handle",
         "_handler",
-        "_key",
+        "_keys",
         "_pending",
         "_request",
         "_state",
@@ -179,44 +182,63 @@ class _Response:
         self._state = request.state
         self._stream = stream
         self._comments = comments
+        # What the handler is about to send, and whether that is the last.
+        self._chunk: bytes | None = None
+        self._ends = False
         # A flush that is not done, its chunk, and when it began.
         self._pending: tuple[asyncio.Future[None], bytes, float] | None = None
-        self._flush: Flush = handler.flush
         self._handle: Callable[[BaseException], None] = handler._handle_request_exception
-        vars(handler).update(
-            flush=self.flush, _handle_request_exception=self._handle_request_exception
-        )
-        self._key = _key_of(handler)
-        _live[self._key] = self
-        connection = handler.request.connection
+        self._detach: Callable[[], Any] = handler.detach
+        self._connection = connection = handler.request.connection
+        for name in _OF_HANDLER:
+            vars(handler)[name] = getattr(self, name)
+        for name in _OF_CONNECTION:
+            vars(connection)[name] = partial(self._send, getattr(connection, name))
+        handler._transforms.insert(0, self)
+        # Not looked up in the connection later, which loses its stream where that is detached.
+        self._keys = (request, getattr(connection, "stream", connection))
+        for key in self._keys:
+            _live[key] = self
         notify = getattr(connection, "_close_callback", None)
         # It has none any more once the response is finished.
         if notify is not None:
             connection.set_close_callback(partial(self._on_connection_close, notify))
 
-    def flush(self, include_footers: bool = False) -> asyncio.Future[None]:
-        return self.flush_by(self._flush, include_footers)
+    def transform_first_chunk(
+        self, status: int, headers: Any, chunk: bytes, ends: bool
+    ) -> tuple[int, Any, bytes]:
+        return status, headers, self.transform_chunk(chunk, ends)
 
-    def flush_by(self, flush: Flush, include_footers: bool) -> asyncio.Future[None]:
-        stream, handler = self._stream, self._handler
-        self._settle()
-        chunk = b"".join(handler._write_buffer)
-        if self._comments is not None and chunk:
-            handler._write_buffer = [self._comments.insert(chunk)]
+    def transform_chunk(self, chunk: bytes, ends: bool) -> bytes:
+        if self._pending is not None:
+            self._settle()
+        self._chunk = chunk
+        self._ends = ends
+        return chunk if self._comments is None or not chunk else self._comments.insert(chunk)
+
+    def _send(self, send: Send, *args: Any, **kwargs: Any) -> asyncio.Future[None]:
+        chunk, self._chunk = self._chunk, None
+        if chunk is None:
+            # Not by the handler.
+            return send(*args, **kwargs)
+        stream = self._stream
         disconnected = stream.check_disconnected()
         began = perf_counter()
         try:
-            future = flush(include_footers)
+            # Tornado's own call; to unpack what is empty takes time.
+            future = send(*args, **kwargs) if kwargs else send(*args)
         except BaseException:
             # Where Tornado refuses the chunk, it closes the connection itself.
             stream.transport = None
             raise
-        if disconnected or future.done():
-            self._record(future, None if disconnected else chunk, began)
+        if disconnected:
+            self._record(future, None, began)
+        elif future.done():
+            self._record(future, chunk, began)
         elif chunk:
             self._pending = (future, chunk, began)
             future.add_done_callback(self._on_done)
-        if include_footers:
+        if self._ends:
             self._settle()
             # Tornado finishes the response of a handler that is cancelled, too.
             cancelled = isinstance(sys.exc_info()[1], asyncio.CancelledError)
@@ -226,6 +248,16 @@ class _Response:
             if self._request.over:
                 self.close()
         return future
+
+    def detach(self) -> Any:
+        """The application takes the connection over; what it sends then is not seen."""
+        stream = self._detach()
+        self._settle()
+        self._stream.check_disconnected()
+        self._stream.transport = None
+        if self._request.over:
+            self.close()
+        return stream
 
     def on_return(self) -> None:
         """The handler has returned; the response may go on without it."""
@@ -243,9 +275,15 @@ class _Response:
 
     def close(self, error: BaseException | None = None) -> None:
         self._settle()
-        for name in _OBSERVED:
-            vars(self._handler).pop(name, None)
-        _live.pop(self._key, None)
+        handler = self._handler
+        for observed, names in ((handler, _OF_HANDLER), (self._connection, _OF_CONNECTION)):
+            for name in names:
+                vars(observed).pop(name, None)
+        handler._transforms = [each for each in handler._transforms if each is not self]
+        for key in self._keys:
+            # The next request of the connection may be a stream already.
+            if _live.get(key) is self:
+                del _live[key]
         self._stream.close(self._state.error if error is None else error, cut=self._state.cut)
 
     def _on_done(self, future: asyncio.Future[None]) -> None:
@@ -289,13 +327,9 @@ class _Response:
             self.close()
 
 
-# The live streams by what their connection reads and writes, each of its own loop.
+# The live streams by their request, and by what their connection reads and writes, each of its own
+# loop.
 _live: Final[dict[Any, _Response]] = {}
-
-
-def _key_of(handler: Any) -> Any:
-    connection = handler.request.connection
-    return getattr(connection, "stream", None) or connection
 
 
 def _stream_info(handler: Any) -> ServerStreamInfo:

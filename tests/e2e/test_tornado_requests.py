@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
+import weakref
 from functools import partial
 from typing import Any
 
@@ -480,7 +482,48 @@ async def test_a_stream_that_is_live_at_uninstrument_is_reported_whole(backend: 
     assert span.attributes["sse.io"] == len(STREAM)
     assert span.attributes["sse.close.reason"] == "completed"
     for handler in handlers:
-        assert not {"flush", "_handle_request_exception"} & set(vars(handler))
+        assert not {"detach", "_handle_request_exception"} & set(vars(handler))
+        assert handler._transforms == []
+        assert not {"write", "write_headers"} & set(vars(handler.request.connection))
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_connection_that_the_handler_takes_over(
+    late: bool, backend: Backend, instrument: Instrument
+) -> None:
+    """What it sends by itself is not seen, nor why it ends; its stream ends with the handler, or
+    where that has returned, and keeps nothing.
+    """
+    instrument()
+    handlers: list[weakref.ref[web.RequestHandler]] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    class Detaching(Streaming):
+        async def get(self) -> None:
+            handlers.append(weakref.ref(self))
+            self._auto_finish = not late
+            self.write(b"data: 1\n\n")
+            await self.flush()
+            if late:
+                tasks.append(asyncio.create_task(self.take_over()))
+            else:
+                await self.take_over()
+
+        async def take_over(self) -> None:
+            stream = self.detach()
+            await stream.write(b"data: 2\n\n")
+            stream.close()
+
+    app = web.Application([("/events", Detaching, {"write_stream": None})])
+    async with serve_tornado(app) as port:
+        client = await RawClient.get(port, "/events")
+        await client.until(b"data: 2\n\n")
+        await client.close()
+        await until(lambda: backend.spans("SSE"))
+        assert closed(backend) == ("unknown", None)
+        assert backend.value("sse.server.messages") == 1
+        tasks.clear()
+        await until(lambda: gc.collect() >= 0 and handlers[0]() is None)
 
 
 class EmptyError(Exception):

@@ -154,6 +154,30 @@ def finished_after_its_handler() -> Any:
     return web.Application([("/events", Late, {"write_stream": flush_pieces})])
 
 
+class Queueing(Streaming):
+    """A handler whose own flush writes what it has queued."""
+
+    def initialize(self, **options: Any) -> None:
+        super().initialize(**options)
+        self.queued: list[bytes] = []
+
+    def flush(self, include_footers: bool = False) -> Any:
+        while self.queued:
+            self.write(self.queued.pop(0))
+        return super().flush(include_footers)
+
+
+async def flush_queued(handler: Any) -> None:
+    for piece in PIECES:
+        handler.queued.append(piece)
+        await handler.flush()
+
+
+@case(TORNADO, "/events", "/events")
+def flush_that_writes() -> Any:
+    return web.Application([("/events", Queueing, {"write_stream": flush_queued})])
+
+
 class Room(Streaming):
     async def get(self, room: str, number: str) -> None:
         await self.write_stream(self)
