@@ -57,13 +57,15 @@ class AiohttpHooks(Hooks):
 
     def _frame(self, original: Any) -> Any:
         @wraps(original)
-        async def call(protocol: Any, request: Any, start_time: Any, handler: Handler) -> Any:
+        async def call(
+            protocol: Any, request: Any, start_time: Any, request_handler: Handler
+        ) -> Any:
             if self.telemetry is None:
-                return await original(protocol, request, start_time, handler)
+                return await original(protocol, request, start_time, request_handler)
             observed = request._payload_writer._otel_sse = _Request()
             current_request.set(observed)
             try:
-                return await original(protocol, request, start_time, handler)
+                return await original(protocol, request, start_time, request_handler)
             except BaseException as error:
                 if not observed.returned:
                     observed.on_return(protocol, error)

@@ -24,11 +24,11 @@ class FalconHooks(Hooks):
 
 def _get_responder(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
-    def get_responder(app: Any, request: Any) -> Any:
-        found = original(app, request)
+    def get_responder(app: Any, req: Any) -> Any:
+        found = original(app, req)
         # WSGI applications have this method, too.
         *_, template = found
-        note_route(getattr(request, "scope", {}), template)
+        note_route(getattr(req, "scope", {}), template)
         return found
 
     return get_responder

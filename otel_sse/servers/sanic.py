@@ -59,13 +59,13 @@ class SanicHooks(Hooks):
         run = original.__func__
 
         @wraps(run)
-        def call(cls: Any, *args: Any) -> Any:
+        def call(cls: Any, app: Any) -> Any:
             if self.telemetry is None:
-                return run(cls, *args)
+                return run(cls, app)
             for name in ("handle_exception", "handle_request"):
                 self._unpatch(Sanic, name)
             try:
-                return run(cls, *args)
+                return run(cls, app)
             finally:
                 self._patch_touched()
 
@@ -142,10 +142,10 @@ class SanicHooks(Hooks):
 
     def _connection_lost(self, original: Any) -> Any:
         @wraps(original)
-        def call(protocol: Any, *args: Any) -> Any:
+        def call(protocol: Any, exc: Any) -> Any:
             if (response := _live.get(protocol)) is not None:
                 response.on_connection_lost()
-            return original(protocol, *args)
+            return original(protocol, exc)
 
         return call
 

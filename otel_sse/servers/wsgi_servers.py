@@ -108,7 +108,15 @@ class GeventHooks(_ServerHooks):
 class EventletHooks(_ServerHooks):
     def install(self, module: ModuleType) -> None:
         self._patch(module.Server, "__init__", self._init_app)
-        self._patch(module, "server", self._main_loop)
+        self._patch(module, "server", self._serve)
+
+    def _serve(self, original: Any) -> Any:
+        @wraps(original)
+        def serve(*args: Any, **kwargs: Any) -> Any:
+            self._observe_signals()
+            return original(*args, **kwargs)
+
+        return serve
 
     def _init_app(self, original: Any) -> Any:
         @wraps(original)
