@@ -38,6 +38,7 @@ _LONGEST = (
     "applications/test_fastmcp.py",
     "storm/test_storm.py",
     "alerting/test_delivery.py",
+    "e2e/test_doctor.py",
     "e2e/test_workers.py",
     "e2e/test_leaks.py",
     "e2e/test_endings.py",
