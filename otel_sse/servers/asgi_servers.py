@@ -11,28 +11,18 @@ Contrib's ASGI middleware is wrapped inside, so that its span is the parent of t
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from functools import wraps
+from functools import partial, wraps
 from types import ModuleType
 from typing import Any, Final
 
 from otel_sse.instrumentor import Hooks, observed_apps
 from otel_sse.process.server_facts import is_contrib_middleware
-from otel_sse.servers.asgi import SSEMiddleware, as_coroutine_function, wrap_asgi_app
+from otel_sse.servers.asgi import SSEMiddleware, wrap_asgi_app
 from otel_sse.servers.asgi_observer import App, Receive, Scope, Send
-from otel_sse.servers.observed_app import ObservedApp
 from otel_sse.telemetry.telemetry import Telemetry
 
 # Applications in applications that are looked at. Bounded: they may form a circle.
 _MAX_DEPTH: Final = 100
-
-
-class _ASGIApp(ObservedApp):
-    """One of ASGI 3, which is known by its call, too."""
-
-    __call__ = as_coroutine_function(
-        lambda self, *args: self._self_call(self.__wrapped__, *args),
-        ObservedApp.__call__,
-    )
 
 
 class _ServerHooks(Hooks):
@@ -52,7 +42,7 @@ class _ServerHooks(Hooks):
         except Exception:
             # An attribute of an unknown object may raise anything.
             telemetry.failures.log_failure_once("a look at the server's application")
-            return _ASGIApp(app, self._call)
+            return partial(self._call, app)
 
     def _wrap_innermost(self, app: Any) -> Any:
         inner, around = app, None
@@ -66,8 +56,8 @@ class _ServerHooks(Hooks):
             if inner is None:
                 break
         if around is None:
-            return _ASGIApp(app, self._call)
-        around.app = _ASGIApp(around.app, self._call)
+            return partial(self._call, app)
+        around.app = partial(self._call, around.app)
         return app
 
     def _wrap_attribute(self, method: str, attribute: str, owner: Any) -> None:

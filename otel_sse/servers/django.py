@@ -91,7 +91,10 @@ def _note_content(telemetry: Telemetry | None, request: Any, response: Any) -> N
     try:
         headers = response.headers
         content_type = headers.get("Content-Type", "")
-        if not is_event_stream(request.method, response.status_code, content_type):
+        # Nearly every other response is rejected by one look.
+        if "stream" not in content_type.lower() or not is_event_stream(
+            request.method, response.status_code, content_type
+        ):
             return
         scope = getattr(request, "scope", None)
         observed = observer_of(request.environ) if scope is None else request_of(scope)

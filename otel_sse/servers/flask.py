@@ -56,7 +56,10 @@ def _observe_content(telemetry: Telemetry, response: Any) -> RequestObserver | N
     try:
         headers = response.headers
         content_type = headers.get("Content-Type", "")
-        if not is_event_stream(request.method, response.status_code, content_type):
+        # Nearly every other response is rejected by one look.
+        if "stream" not in content_type.lower() or not is_event_stream(
+            request.method, response.status_code, content_type
+        ):
             return None
         observer = observer_of(request.environ)
         if observer is None or "Content-Encoding" in headers or response.direct_passthrough:

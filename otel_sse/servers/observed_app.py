@@ -1,4 +1,4 @@
-"""An application as its server gets it, observed."""
+"""A WSGI application as its server gets it, observed."""
 
 from __future__ import annotations
 
