@@ -20,11 +20,11 @@ from weakref import WeakSet
 
 from aiohttp import hdrs, web, web_app
 from aiohttp.web_protocol import RequestHandler
-from opentelemetry.propagators.textmap import DefaultGetter
 from wrapt import CallableObjectProxy
 
 from otel_sse.instrumentor import Hooks
 from otel_sse.process.server_facts import is_aiohttp_peer_lost
+from otel_sse.servers.header_getter import HeaderGetter
 from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import Request, current_request
 from otel_sse.stream.server import ServerStream
@@ -374,12 +374,4 @@ def _stop_observing(request: Any) -> None:
         vars(request.writer).pop(name, None)
 
 
-class _HeaderGetter(DefaultGetter):
-    def get(self, carrier: Any, key: str) -> list[str] | None:
-        # An application's own kind of request may have another mapping.
-        if not hasattr(carrier, "getall"):
-            return super().get(carrier, key)
-        return carrier.getall(key, None)  # type: ignore[no-any-return]
-
-
-_getter: Final = _HeaderGetter()
+_getter: Final = HeaderGetter("getall", lambda headers, key: headers.getall(key, None))

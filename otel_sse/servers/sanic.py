@@ -21,7 +21,6 @@ from time import perf_counter
 from types import ModuleType
 from typing import Any, Final
 
-from opentelemetry.propagators.textmap import DefaultGetter
 from sanic import Request as SanicRequest
 from sanic import Sanic
 from sanic.exceptions import RequestCancelled
@@ -30,6 +29,7 @@ from sanic.touchup import TouchUp
 
 from otel_sse.instrumentor import Hooks
 from otel_sse.servers.asgi import wrap_asgi_app
+from otel_sse.servers.header_getter import HeaderGetter
 from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import Request, RequestState, current_request
 from otel_sse.stream.server import ServerStream
@@ -282,12 +282,4 @@ def _asgi_route(_: Any, scope: dict[str, Any]) -> tuple[str | None, bool]:
     return route, route is not None
 
 
-class _HeaderGetter(DefaultGetter):
-    def get(self, carrier: Any, key: str) -> list[str] | None:
-        # An application's own kind of request may have another mapping.
-        if not hasattr(carrier, "getall"):
-            return super().get(carrier, key)
-        return carrier.getall(key, None)  # type: ignore[no-any-return]
-
-
-_getter: Final = _HeaderGetter()
+_getter: Final = HeaderGetter("getall", lambda headers, key: headers.getall(key, None))

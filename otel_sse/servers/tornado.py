@@ -21,7 +21,6 @@ from time import perf_counter
 from types import ModuleType
 from typing import Any, Final
 
-from opentelemetry.propagators.textmap import DefaultGetter
 from tornado import web
 from tornado.http1connection import HTTP1ServerConnection
 from tornado.routing import PathMatches
@@ -29,6 +28,7 @@ from tornado.routing import PathMatches
 from otel_sse.instrumentor import Hooks
 from otel_sse.process import gc_safety
 from otel_sse.process.server_facts import tornado_transport
+from otel_sse.servers.header_getter import HeaderGetter
 from otel_sse.stream.info import ServerStreamInfo
 from otel_sse.stream.request import Request, current_request
 from otel_sse.stream.server import ServerStream
@@ -386,12 +386,4 @@ def _template(matcher: PathMatches, method: Any) -> str:
     return first + "".join(f"{{{name}}}{part}" for name, part in zip(names, rest, strict=False))
 
 
-class _HeaderGetter(DefaultGetter):
-    def get(self, carrier: Any, key: str) -> list[str] | None:
-        # An application's own kind of request may have another mapping.
-        if not hasattr(carrier, "get_list"):
-            return super().get(carrier, key)
-        return carrier.get_list(key) or None
-
-
-_getter: Final = _HeaderGetter()
+_getter: Final = HeaderGetter("get_list", lambda headers, key: headers.get_list(key) or None)
