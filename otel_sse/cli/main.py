@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from otel_sse.cli._package import __version__, install
-from otel_sse.cli.variables import HEADER_NAME
+from otel_sse.cli.variables import HEADER_NAME, is_endpoint
 
 _NEEDS: Final = ("anyio", "h2", "httpx", "psutil", "rich")
 _USAGE: Final = 2
@@ -239,12 +239,7 @@ def _clients(text: str) -> int:
 
 def _url(text: str) -> str:
     url = text if "://" in text else f"http://{text}"
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
+    if not is_endpoint(url) or urlsplit(url).scheme not in ("http", "https"):
         raise argparse.ArgumentTypeError(f"{text!r} is no http:// or https:// URL")
     return url
 

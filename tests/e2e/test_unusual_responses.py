@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from helpers.aiohttp_apps import aiohttp_app
 from helpers.asgi import TRACEPARENT
 from helpers.backend import Backend
 from helpers.servers import serve_aiohttp, serve_asgi
@@ -318,10 +319,8 @@ async def test_a_request_whose_headers_are_a_plain_mapping(
         await response.write(b"data: 1\n\n")
         return response
 
-    app = web.Application()
-    app.router.add_get("/events", handler)
     instrument()
-    async with serve_aiohttp(app) as port:
+    async with serve_aiohttp(aiohttp_app("/events", handler)) as port:
         await fetch(port, "/events")
         await until(lambda: backend.spans("SSE"))
     (span,) = backend.spans("SSE")
